@@ -1,0 +1,132 @@
+"""The strict reader: frozen dataclasses from YAML, flags and checkpoints.
+
+Unknown keys, wrong types and values out of range become one `ValueError` whose lines name the
+field, the value and what is allowed. Flags are parsed by tyro, values checked by pydantic.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+T = TypeVar("T")
+MAX_ERROR_LINES = 10
+
+
+@cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    return TypeAdapter(_strict(cls))
+
+
+@cache
+def _strict(cls: type) -> type:
+    """Forbid unknown keys in `cls` and in every dataclass among its fields."""
+    cls.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # pyright: ignore
+    for field in dataclasses.fields(cls):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            _strict(field.type)
+    return cls
+
+
+def validate(cls: type[T], values: Mapping[str, Any] | T, *, where: str = "") -> T:
+    """Build a `cls` from plain values, or check an instance again.
+
+    Args:
+        cls: a frozen dataclass, whose fields may be dataclasses.
+        values: a mapping (defaults fill what is missing) or an instance of `cls`.
+        where: put before field names in errors, such as the file the values come from.
+
+    Raises:
+        ValueError: unknown key (with the nearest known one), wrong type or value out of range.
+    """
+    plain = dataclasses.asdict(values) if dataclasses.is_dataclass(values) else values  # pyright: ignore
+    try:
+        return _adapter(cls).validate_python(plain)
+    except ValidationError as error:
+        lines = [_explain(cls, dict(e), where) for e in error.errors()[:MAX_ERROR_LINES]]
+        raise ValueError("\n".join(lines)) from None
+
+
+def _explain(cls: type, error: dict[str, Any], where: str) -> str:
+    path = [str(part) for part in error["loc"]]
+    name = ".".join(path) or "config"
+    prefix = f"{where}: " if where else ""
+    if error["type"] == "unexpected_keyword_argument":
+        known = _field_names(cls, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{prefix}{name}: unknown option{hint} (allowed: {', '.join(known)})"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{prefix}{name}: {error['input']!r} is not allowed: {message}"
+
+
+def _field_names(cls: type, path: Sequence[str]) -> list[str]:
+    for part in path:
+        nested = {f.name: f.type for f in dataclasses.fields(cls)}.get(part)
+        if not (isinstance(nested, type) and dataclasses.is_dataclass(nested)):
+            return []
+        cls = nested
+    return [f.name for f in dataclasses.fields(cls)]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ValueError: if the file cannot be read, is no YAML or is not a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ValueError(f"{path}: not valid YAML ({problem})") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ValueError(f"{path}: must be a mapping of options, got {type(values).__name__}")
+    return values
+
+
+def parse_flags(
+    cls: type[T], argv: Sequence[str], *, default: T | None = None, prog: str, description: str = ""
+) -> T:
+    """A `cls` from command-line flags over `default`; `--help` shows its values and docstrings.
+
+    Raises:
+        ValueError: what the user typed is unknown or not allowed.
+        SystemExit: 0 after `--help`.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            parsed: Any = tyro.cli(
+                cls,
+                args=list(argv),
+                default=default,
+                prog=prog,
+                description=description,
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            sys.stdout.write(out.getvalue())
+            raise
+        raise ValueError(_plain(err.getvalue() or out.getvalue())) from None
+    return validate(cls, parsed)
+
+
+def _plain(text: str) -> str:
+    """Tyro's boxed message as a few plain lines."""
+    lines = [line.strip(" │╭╮╰╯─\t") for line in text.splitlines()]
+    noise = ("Parsing error", "For full", "--------")
+    kept = [line for line in lines if line and not line.startswith(noise)]
+    return "\n".join(kept[:MAX_ERROR_LINES])

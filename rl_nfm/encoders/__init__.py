@@ -1,0 +1,28 @@
+"""The encoders and their registry: one file each, chosen by name."""
+
+from rl_nfm.encoders import nature  # noqa: F401  (registers)
+from rl_nfm.encoders.base import (
+    Encoder,
+    Extras,
+    FeedForwardEncoder,
+    State,
+    encoder_entries,
+    encoder_entry,
+    encoder_names,
+    make_encoder,
+    register_encoder,
+    scale_pixels,
+)
+
+__all__ = [
+    "Encoder",
+    "Extras",
+    "FeedForwardEncoder",
+    "State",
+    "encoder_entries",
+    "encoder_entry",
+    "encoder_names",
+    "make_encoder",
+    "register_encoder",
+    "scale_pixels",
+]

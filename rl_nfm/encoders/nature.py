@@ -1,0 +1,46 @@
+"""The Nature CNN (Mnih et al. 2015, Methods, "Model architecture"), up to the last convolution."""
+
+import dataclasses
+from typing import Annotated
+
+import torch
+from annotated_types import Gt
+from torch import Tensor, nn
+
+from rl_nfm.encoders.base import FeedForwardEncoder, register_encoder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NatureConfig:
+    """Options of the Nature CNN."""
+
+    width: Annotated[int, Gt(0)] = 32
+    """Channels of the first convolution (published: 32); the other two have twice as many."""
+
+
+@register_encoder("nature", NatureConfig)
+class NatureEncoder(FeedForwardEncoder):
+    """Nature CNN: 3 convolutions (8x8/4, 4x4/2, 3x3/1), ReLU, flattened."""
+
+    def __init__(self, config: NatureConfig, *, obs_shape: tuple[int, int, int], num_actions: int):
+        super().__init__()
+        del num_actions
+        channels, height, width = obs_shape
+        if min(height, width) < 36:
+            raise ValueError(f"nature: images of {height}x{width} are too small, at least 36x36")
+        w = config.width
+        self.convs = nn.Sequential(
+            nn.Conv2d(channels, w, 8, stride=4),
+            nn.ReLU(),
+            nn.Conv2d(w, 2 * w, 4, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(2 * w, 2 * w, 3, stride=1),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        with torch.no_grad():
+            self.feature_dim = self.convs(torch.zeros(1, *obs_shape)).shape[1]
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """See `FeedForwardEncoder.embed`."""
+        return self.convs(pixels)

@@ -1,0 +1,145 @@
+"""Atomic directories of tensors and plain values: the form of every checkpoint.
+
+A checkpoint is a directory with `meta.json` (plain types, a format version and the SHA-256 of every
+other file) and `*.safetensors`. It is written beside its final place and renamed into it, so a
+directory of that name is always whole. Nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+META = "meta.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, truncated, foreign or tampered with."""
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write one safetensors file, flushed to disk; returns its SHA-256."""
+    data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(data, path)
+    _flush(path)
+    return file_sha256(path)
+
+
+def save_directory(
+    target: Path,
+    *,
+    kind: str,
+    meta: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    links: Mapping[str, tuple[Path, str]] | None = None,
+) -> None:
+    """Write a checkpoint directory atomically; an existing `target` is replaced.
+
+    Args:
+        target: final place.
+        kind: what it is, checked by `load_meta`.
+        meta: plain JSON values.
+        tensors: file stem to named tensors; each becomes `<stem>.safetensors`.
+        links: file name to (existing immutable file, its SHA-256): hard-linked, not rewritten.
+
+    Raises:
+        OSError: when it cannot be written; `target` is then as it was before.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        digests = {}
+        for stem, named in tensors.items():
+            digests[f"{stem}.safetensors"] = write_tensors(partial / f"{stem}.safetensors", named)
+        for name, (source, digest) in (links or {}).items():
+            _link(source, partial / name)
+            digests[name] = digest
+        content = {"kind": kind, "files": digests, **meta}
+        (partial / META).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        _flush(partial / META)
+        _replace_directory(partial, target)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, safetensors.SafetensorError):  # how a full disk shows itself there
+            raise OSError(f"{target}: {error}") from error
+        raise
+
+
+def load_meta(directory: Path, *, kind: str, verify: bool = True) -> dict[str, Any]:
+    """The meta data of a checkpoint, after checking that every file is there and unchanged.
+
+    Raises:
+        CheckpointError: missing, truncated, foreign or tampered with; the message says which.
+    """
+    path = directory / META
+    if not directory.is_dir() or not path.is_file():
+        raise CheckpointError(f"{directory}: not a checkpoint (no {META})")
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        files: dict[str, str] = meta["files"]
+        found = meta["kind"]
+        items = list(files.items())
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        raise CheckpointError(f"{path}: damaged, or not written by rl-nfm") from None
+    if found != kind:
+        raise CheckpointError(f"{directory}: holds {found!r}, expected {kind!r}")
+    for name, digest in items:
+        if not (directory / name).is_file() or Path(name).name != name:
+            raise CheckpointError(f"{directory / name}: missing")
+        if verify and file_sha256(directory / name) != digest:
+            raise CheckpointError(f"{directory / name}: truncated or changed since it was written")
+    return meta
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file, on the CPU.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def _replace_directory(source: Path, target: Path) -> None:
+    if target.exists():
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        source.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        source.rename(target)
+    _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

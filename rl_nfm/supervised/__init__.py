@@ -1,0 +1,1 @@
+"""The supervised tasks: secondary entry points over the same modules."""

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# The one command that says yes or no: format, lint, spelling, types, tests (which include the direction of imports).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PWD/.venv/bin:$PATH"
+ruff format --check .
+ruff check .
+codespell rl_nfm agents envs configs scripts tests docs ./*.md
+basedpyright --warnings
+pytest -n 2 -m "not slow and not gpu" "$@"
