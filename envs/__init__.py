@@ -1,1 +1,22 @@
 """From a game name to batches of uint8 frames. Knows numpy, gymnasium and ale-py; no torch."""
+
+from envs.atari import AtariVecEnv, make_atari
+from envs.games import (
+    game_names,
+    human_normalized_score,
+    random_and_human_score,
+    resolve_game,
+)
+from envs.protocols import PROTOCOLS, Protocol, make_protocol
+
+__all__ = [
+    "PROTOCOLS",
+    "AtariVecEnv",
+    "Protocol",
+    "game_names",
+    "human_normalized_score",
+    "make_atari",
+    "make_protocol",
+    "random_and_human_score",
+    "resolve_game",
+]

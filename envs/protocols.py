@@ -1,0 +1,154 @@
+"""Evaluation protocols: named settings of the environment under which scores are comparable.
+
+Sources, per name:
+
+* `rltime`: opherlieber/rltime, `configs/atari_iqn_lstm.json`; the setting of the NFM paper.
+* `dopamine`: google/dopamine, `discrete_domains/atari_lib.py`.
+* `machado`: Machado et al. 2018 with Dopamine's frame skip and cap: all 18 actions, frame skip 4
+  (paper: 5) and 108,000 frames an episode (paper: 18,000).
+* `atari100k`: Kaiser et al. 2020 as the data-efficient Rainbow line runs it (`rlpyt/envs/atari`).
+
+Deviations, all because of ale-py's vector environment: no-ops are drawn from 0 to `noop_max` - 1
+(elsewhere 1 to `noop_max`), one fewer where FIRE is pressed; FIRE is pressed once, and only when a
+game begins (rltime presses two buttons, after every life loss too); a lost life is seen at the end
+of the frame skip, which goes on after it.
+"""
+
+import dataclasses
+import difflib
+import numbers
+import operator
+import typing
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Everything about the environment that a score depends on, apart from the game.
+
+    Raises:
+        ValueError: naming the field, its value and what is allowed.
+    """
+
+    name: str
+    """The protocol these settings began from; compare whole objects, not names."""
+    repeat_action_probability: Annotated[float, Ge(0), Le(1)]
+    """Sticky actions: probability per emulator frame that the previous action is repeated."""
+    full_action_space: bool
+    """All 18 joystick actions instead of the game's minimal set."""
+    noop_max: Annotated[int, Ge(0), Le(1000)]
+    """No-ops at the start of an episode, in emulator frames: uniform from 0 to `noop_max` - 1."""
+    frameskip: Annotated[int, Ge(1), Le(100)]
+    """Emulator frames per agent step, all with the same action."""
+    maxpool: bool
+    """Whether an observation is the pixel-wise maximum of the last two emulator frames."""
+    stack_num: Annotated[int, Ge(1), Le(16)]
+    """Frames per observation, the newest last; zero frames pad the start of an episode."""
+    img_height: Annotated[int, Ge(1), Le(512)]
+    """Height of an observation, in pixels."""
+    img_width: Annotated[int, Ge(1), Le(512)]
+    """Width of an observation, in pixels."""
+    terminal_on_life_loss: bool
+    """Whether a lost life ends the return in training; the game goes on, and is not reset."""
+    use_fire_reset: bool
+    """Whether FIRE is pressed once at the start of an episode, where the game has it."""
+    max_num_frames_per_episode: Annotated[int, Ge(1), Le(2**31 - 2)]
+    """Emulator frames (no-ops excluded) after which an episode is truncated."""
+
+    def __post_init__(self) -> None:
+        for field, hint in typing.get_type_hints(Protocol, include_extras=True).items():
+            object.__setattr__(self, field, check(field, getattr(self, field), hint))
+
+
+def check(field: str, value: Any, hint: Any) -> Any:
+    """`value` as a plain Python value of the annotated type `hint`.
+
+    Raises:
+        ValueError: wrong type or out of bounds; the message names the field and what is allowed.
+    """
+    kind, *bounds = typing.get_args(hint) or (hint,)
+    low = next((b.ge for b in bounds if isinstance(b, Ge)), None)
+    high = next((b.le for b in bounds if isinstance(b, Le)), None)
+    if kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        plain: Any = operator.index(value)
+    elif kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        plain = float(value)
+    elif kind in (bool, str) and isinstance(value, kind):
+        return value
+    else:
+        plain = None
+    # Negated, so that NaN is refused too.
+    if plain is None or not ((low is None or plain >= low) and (high is None or plain <= high)):  # pyright: ignore[reportOperatorIssue]
+        span = f" from {low} to {high}" if bounds else ""
+        raise ValueError(f"{field}: {value!r} is not allowed, must be {_KINDS[kind]}{span}")
+    return plain
+
+
+_KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a name"}
+
+_DOPAMINE = Protocol(
+    name="dopamine",
+    repeat_action_probability=0.25,
+    full_action_space=False,
+    noop_max=0,
+    frameskip=4,
+    maxpool=True,
+    stack_num=4,
+    img_height=84,
+    img_width=84,
+    terminal_on_life_loss=False,
+    use_fire_reset=False,
+    max_num_frames_per_episode=108_000,
+)
+_ATARI_100K = dataclasses.replace(
+    _DOPAMINE,
+    name="atari100k",
+    repeat_action_probability=0.0,
+    noop_max=30,
+    terminal_on_life_loss=True,
+    use_fire_reset=True,
+)
+
+PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
+    {
+        protocol.name: protocol
+        for protocol in (
+            # One frame without a stack: the encoder there is recurrent.
+            dataclasses.replace(_ATARI_100K, name="rltime", stack_num=1),
+            _DOPAMINE,
+            dataclasses.replace(_DOPAMINE, name="machado", full_action_space=True),
+            _ATARI_100K,
+        )
+    }
+)
+"""The named protocols."""
+
+
+def make_protocol(name: str, **overrides: Any) -> Protocol:
+    """The protocol `name` with some fields changed.
+
+    Args:
+        name: a key of `PROTOCOLS`.
+        overrides: fields of `Protocol` apart from `name`; None leaves a field as it is.
+
+    Raises:
+        ValueError: unknown name or field, with the nearest one, or a value out of range.
+    """
+    _check_known("protocol", name, PROTOCOLS)
+    fields = [field.name for field in dataclasses.fields(Protocol) if field.name != "name"]
+    for key in overrides:
+        _check_known("protocol field", key, fields)
+    changed = {key: value for key, value in overrides.items() if value is not None}
+    return dataclasses.replace(PROTOCOLS[name], **changed)
+
+
+def _check_known(what: str, name: Any, known: typing.Collection[str]) -> None:
+    if isinstance(name, str) and name in known:
+        return
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{what}: {name!r} is unknown{hint} (allowed: {', '.join(known)})")
