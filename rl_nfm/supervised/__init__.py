@@ -1,1 +1,6 @@
-"""The supervised tasks: secondary entry points over the same modules."""
+"""The supervised tasks: secondary entry points over the same modules.
+
+Importing this package registers every task; `rl_nfm.supervised.cli.main` runs one.
+"""
+
+from rl_nfm.supervised import adding  # noqa: F401  (registers)

@@ -1,0 +1,33 @@
+"""`rl-nfm supervised TASK ...`: finds the task and hands it the rest of the flags."""
+
+from collections.abc import Sequence
+
+from rl_nfm.supervised.registry import task_entry, task_names
+
+HELP = """usage: rl-nfm supervised TASK --model MODEL [--preset small|paper] [--json FILE]
+                         [--out DIR] [--resume DIR] [--seed N] [--trials N]
+                         [--device auto|cpu|cuda] [task options]
+
+The supervised tasks NFM, RIMs, modular networks and arithmetic units were published with.
+`rl-nfm supervised TASK --help` lists a task's models and options.
+
+tasks:
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one task.
+
+    Args:
+        argv: the task's name and its flags.
+
+    Raises:
+        ValueError: what the user typed is unknown or not allowed.
+        OSError: a file or folder cannot be read or written.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, task_names()), default=0)
+        rows = [f"  {name:{width}}  {task_entry(name).summary}" for name in task_names()]
+        print(HELP + "\n".join(rows))
+        return 0
+    return task_entry(argv[0]).main(argv[1:])

@@ -1,0 +1,95 @@
+"""What a run leaves behind: metrics.jsonl, TensorBoard curves and one JSON result."""
+
+import json
+import math
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+Metrics = Mapping[str, float]
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends one row of metrics per evaluation to metrics.jsonl and TensorBoard.
+
+    Args:
+        folder: of one trial.
+        last_epoch: rows of later epochs are dropped; a resumed run writes them again.
+    """
+
+    def __init__(self, folder: Path, *, last_epoch: int = 0):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / METRICS_FILE
+        kept = [row for row in read_metrics(folder) if row["epoch"] <= last_epoch]
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self._board = SummaryWriter(str(folder), purge_step=last_epoch + 1)
+
+    def write(self, epoch: int, metrics: Metrics) -> None:
+        """Append the metrics of one epoch."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"epoch": epoch, **metrics}) + "\n")
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, epoch)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._board.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The rows of a trial's metrics.jsonl; a half-written last line is dropped."""
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def mean_and_deviation(rows: Sequence[Metrics]) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean and sample standard deviation over trials, of the metrics that all trials have.
+
+    The deviation of a single trial is left out rather than called zero.
+    """
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    columns = {name: [row[name] for row in rows] for name in names}
+    mean = {name: math.fsum(column) / len(column) for name, column in columns.items()}
+    if len(rows) < 2:
+        return mean, {}
+    return mean, {name: statistics.stdev(column) for name, column in columns.items()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("rl-nfm", "torch", "numpy", "scikit-learn"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_result(result: Mapping[str, Any], *paths: Path) -> None:
+    """Write one JSON result to each path, whole or not at all."""
+    text = json.dumps(result, indent=1) + "\n"
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+
+
+def format_metrics(mean: Metrics, deviation: Metrics) -> str:
+    """One `name  mean ± deviation` line per metric."""
+    width = max(map(len, mean), default=0)
+    lines = []
+    for name, value in mean.items():
+        spread = f" ± {deviation[name]:.4f}" if name in deviation else ""
+        lines.append(f"{name:{width}}  {value:.4f}{spread}")
+    return "\n".join(lines)
