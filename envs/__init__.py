@@ -7,15 +7,21 @@ from envs.games import (
     random_and_human_score,
     resolve_game,
 )
+from envs.make import make_env
+from envs.memory import MemoryCueVecEnv
 from envs.protocols import PROTOCOLS, Protocol, make_protocol
+from envs.vector import GameVecEnv
 
 __all__ = [
     "PROTOCOLS",
     "AtariVecEnv",
+    "GameVecEnv",
+    "MemoryCueVecEnv",
     "Protocol",
     "game_names",
     "human_normalized_score",
     "make_atari",
+    "make_env",
     "make_protocol",
     "random_and_human_score",
     "resolve_game",

@@ -48,9 +48,9 @@ class Protocol:
     """Whether an observation is the pixel-wise maximum of the last two emulator frames."""
     stack_num: Annotated[int, Ge(1), Le(16)]
     """Frames per observation, the newest last; zero frames pad the start of an episode."""
-    img_height: Annotated[int, Ge(1), Le(512)]
+    img_height: Annotated[int, Ge(1), Le(256)]
     """Height of an observation, in pixels."""
-    img_width: Annotated[int, Ge(1), Le(512)]
+    img_width: Annotated[int, Ge(1), Le(256)]
     """Width of an observation, in pixels."""
     terminal_on_life_loss: bool
     """Whether a lost life ends the return in training; the game goes on, and is not reset."""
@@ -128,22 +128,24 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
 """The named protocols."""
 
 
-def make_protocol(name: str, **overrides: Any) -> Protocol:
-    """The protocol `name` with some fields changed.
+def make_protocol(protocol: str | Protocol, **overrides: Any) -> Protocol:
+    """A protocol with some fields changed.
 
     Args:
-        name: a key of `PROTOCOLS`.
+        protocol: a key of `PROTOCOLS`, or a `Protocol`.
         overrides: fields of `Protocol` apart from `name`; None leaves a field as it is.
 
     Raises:
         ValueError: unknown name or field, with the nearest one, or a value out of range.
     """
-    _check_known("protocol", name, PROTOCOLS)
+    if not isinstance(protocol, Protocol):
+        _check_known("protocol", protocol, PROTOCOLS)
+        protocol = PROTOCOLS[protocol]
     fields = [field.name for field in dataclasses.fields(Protocol) if field.name != "name"]
     for key in overrides:
         _check_known("protocol field", key, fields)
     changed = {key: value for key, value in overrides.items() if value is not None}
-    return dataclasses.replace(PROTOCOLS[name], **changed)
+    return dataclasses.replace(protocol, **changed)
 
 
 def _check_known(what: str, name: Any, known: typing.Collection[str]) -> None:

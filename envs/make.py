@@ -1,0 +1,53 @@
+"""One entry for every game, Atari or not."""
+
+from typing import Any
+
+from envs.atari import make_atari
+from envs.games import MEMORY_CUE, resolve_game
+from envs.memory import MEMORY_PROTOCOL, MemoryCueVecEnv
+from envs.protocols import Protocol, make_protocol
+from envs.vector import GameVecEnv
+
+
+def make_env(
+    game: str,
+    *,
+    num_envs: int = 8,
+    batch_size: int = 0,
+    num_threads: int = 0,
+    protocol: str | Protocol = "dopamine",
+    seed: int | None = None,
+    **protocol_fields: Any,
+) -> GameVecEnv:
+    """Environments of a game by name.
+
+    Args:
+        game: an Atari game, or `memory_cue`. The latter has a protocol of its own (see the
+            attribute `protocol`) and no threads, so `protocol` and `num_threads` say nothing
+            there; of `protocol_fields` it takes `img_height` and `img_width`.
+        num_envs: see `make_atari`, as for all that follow.
+        batch_size: rows per `recv`.
+        num_threads: C++ threads.
+        protocol: a name or a `Protocol`.
+        seed: for the first `reset`.
+        protocol_fields: fields of `Protocol` that differ.
+
+    Raises:
+        ValueError: anything unknown or out of range, naming what is allowed.
+    """
+    if resolve_game(game) == MEMORY_CUE:
+        return MemoryCueVecEnv(
+            make_protocol(MEMORY_PROTOCOL, **protocol_fields),
+            num_envs=num_envs,
+            batch_size=batch_size,
+            seed=seed,
+        )
+    return make_atari(
+        game,
+        num_envs=num_envs,
+        batch_size=batch_size,
+        num_threads=num_threads,
+        protocol=protocol,
+        seed=seed,
+        **protocol_fields,
+    )
