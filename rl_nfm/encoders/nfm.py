@@ -1,0 +1,63 @@
+"""The `resnet` encoder with Neural Function Modules behind its stages.
+
+Source: the Atari row of the NFM paper (Lamb et al. 2021, section 4.5): a ResNet18, two passes, four
+places, d_k = d_v = 32, 4 heads, top-k 4. The paper does not say which four: here each stage, as in
+its classification. Every pass has its own stem and stages.
+"""
+
+import dataclasses
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rl_nfm.encoders.base import FeedForwardEncoder, register_encoder
+from rl_nfm.encoders.resnet import ResNetEncoderConfig, make_tail
+from rl_nfm.nfm import NFM_PRESETS, NeuralFunctionModule, NFMConfig
+from rl_nfm.resnet import PreActResNet
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NFMEncoderConfig(ResNetEncoderConfig):
+    """Options of the NFM encoder."""
+
+    preset: Literal["none", "paper", "official", "official_gan"] = "none"
+    """Take the options of `nfm` from a preset; they must then be left at their defaults."""
+    nfm: NFMConfig = dataclasses.field(default_factory=NFMConfig)
+    """Options of the Neural Function Modules."""
+
+    def __post_init__(self) -> None:
+        if self.preset != "none" and self.nfm != NFMConfig():
+            raise ValueError("preset and options of nfm exclude each other: choose one of the two")
+
+    @property
+    def chosen_nfm(self) -> NFMConfig:
+        """Options of the preset, or `nfm` without one."""
+        return self.nfm if self.preset == "none" else NFM_PRESETS[self.preset]
+
+
+@register_encoder("nfm", NFMEncoderConfig)
+class NFMEncoder(FeedForwardEncoder):
+    """NFM: the ResNet run in passes, each stage reading what all stages before wrote."""
+
+    def __init__(
+        self, config: NFMEncoderConfig, *, obs_shape: tuple[int, int, int], num_actions: int
+    ):
+        super().__init__()
+        del num_actions
+        nfm = config.chosen_nfm
+        copies = 1 if nfm.share_passes else nfm.passes
+        networks = [PreActResNet(config, in_channels=obs_shape[0]) for _ in range(copies)]
+        channels = networks[0].stage_channels
+        with torch.no_grad():
+            shape = networks[0].eval()(torch.zeros(1, *obs_shape)).shape
+        networks[0].train()
+        self.network = NeuralFunctionModule(
+            [list(network.stages) for network in networks], channels=channels, config=nfm
+        )
+        self.tail = make_tail(config.norm, channels[-1])
+        self.feature_dim = shape[1:].numel()
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """See `FeedForwardEncoder.embed`."""
+        return self.tail(self.network(pixels))

@@ -1,0 +1,175 @@
+"""Neural Function Modules over a list of layers (Lamb et al. 2021, algorithm 1).
+
+The list is the network: its layers run one after the other, `passes` times over the same input, and
+between them stand the places that write to and read from one memory. `by_name` does the same for
+a network that is no list.
+"""
+
+import copy
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from rl_nfm.nfm.config import NFMConfig
+from rl_nfm.nfm.places import Memory, Place, Visit
+
+
+def make_schedule(config: NFMConfig, num_places: int) -> list[Visit]:
+    """All visits in their order; a write that no later read sees is left out.
+
+    Raises:
+        ValueError: for places that do not exist, or a read of a memory that is still empty.
+    """
+    everywhere = tuple(range(num_places))
+    reading = _checked_places("read_places", config.read_places, everywhere)
+    writing = _checked_places("write_places", config.write_places, everywhere)
+    first = config.passes - 1 if config.read_passes == "last" else 0
+    visits = [
+        Visit(p, i, reads=i in reading and p >= first, writes=i in writing)
+        for p in range(config.passes)
+        for i in everywhere
+    ]
+    last_read = max(n for n, visit in enumerate(visits) if visit.reads)
+    first_read = min(n for n, visit in enumerate(visits) if visit.reads)
+    if not any(visit.writes for visit in visits[: first_read + 1]):
+        raise ValueError(
+            f"write_places: {writing} writes nothing before place {visits[first_read].place} "
+            f"reads for the first time (allowed: a place at or before it)"
+        )
+    return [
+        visit._replace(writes=visit.writes and n <= last_read) for n, visit in enumerate(visits)
+    ]
+
+
+def _checked_places(
+    name: str, chosen: tuple[int, ...] | None, allowed: tuple[int, ...]
+) -> tuple[int, ...]:
+    if chosen is None:
+        return allowed
+    wrong = [place for place in chosen if place not in allowed]
+    if wrong or not chosen:
+        raise ValueError(
+            f"{name}: {wrong[0] if wrong else chosen} is no place of this network "
+            f"(allowed: at least one of 0 to {len(allowed) - 1})"
+        )
+    return chosen
+
+
+class Places(nn.Module):
+    """All places of a network, with the parameters of each in each pass.
+
+    Args:
+        config: options.
+        channels: of each place's layer, in the order in which the layers run.
+        ranks: dimensions of each place's output besides batch and channels (2 for images).
+
+    Raises:
+        ValueError: for values of `config` or channels out of range.
+    """
+
+    def __init__(self, config: NFMConfig, *, channels: Sequence[int], ranks: Sequence[int]):
+        super().__init__()
+        from rl_nfm.configuration import validate
+
+        self.config = validate(NFMConfig, config, where="nfm")
+        if not channels or min(channels) < 1:
+            raise ValueError(
+                f"channels: {tuple(channels)} is not allowed: one positive number each"
+            )
+        if not all(0 <= rank <= 3 for rank in ranks):
+            raise ValueError(f"ranks: {tuple(ranks)} is not allowed: each 0, 1, 2 or 3")
+        self.num_places = len(channels)
+        self.schedule = make_schedule(config, len(channels))
+        self.places = nn.ModuleList(
+            self._make_place(p, i, channels, ranks[i])
+            for p in range(1 if config.share_passes else config.passes)
+            for i in range(len(channels))
+        )
+
+    def _make_place(self, pass_index: int, place: int, channels: Sequence[int], rank: int) -> Place:
+        mine = [
+            (n, visit)
+            for n, visit in enumerate(self.schedule)
+            if visit.place == place and (self.config.share_passes or visit.pass_index == pass_index)
+        ]
+        last_read = max((n for n, visit in mine if visit.reads), default=-1)
+        sources = {
+            channels[visit.place] for visit in self.schedule[: last_read + 1] if visit.writes
+        }
+        return Place(
+            self.config,
+            channels=channels[place],
+            rank=rank,
+            reads=last_read >= 0,
+            writes=any(visit.writes for _, visit in mine),
+            source_channels=tuple(sorted(sources)),
+        )
+
+    def forward(self, x: Tensor, memory: Memory, *, pass_index: int, place: int) -> Tensor:
+        """The output x [B, C, ...] of a layer, after writing and reading."""
+        if min(x.shape[1:]) == 0:
+            raise ValueError(f"the layer at place {place} gave {tuple(x.shape)}: a size of zero")
+        visit = self.schedule[pass_index * self.num_places + place]
+        if not (visit.reads or visit.writes):
+            return x
+        owner = place if self.config.share_passes else pass_index * self.num_places + place
+        return self.places[owner](x, memory, visit)
+
+
+class NeuralFunctionModule(nn.Module):
+    """A network given as a list of layers, with NFM between them.
+
+    Args:
+        layers: modules that run one after the other, or such a list for each pass. A single list
+            is copied for the further passes, which then start with equal weights, unless
+            `share_passes` runs the same modules again.
+        channels: of each layer's output.
+        config: options.
+        rank: dimensions of the outputs besides batch and channels: 0 vectors, 2 images.
+
+    Raises:
+        ValueError: for lists of wrong length or options out of range.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module] | Sequence[Sequence[nn.Module]],
+        *,
+        channels: Sequence[int],
+        config: NFMConfig | None = None,
+        rank: int = 2,
+    ):
+        super().__init__()
+        config = config or NFMConfig()
+        self.places = Places(config, channels=channels, ranks=[rank] * len(channels))
+        self.passes = nn.ModuleList(nn.ModuleList(one) for one in _lists_of_passes(layers, config))
+        for one in map(self._layers_of, range(len(self.passes))):
+            if len(one) != len(channels):
+                raise ValueError(f"channels: {len(channels)} numbers for {len(one)} layers")
+
+    def _layers_of(self, pass_index: int) -> nn.ModuleList:
+        layers = self.passes[pass_index % len(self.passes)]
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The last layer's output in the last pass, for an input of the first layer."""
+        memory: Memory = []
+        h = x
+        for pass_index in range(self.places.config.passes):
+            h = x
+            for place, layer in enumerate(self._layers_of(pass_index)):
+                h = self.places(layer(h), memory, pass_index=pass_index, place=place)
+        return h
+
+
+def _lists_of_passes(
+    layers: Sequence[nn.Module] | Sequence[Sequence[nn.Module]], config: NFMConfig
+) -> list[list[nn.Module]]:
+    copies = 1 if config.share_passes else config.passes
+    if len(layers) and isinstance(layers[0], nn.Module):
+        first: list[nn.Module] = list(layers)  # pyright: ignore[reportAssignmentType]
+        return [first, *(copy.deepcopy(first) for _ in range(copies - 1))]
+    if len(layers) != copies:
+        raise ValueError(f"layers: {len(layers)} lists of layers, but {copies} are needed")
+    return [list(one) for one in layers]  # pyright: ignore[reportArgumentType]

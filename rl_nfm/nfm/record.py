@@ -1,0 +1,99 @@
+"""What an NFM attends to, as arrays.
+
+`record_attention` collects the weights that the readers compute anyway, so that nothing is recorded
+or slowed outside it. A network compiled by `torch.compile` is recorded by calling the plain one.
+
+Shapes: B batch, T.. sizes of the reading layer, H heads, S slots.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from rl_nfm.nfm.places import Place, Slot, Visit
+
+Source = tuple[int, int] | None
+"""Pass and place of a written layer; None is the null slot."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReaderAttention:
+    """What one reader attended to in one forward."""
+
+    pass_index: int
+    place: int
+    slots: tuple[Slot, ...]
+    """What each slot stands for; the null slot is the last where there is one."""
+    weights: Tensor
+    """float32 [B, T.., H, S] on the CPU, as used: after top-k."""
+    top_k: int
+    """Slots that a head may attend to."""
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The written layers among the slots, in the order of the memory."""
+        return tuple(dict.fromkeys(_source(slot) for slot in self.slots))
+
+    def by_source(self) -> Tensor:
+        """Attention to each of `sources`, [B, T.., number of sources], the mean over heads."""
+        index = torch.tensor([self.sources.index(_source(slot)) for slot in self.slots])
+        mean = self.weights.mean(dim=-2)
+        return mean.new_zeros(*mean.shape[:-1], len(self.sources)).index_add_(-1, index, mean)
+
+    def chosen(self) -> Tensor:
+        """Which slots are among the k highest and not cut to 0, bool [B, T.., H, S]."""
+        k = min(self.top_k, len(self.slots))
+        highest = self.weights.topk(k, dim=-1).indices
+        among = torch.zeros_like(self.weights, dtype=torch.bool).scatter(-1, highest, True)
+        return among & (self.weights > 0)
+
+    def top_k_frequency(self) -> Tensor:
+        """How often each slot is `chosen`, over batch, positions and heads: [S] in [0, 1]."""
+        return self.chosen().float().flatten(0, -2).mean(dim=0)
+
+
+def _source(slot: Slot) -> Source:
+    if slot.pass_index is None or slot.place is None:
+        return None
+    return slot.pass_index, slot.place
+
+
+class AttentionRecorder:
+    """The attention of the last forward, by reader."""
+
+    def __init__(self) -> None:
+        self.readers: dict[tuple[int, int], ReaderAttention] = {}
+        """By pass and place of the reader, in the order of reading."""
+
+    def add(self, visit: Visit, weights: Tensor, slots: list[Slot], top_k: int) -> None:
+        """Keep weights [B, T.., H, S] of one read; the places call this."""
+        self.readers[visit.pass_index, visit.place] = ReaderAttention(
+            pass_index=visit.pass_index,
+            place=visit.place,
+            slots=tuple(slots),
+            weights=weights.detach().float().cpu(),
+            top_k=top_k,
+        )
+
+
+@contextmanager
+def record_attention(module: nn.Module) -> Iterator[AttentionRecorder]:
+    """Keep what the NFM inside `module` attends to, while the `with` block lasts.
+
+    Raises:
+        ValueError: if there is no NFM in `module`.
+    """
+    places = [part for part in module.modules() if isinstance(part, Place)]
+    if not places:
+        raise ValueError(f"{type(module).__name__} holds no Neural Function Module to record")
+    recorder = AttentionRecorder()
+    for place in places:
+        place.recorder = recorder
+    try:
+        yield recorder
+    finally:
+        for place in places:
+            place.recorder = None

@@ -1,0 +1,88 @@
+"""Rescaling of memory to the size of the layer that reads it (paper, "scale" of algorithm 1).
+
+Along each dimension a coarser memory is up-sampled by nearest neighbours. A finer one is either
+down-sampled so too, or cut into windows whose pixels are slots of their own ("SpaceToDepth").
+Deviation: the published SpaceToDepth takes integer ratios only and fails on others. Here the
+window of position i reaches from floor(i S / T) to ceil((i + 1) S / T), S source and T target size,
+so that every pixel is seen for any pair of sizes; shorter windows are padded, and padding is never
+attended to.
+
+Shapes: B batch, S.. and T.. source and target sizes, L slots, C channels. Channels come last.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rl_nfm.nfm.config import Rescale
+
+
+def window_length(source: int, target: int, mode: Rescale) -> int:
+    """Slots along one dimension."""
+    if source <= target or mode == "nearest":
+        return 1
+    return max(-(-(i + 1) * source // target) - i * source // target for i in range(target))
+
+
+def window_offsets(
+    source: Sequence[int], target: Sequence[int], mode: Rescale
+) -> list[tuple[int, ...]]:
+    """Of each slot, its place in the window: (row, column), rows first."""
+    lengths = [window_length(s, t, mode) for s, t in zip(source, target, strict=True)]
+    return list(itertools.product(*map(range, lengths)))
+
+
+def gather_slots(
+    memory: Tensor, target: Sequence[int], mode: Rescale
+) -> tuple[Tensor, Tensor | None]:
+    """The slots that each position of the target reads.
+
+    Args:
+        memory: [B, S.., C].
+        target: T.., as many sizes as the memory has.
+        mode: what to do where the memory is finer.
+
+    Returns:
+        slots [B, T.., L, C], and which of them are pixels rather than padding, bool [T.., L], or
+        None where all are.
+    """
+    source = memory.shape[1:-1]
+    rank = len(target)
+    finer = [max(s, t) for s, t in zip(source, target, strict=True)]
+    if list(source) != finer:
+        memory = F.interpolate(memory.movedim(-1, 1), size=finer, mode="nearest").movedim(1, -1)
+    valid: Tensor | None = None
+    for dim, size in enumerate(target):
+        # [B, T.., (S..), C] with a window dimension behind each T: they are sorted out at the end.
+        rows, real = _window_rows(finer[dim], size, mode, memory.device)
+        at = 1 + 2 * dim
+        memory = memory.index_select(at, rows.flatten()).unflatten(at, rows.shape)
+        if real is not None:
+            shape = [1] * (2 * rank)
+            shape[2 * dim : 2 * dim + 2] = rows.shape
+            real = real.view(shape)
+            valid = real if valid is None else valid & real
+    order = [*range(0, 2 * rank, 2), *range(1, 2 * rank, 2)]
+    memory = memory.permute(0, *(1 + d for d in order), 2 * rank + 1).flatten(1 + rank, -2)
+    if valid is not None:
+        lengths = memory.shape[-2]
+        full = [window_length(f, t, mode) for f, t in zip(finer, target, strict=True)]
+        sizes = [n for pair in zip(target, full, strict=True) for n in pair]
+        valid = valid.expand(sizes).permute(order).reshape(*target, lengths)
+    return memory, valid
+
+
+def _window_rows(
+    source: int, target: int, mode: Rescale, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Source rows int64 [T, L] of each window, and which are real, bool [T, L] (None: all)."""
+    length = window_length(source, target, mode)
+    position = torch.arange(target, device=device)
+    rows = (position * source // target)[:, None] + torch.arange(length, device=device)
+    if source % target == 0 or length == 1:
+        return rows, None
+    end = ((position + 1) * source + target - 1) // target
+    return rows.clamp(max=source - 1), rows < end[:, None]

@@ -1,0 +1,154 @@
+"""Pre-activation residual networks, shared by the agents' encoders and by classification.
+
+Source: He et al. 2016, "Identity Mappings in Deep Residual Networks", with the layout that the
+NFM paper's classification builds on (Verma et al. 2019, Manifold Mixup): the first activation of a
+block also feeds its shortcut, and nothing normalises the last stage.
+Deviations, each an option: group norm (as in Kumar et al. 2022, whose Atari ResNets drop batch
+norm) or none instead of batch norm; a 7x7 stem with pooling, for frames of 84x84. Without a norm
+the blocks start as the identity, after Fixup (Zhang et al. 2019): the last convolution is zero and
+the others are scaled by L ** (-1 / (2m - 2)), L blocks of m convolutions each.
+
+Shapes: B batch, C channels, H x W pixels.
+"""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Gt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Norm = Literal["batch", "group", "none"]
+CHANNELS_PER_GROUP = 16
+"""Wu and He 2018, "Group Normalization", table 3: best with a fixed number of channels."""
+
+_BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """Options of a `PreActResNet`."""
+
+    depth: Literal[10, 18, 34, 50] = 18
+    """Counted layers: 10, 18 and 34 have blocks of two 3x3 convolutions, 50 has bottlenecks."""
+    width: Annotated[int, Gt(0)] = 64
+    """Channels of the first stage (published: 64); each later stage doubles them."""
+    stem: Literal["pixel", "halving", "imagenet"] = "imagenet"
+    """Before the stages: `pixel` 3x3 (32x32 images), `halving` 3x3 with stride 2 (64x64),
+    `imagenet` 7x7 with stride 2, norm, ReLU and 3x3 max pooling with stride 2 (84x84 and up)."""
+    norm: Norm = "batch"
+    """Before each convolution: batch norm (published), group norm of 16 channels, or none."""
+
+
+def make_norm(norm: Norm, channels: int, *, rank: int = 2) -> nn.Module:
+    """The norm layer of [B, channels, ...] with `rank` more dimensions; the identity for `none`.
+
+    A group has 16 channels, or the least number above that divides `channels` evenly.
+    """
+    if norm == "batch":
+        kinds = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        return kinds[rank](channels)
+    if norm == "none":
+        return nn.Identity()
+    most = max(1, channels // CHANNELS_PER_GROUP)
+    groups = next(n for n in range(most, 0, -1) if channels % n == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+class _Block(nn.Module):
+    """Norm, ReLU, convolution for each of `kernels`, around a shortcut."""
+
+    def __init__(self, channels: list[int], kernels: list[int], stride: int, norm: Norm):
+        super().__init__()
+        inputs, outputs = channels[:-1], channels[1:]
+        self.norms = nn.ModuleList(make_norm(norm, c) for c in inputs)
+        # The stride sits in the first 3x3 convolution.
+        strides = [stride if i == kernels.index(3) else 1 for i in range(len(kernels))]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(c, d, k, stride=s, padding=k // 2, bias=norm == "none")
+            for c, d, k, s in zip(inputs, outputs, kernels, strides, strict=True)
+        )
+        changes = stride != 1 or channels[0] != channels[-1]
+        self.shortcut = (
+            nn.Conv2d(channels[0], channels[-1], 1, stride=stride, bias=False) if changes else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, D, ceil(H / stride), ceil(W / stride)]."""
+        h = F.relu(self.norms[0](x))
+        shortcut = x if self.shortcut is None else self.shortcut(h)
+        h = self.convs[0](h)
+        for norm, conv in zip(self.norms[1:], self.convs[1:], strict=True):
+            h = conv(F.relu(norm(h)))
+        return h + shortcut
+
+
+def _make_stem(config: ResNetConfig, in_channels: int) -> nn.Module:
+    width, bias = config.width, config.norm == "none"
+    if config.stem == "imagenet":
+        return nn.Sequential(
+            nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=bias),
+            make_norm(config.norm, width),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        )
+    stride = 2 if config.stem == "halving" else 1
+    return nn.Conv2d(in_channels, width, 3, stride=stride, padding=1, bias=bias)
+
+
+class PreActResNet(nn.Module):
+    """Stem and four stages: `stages[0]` holds the stem too, so that the list is the network."""
+
+    def __init__(self, config: ResNetConfig, *, in_channels: int):
+        super().__init__()
+        expansion, kernels = (4, [1, 3, 1]) if config.depth == 50 else (1, [3, 3])
+        self.stages = nn.ModuleList()
+        self.stage_channels: list[int] = []
+        channels = config.width
+        for stage, count in enumerate(_BLOCKS[config.depth]):
+            layers: list[nn.Module] = [_make_stem(config, in_channels)] if stage == 0 else []
+            inner = config.width * 2**stage
+            for block in range(count):
+                stride = 2 if stage > 0 and block == 0 else 1
+                widths = [channels, *[inner] * (len(kernels) - 1), inner * expansion]
+                layers.append(_Block(widths, kernels, stride, config.norm))
+                channels = inner * expansion
+            self.stages.append(nn.Sequential(*layers))
+            self.stage_channels.append(channels)
+        if config.norm == "none":
+            self._start_as_identity()
+
+    def _start_as_identity(self) -> None:
+        blocks = [module for module in self.modules() if isinstance(module, _Block)]
+        for block in blocks:
+            scale = len(blocks) ** (-1 / (2 * len(block.convs) - 2))
+            for conv in block.convs:
+                assert isinstance(conv, nn.Conv2d)
+                nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+                with torch.no_grad():
+                    conv.weight.mul_(0.0 if conv is block.convs[-1] else scale)
+                if conv.bias is not None:
+                    nn.init.zeros_(conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to the last stage [B, stage_channels[-1], H', W']."""
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+
+class PreActResNetClassifier(nn.Module):
+    """A `PreActResNet`, global average pooling and one linear layer: [B, C, H, W] to [B, classes].
+
+    With `stem="pixel"` and `norm="batch"` this is the network of the paper's classification.
+    """
+
+    def __init__(self, config: ResNetConfig, *, in_channels: int = 3, num_classes: int):
+        super().__init__()
+        self.backbone = PreActResNet(config, in_channels=in_channels)
+        self.head = nn.Linear(self.backbone.stage_channels[-1], num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, classes]."""
+        return self.head(self.backbone(images).mean(dim=(2, 3)))
