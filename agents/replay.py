@@ -177,6 +177,11 @@ class Replay:
         return min(self.added_rows, self.rows) * self.num_envs
 
     @property
+    def ready(self) -> bool:
+        """Whether a first sequence is complete."""
+        return self.added_rows > self.history_steps + self.future_steps + self.stride
+
+    @property
     def row_stores(self) -> dict[str, Tensor]:
         """Everything kept per row and written once, by name, each [R, E, ...]."""
         names = ("frame", "action", "reward", "discount", "episode_start", "life_loss")

@@ -62,11 +62,16 @@ def _explain(cls: type, error: dict[str, Any], where: str) -> str:
     prefix = f"{where}: " if where else ""
     if error["type"] == "unexpected_keyword_argument":
         known = _field_names(cls, path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"{prefix}{name}: unknown option{hint} (allowed: {', '.join(known)})"
+        return f"{prefix}{nearest(name, path[-1], known)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{prefix}{name}: {error['input']!r} is not allowed: {message}"
+
+
+def nearest(field: str, value: str, allowed: Sequence[str]) -> str:
+    """The message for an unknown name: the field, the value, the nearest and all allowed ones."""
+    near = difflib.get_close_matches(value, allowed, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{field}: {value!r} is unknown{hint} (allowed: {', '.join(allowed)})"
 
 
 def _field_names(cls: type, path: Sequence[str]) -> list[str]:

@@ -102,7 +102,7 @@ class ValueHead(nn.Module):
 
     def __init__(self, feature_dim: int, num_actions: int, config: HeadConfig):
         super().__init__()
-        self.config = config
+        self.config, self.num_actions = config, num_actions
         width = feature_dim
         self.torso = None
         if config.distribution == "iqn":

@@ -1,0 +1,61 @@
+"""The command `rl-nfm`: train, evaluate, report, encoders, supervised.
+
+User errors end with one message and exit code 2. Set RL_NFM_TRACEBACK=1 to see where they arose.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+HELP = """usage: rl-nfm COMMAND ...
+
+commands:
+  train       train an agent from a preset, or go on with a run
+  evaluate    play episodes with a trained agent; scores, video, attention
+  report      learning curves and scores over seeds and games
+  encoders    list the encoders
+  supervised  the supervised tasks of NFM, RIMs, modular networks and arithmetic units
+
+`rl-nfm COMMAND --help` tells the rest.
+"""
+COMMANDS = {
+    "train": "agents.commands.train",
+    "evaluate": "agents.commands.evaluate",
+    "report": "agents.commands.report",
+    "encoders": "agents.commands.encoders",
+    "supervised": "rl_nfm.supervised.cli",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    try:
+        return _run(argv[0], argv[1:])
+    except BrokenPipeError:
+        return 1
+    except (ValueError, OSError) as error:
+        if os.environ.get("RL_NFM_TRACEBACK"):
+            raise
+        lines = str(error).splitlines() or [type(error).__name__]
+        print("\n".join([f"rl-nfm: {lines[0]}", *lines[1:10]]), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rl-nfm: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(command: str, argv: Sequence[str]) -> int:
+    from rl_nfm.configuration import nearest
+
+    if command not in COMMANDS:
+        raise ValueError(nearest("command", command, list(COMMANDS)))
+    return importlib.import_module(COMMANDS[command]).main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One file per command of `rl-nfm`: flags in, calls, messages out."""

@@ -1,0 +1,103 @@
+"""`rl-nfm train`: begin a run from a preset, or go on with one."""
+
+import dataclasses
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from agents import train
+from agents.config import (
+    Config,
+    chosen_encoders,
+    config_class,
+    make_config,
+    preset_names,
+    preset_path,
+    read_preset,
+)
+from rl_nfm.configuration import parse_flags
+from rl_nfm.encoders import encoder_names
+
+USAGE = """usage: rl-nfm train PRESET [options]
+       rl-nfm train --resume RUN [--steps N]
+
+PRESET is a name ({presets}) or the path of a YAML file; `rl-nfm train PRESET --help` shows
+every option with the preset's values. Every count of steps is in agent steps (4 frames each).
+"""
+EPILOG = """--out DIR: the run's folder (default: a new one under runs/); --resume RUN: go on with one.
+Options of an encoder that is not chosen are refused. After a resume the games begin anew: emulator
+states cannot be saved; weights, optimiser, replay, schedules and curves go on."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    argv = list(argv)
+    out = _take(argv, "--out")
+    run = _take(argv, "--resume")
+    preset = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    if run is not None and (preset is not None or out is not None):
+        raise ValueError("--resume: not allowed together with a preset or --out")
+    if run is None and preset is None:
+        text = USAGE.format(presets=", ".join(preset_names()))
+        if "-h" in argv or "--help" in argv:
+            print(text, end="")
+            return 0
+        raise ValueError(text)
+    try:
+        if run is not None:
+            folder = train.resume(Path(run), lambda old: _flags(old, argv, f"--resume {run}"))
+        else:
+            assert preset is not None
+            config = _flags(read_preset(preset), argv, preset)
+            folder = train.train(config, out=None if out is None else Path(out))
+    except train.Stop as stop:
+        print(f"stopped by {stop} after a checkpoint; go on: rl-nfm train --resume RUN")
+        return 128 + signal.Signals[str(stop)]
+    print(f"done: {folder}")
+    print(f"next: rl-nfm evaluate {folder}")
+    return 0
+
+
+def _take(argv: list[str], flag: str) -> str | None:
+    """Remove `flag VALUE` or `flag=VALUE` and return the value."""
+    for index, word in enumerate(argv):
+        if word == flag:
+            if index + 1 >= len(argv):
+                raise ValueError(f"{flag}: needs a value")
+            value = argv[index + 1]
+            del argv[index : index + 2]
+            return value
+        if word.startswith(f"{flag}="):
+            del argv[index]
+            return word.split("=", 1)[1]
+    return None
+
+
+def _flags(default: Config, argv: Sequence[str], prog: str) -> Config:
+    """The config with what the user typed, which must concern the chosen encoder."""
+    description = EPILOG
+    if not prog.startswith("--"):
+        header = preset_path(prog).read_text(encoding="utf-8").splitlines()
+        comment = [line.lstrip("# ") for line in header if line.startswith("#")]
+        description = "\n".join([*comment, "", EPILOG])
+    config = parse_flags(
+        config_class(),
+        argv,
+        default=make_config(dataclasses.asdict(default)),
+        prog=f"rl-nfm train {prog}",
+        description=description,
+    )
+    chosen = chosen_encoders(config)
+    for name in encoder_names():
+        typed = [word for word in argv if word.startswith((f"--{name}.", f"--no-{name}."))]
+        if typed and name not in chosen:
+            raise ValueError(
+                f"{typed[0].split('=')[0]}: encoder {name!r} is not chosen (chosen: "
+                f"{', '.join(chosen)}; add --encoder {name})"
+            )
+    return config
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

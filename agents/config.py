@@ -1,0 +1,248 @@
+"""The agent's config: groups of frozen dataclasses, each next to its owner, read from presets.
+
+`config_class()` adds one group per registered encoder, so that `--encoder nfm --nfm.width 32` works
+for encoders of outside packages too. A preset may hold a group for every encoder; only that of the
+chosen one (and of its trunk) is read and saved.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from annotated_types import Ge, Gt, Le
+
+from agents.learner import LearnerConfig
+from agents.replay import ReplayConfig
+from envs import PROTOCOLS, Protocol, make_protocol
+from rl_nfm.configuration import nearest, read_yaml, validate
+from rl_nfm.encoders import encoder_entries, encoder_entry, encoder_names
+from rl_nfm.heads import HeadConfig
+
+_HERE = Path(__file__).parent
+PRESETS = _HERE / "presets" if (_HERE / "presets").is_dir() else _HERE.parent / "configs"
+"""Where the presets lie: inside an installed package, or beside it in a checkout."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnvConfig:
+    """The environments. A field left at none takes the protocol's value."""
+
+    protocol: str = "dopamine"
+    """Named settings: rltime, dopamine, machado or atari100k."""
+
+    num_envs: Annotated[int, Gt(0)] = 8
+    """Games played side by side."""
+
+    num_threads: Annotated[int, Ge(0)] = 0
+    """Threads that emulate; 0: one per processor core, at most one per game."""
+
+    stack_num: Annotated[int, Gt(0)] | None = None
+    """Frames in an observation."""
+
+    repeat_action_probability: Annotated[float, Ge(0), Le(1)] | None = None
+    """Probability that a frame repeats the previous action (sticky actions)."""
+
+    full_action_space: bool | None = None
+    """All 18 actions instead of the game's minimal set."""
+
+    terminal_on_life_loss: bool | None = None
+    """A lost life ends the return (the game goes on)."""
+
+    noop_max: Annotated[int, Ge(0)] | None = None
+    """Most no-ops at the beginning of an episode."""
+
+    max_num_frames_per_episode: Annotated[int, Gt(0)] | None = None
+    """Emulator frames after which an episode is truncated."""
+
+    def __post_init__(self) -> None:
+        self.resolve()
+
+    def resolve(self) -> Protocol:
+        """The protocol with these overrides.
+
+        Raises:
+            ValueError: unknown protocol or a value out of range.
+        """
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(nearest("protocol", self.protocol, list(PROTOCOLS)))
+        overrides = dataclasses.asdict(self)
+        for name in ("protocol", "num_envs", "num_threads"):
+            del overrides[name]
+        return make_protocol(self.protocol, **overrides)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExplorationConfig:
+    """Epsilon-greedy exploration, beside noisy layers or instead of them."""
+
+    epsilon_start: Annotated[float, Ge(0), Le(1)] = 1.0
+    """Probability of a random action at the first step."""
+
+    epsilon_final: Annotated[float, Ge(0), Le(1)] = 0.01
+    """Probability once the decay is over."""
+
+    epsilon_decay_steps: Annotated[int, Gt(0)] = 250_000
+    """Agent steps, over all environments, of the linear decay after `min_steps`."""
+
+    epsilon_power: Annotated[float, Ge(0)] = 0.0
+    """Environment i of n uses epsilon^(1 + power * i / (n - 1)); 0: the same for all (Ape-X: 7)."""
+
+    epsilon_min: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Lower bound after the power."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What a run writes, and how often; all counts in agent steps."""
+
+    log_every_steps: Annotated[int, Gt(0)] = 10_000
+    """Between lines of metrics.jsonl and TensorBoard."""
+
+    eval_every_steps: Annotated[int, Gt(0)] = 250_000
+    """Between evaluations."""
+
+    eval_episodes: Annotated[int, Ge(0)] = 10
+    """Episodes per evaluation in training; 0: none."""
+
+    eval_epsilon: Annotated[float, Ge(0), Le(1)] = 0.001
+    """Probability of a random action in evaluation."""
+
+    checkpoint_every_steps: Annotated[int, Gt(0)] = 250_000
+    """Between checkpoints."""
+
+    save_replay: bool = True
+    """Keep the replay buffer in checkpoints; without it a resumed run first fills a new one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """One training run."""
+
+    game: str = "ms_pacman"
+    """ms_pacman, MsPacman or ALE/MsPacman-v5, and likewise for every other game."""
+
+    encoder: str = "nature"
+    """Which network reads the observations; `rl-nfm encoders` lists them."""
+
+    steps: Annotated[int, Gt(0)] = 50_000_000
+    """Agent steps in all, over all environments (1 step = 4 emulator frames)."""
+
+    seed: Annotated[int, Ge(0), Le(2**31 - 1)] = 1
+    """Of weights, exploration, replay and environments."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+
+    env: EnvConfig = dataclasses.field(default_factory=EnvConfig)
+    replay: ReplayConfig = dataclasses.field(default_factory=ReplayConfig)
+    learner: LearnerConfig = dataclasses.field(default_factory=LearnerConfig)
+    head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
+    exploration: ExplorationConfig = dataclasses.field(default_factory=ExplorationConfig)
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        entry = encoder_entry(self.encoder)
+        trunk = getattr(getattr(self, entry.name, None), "trunk", None)
+        if trunk is not None:
+            encoder_entry(trunk)
+
+
+RESUMABLE = ("steps", "device", "run", "env.num_threads", "learner.precision", "learner.compile")
+"""What may change when a run goes on."""
+
+
+def chosen_encoders(config: Config) -> list[str]:
+    """The encoder and, where it has one, its trunk."""
+    names = [config.encoder]
+    trunk = getattr(getattr(config, config.encoder), "trunk", None)
+    return names if trunk is None else [*names, trunk]
+
+
+@cache
+def config_class() -> type[Config]:
+    """`Config` with one group of options per registered encoder."""
+    groups = [
+        (entry.name, entry.config, dataclasses.field(default_factory=entry.config))
+        for entry in encoder_entries()
+    ]
+    cls = dataclasses.make_dataclass("Config", groups, bases=(Config,), frozen=True, kw_only=True)
+    cls.__doc__ = Config.__doc__
+    return cls
+
+
+def make_config(values: Mapping[str, Any], *, where: str = "") -> Config:
+    """A checked config from plain values.
+
+    Raises:
+        ValueError: unknown option, wrong type or value out of range.
+    """
+    return validate(config_class(), values, where=where)
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """Plain values of everything that is read: groups of encoders not chosen are left out."""
+    plain = dataclasses.asdict(config)
+    for name in set(encoder_names()) - set(chosen_encoders(config)):
+        plain.pop(name, None)
+    return plain
+
+
+def write_config(config: Config, path: Path) -> None:
+    """Save as YAML, readable as a preset."""
+    path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False), encoding="utf-8")
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def preset_path(preset: str) -> Path:
+    """The file of a preset given by name or path.
+
+    Raises:
+        ValueError: neither a known name nor a file.
+    """
+    if (PRESETS / f"{preset}.yaml").is_file():
+        return PRESETS / f"{preset}.yaml"
+    if Path(preset).suffix in (".yaml", ".yml") or "/" in preset:
+        return Path(preset)
+    raise ValueError(nearest("preset", preset, preset_names()) + ", or the path of a YAML file")
+
+
+def read_preset(preset: str) -> Config:
+    """The config of a preset, by name or path.
+
+    Raises:
+        ValueError: see `preset_path`, `read_yaml` and `make_config`.
+    """
+    path = preset_path(preset)
+    return make_config(read_yaml(path), where=str(path))
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of values that differ."""
+    names = []
+    for key in {**old, **new}:
+        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            names += changed_fields(a, b, f"{name}.")
+        elif a != b:
+            names.append(name)
+    return names
+
+
+def check_resumable(old: Config, new: Config) -> None:
+    """Refuse a change that the saved state does not fit.
+
+    Raises:
+        ValueError: naming the fields and what may change.
+    """
+    for name in changed_fields(to_plain(old), to_plain(new)):
+        if not any(name == allowed or name.startswith(f"{allowed}.") for allowed in RESUMABLE):
+            raise ValueError(
+                f"{name}: cannot change when a run goes on (may change: {', '.join(RESUMABLE)})"
+            )
