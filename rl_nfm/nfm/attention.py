@@ -2,7 +2,8 @@
 
 Source: paper, section 3 and algorithm 1; sparsifier of Ke et al. 2018 (Sparse Attentive
 Backtracking). Every position of the reading layer attends for itself to its own slots; positions
-never see one another. Scores, softmax and weights are float32 whatever the inputs are.
+never see one another. Scores, softmax and weights are float32 at least, whatever the
+inputs are.
 
 Shapes: B batch, P positions of the reader, H heads, S slots, K and V size of keys and values.
 """
@@ -14,6 +15,11 @@ from torch.nn import functional as F
 from rl_nfm.nfm.config import TopKMode
 
 SAB_EPSILON = 1e-7
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def masked_top_k(scores: Tensor, k: int) -> Tensor:
@@ -70,10 +76,10 @@ def slot_scores(query: Tensor, keys: Tensor, valid: Tensor | None, scale: float)
         valid: bool [P, S]; minus infinity where False.
         scale: factor of the scores.
     """
-    scores = torch.einsum("bphk,bpshk->bphs", query.float() * scale, keys.float())
+    scores = torch.einsum("bphk,bpshk->bphs", full_precision(query) * scale, full_precision(keys))
     return scores if valid is None else scores.masked_fill(~valid[:, None, :], float("-inf"))
 
 
 def mix_values(weights: Tensor, values: Tensor) -> Tensor:
     """[B, P, H, V] float32: values [B, P, S, H, V] weighted by [B, P, H, S]."""
-    return torch.einsum("bphs,bpshv->bphv", weights, values.float())
+    return torch.einsum("bphs,bpshv->bphv", weights, full_precision(values))

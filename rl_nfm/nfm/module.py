@@ -105,6 +105,13 @@ class Places(nn.Module):
             source_channels=tuple(sorted(sources)),
         )
 
+    def num_needed(self, pass_index: int) -> int:
+        """How many layers of a pass matter: all of the last one, others up to their last write."""
+        if pass_index == self.config.passes - 1:
+            return self.num_places
+        mine = self.schedule[pass_index * self.num_places : (pass_index + 1) * self.num_places]
+        return max((visit.place + 1 for visit in mine if visit.writes), default=0)
+
     def forward(self, x: Tensor, memory: Memory, *, pass_index: int, place: int) -> Tensor:
         """The output x [B, C, ...] of a layer, after writing and reading."""
         if min(x.shape[1:]) == 0:
@@ -118,6 +125,8 @@ class Places(nn.Module):
 
 class NeuralFunctionModule(nn.Module):
     """A network given as a list of layers, with NFM between them.
+
+    Earlier passes end at their last written layer: nothing sees what would come after it.
 
     Args:
         layers: modules that run one after the other, or such a list for each pass. A single list
@@ -142,15 +151,12 @@ class NeuralFunctionModule(nn.Module):
         super().__init__()
         config = config or NFMConfig()
         self.places = Places(config, channels=channels, ranks=[rank] * len(channels))
-        self.passes = nn.ModuleList(nn.ModuleList(one) for one in _lists_of_passes(layers, config))
-        for one in map(self._layers_of, range(len(self.passes))):
+        self.passes = nn.ModuleList()
+        for pass_index, one in enumerate(_lists_of_passes(layers, config)):
             if len(one) != len(channels):
                 raise ValueError(f"channels: {len(channels)} numbers for {len(one)} layers")
-
-    def _layers_of(self, pass_index: int) -> nn.ModuleList:
-        layers = self.passes[pass_index % len(self.passes)]
-        assert isinstance(layers, nn.ModuleList)
-        return layers
+            last = len(one) if config.share_passes else self.places.num_needed(pass_index)
+            self.passes.append(nn.ModuleList(one[:last]))
 
     def forward(self, x: Tensor) -> Tensor:
         """The last layer's output in the last pass, for an input of the first layer."""
@@ -158,7 +164,9 @@ class NeuralFunctionModule(nn.Module):
         h = x
         for pass_index in range(self.places.config.passes):
             h = x
-            for place, layer in enumerate(self._layers_of(pass_index)):
+            layers = self.passes[pass_index % len(self.passes)]
+            assert isinstance(layers, nn.ModuleList)
+            for place, layer in enumerate(layers[: self.places.num_needed(pass_index)]):
                 h = self.places(layer(h), memory, pass_index=pass_index, place=place)
         return h
 

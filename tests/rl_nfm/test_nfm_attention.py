@@ -1,0 +1,130 @@
+"""Sparse attention weights: hand-worked numbers, exact k, a loop over positions as twin."""
+
+import pytest
+import torch
+
+from rl_nfm.nfm.attention import (
+    masked_top_k,
+    mix_values,
+    sab_top_k,
+    slot_scores,
+    sparse_weights,
+)
+
+# Scores 2, 1 and the null slot's 0: softmax .665241 .244728 .090031; values 3, 5 and 0.
+SCORES = torch.tensor([2.0, 1.0, 0.0])
+VALUES = torch.tensor([3.0, 5.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("mode", "weights", "read"),
+    [
+        # .665241 * 3 + .244728 * 5
+        ("dense", [0.665241, 0.244728, 0.090031], 3.219365),
+        # softmax of 2 and 1: .731059 * 3 + .268941 * 5
+        ("masked", [0.731059, 0.268941, 0.0], 3.537883),
+        # less .090031: .575210 and .154697, divided by their sum .729907
+        ("sab", [0.788058, 0.211942, 0.0], 3.423883),
+        # as coded, k + 1 slots stay dense
+        ("sab_published", [0.665241, 0.244728, 0.090031], 3.219365),
+    ],
+)
+def test_hand_worked_slots(mode, weights, read):
+    w = sparse_weights(SCORES, 2, mode)
+    torch.testing.assert_close(w, torch.tensor(weights), atol=1e-6, rtol=0)
+    assert (w @ VALUES).item() == pytest.approx(read, abs=1e-5)
+
+
+def test_sab_is_not_a_masked_softmax():
+    p = torch.tensor([0.3, 0.25, 0.2, 0.15, 0.06, 0.04])
+    # less .15: .15 .10 .05, divided by .30
+    expected = torch.tensor([0.5, 1 / 3, 1 / 6, 0, 0, 0])
+    torch.testing.assert_close(sab_top_k(p, 3, dense_up_to=3), expected, atol=1e-5, rtol=0)
+    # .3 .25 .2 divided by .75
+    expected = torch.tensor([0.4, 1 / 3, 0.8 / 3, 0, 0, 0])
+    torch.testing.assert_close(masked_top_k(p.log(), 3), expected)
+
+
+def test_sab_gradient_reaches_the_border_slot():
+    p = torch.tensor([0.3, 0.25, 0.2, 0.15, 0.06, 0.04], dtype=torch.float64, requires_grad=True)
+    upstream = torch.arange(1.0, 7.0, dtype=torch.float64)
+    (sab_top_k(p, 3, dense_up_to=3) * upstream).sum().backward()
+    # w = (p - d) / s; mean m = .5 * 1 + .3333 * 2 + .1667 * 3 = 1.6667; (u - m) / s with s = .3:
+    # -2.22, 1.11, 4.44, and minus their sum, -3.33, for the border d.
+    expected = torch.tensor([-20 / 9, 10 / 9, 40 / 9, -30 / 9, 0, 0], dtype=torch.float64)
+    torch.testing.assert_close(p.grad, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_ties_admit_k_and_never_more():
+    ties = torch.zeros(3, 6)
+    weights = masked_top_k(ties, 2)
+    assert ((weights > 0).sum(-1) == 2).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3))
+    # The published form attends to nothing there.
+    assert not sparse_weights(ties, 2, "sab").any()
+
+
+@pytest.mark.parametrize("mode", ["masked", "sab", "sab_published"])
+@pytest.mark.parametrize("slots", [1, 3, 4, 5, 23])
+@pytest.mark.parametrize("k", [1, 3, 4])
+def test_at_most_k_weights_that_sum_to_one(mode, slots, k):
+    torch.manual_seed(slots * k)
+    scores = 3 * torch.randn(50, slots)
+    weights = sparse_weights(scores, k, mode)
+    dense = mode == "sab_published" and slots == k + 1
+    assert (weights >= 0).all()
+    assert ((weights > 0).sum(-1) <= (slots if dense else min(k, slots))).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(50), atol=1e-4, rtol=0)
+    assert (weights.argmax(-1) == scores.argmax(-1)).all()
+
+
+@pytest.mark.parametrize("mode", ["masked", "sab", "dense"])
+def test_minus_infinity_gets_nothing(mode):
+    scores = torch.tensor([0.5, float("-inf"), -0.5, float("-inf")], requires_grad=True)
+    weights = sparse_weights(scores, 3, mode)
+    assert weights[1] == weights[3] == 0
+    assert weights.sum().item() == pytest.approx(1, abs=1e-4)
+    weights[0].backward()
+    assert scores.grad is not None
+    assert scores.grad.isfinite().all()
+
+
+def test_attention_equals_a_loop_over_positions():
+    torch.manual_seed(0)
+    batch, positions, heads, slots, size, k = 2, 5, 3, 7, 4, 3
+    query = torch.randn(batch, positions, heads, size)
+    keys = torch.randn(batch, positions, slots, heads, size)
+    values = torch.randn(batch, positions, slots, heads, size + 1)
+    valid = torch.rand(positions, slots) < 0.8
+    valid[:, 0] = True
+    scores = slot_scores(query, keys, valid, 0.5)
+    read = mix_values(masked_top_k(scores, k), values)
+    for b in range(batch):
+        for p in range(positions):
+            for h in range(heads):
+                pairs = [
+                    (0.5 * (query[b, p, h] @ keys[b, p, s, h]).item(), s)
+                    for s in range(slots)
+                    if valid[p, s]
+                ]
+                best = sorted(pairs, reverse=True)[:k]
+                weights = torch.tensor([score for score, _ in best]).softmax(0)
+                expected = sum(
+                    w * values[b, p, s, h] for w, (_, s) in zip(weights, best, strict=True)
+                )
+                torch.testing.assert_close(read[b, p, h], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["masked", "sab", "dense"])
+def test_gradients_against_finite_differences(mode):
+    torch.manual_seed(3)
+    scores = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s: sparse_weights(s, 3, mode), scores)
+
+
+@pytest.mark.parametrize("mode", ["masked", "dense"])
+def test_dropout_keeps_the_mean(mode):
+    torch.manual_seed(0)
+    weights = sparse_weights(torch.zeros(20_000, 4), 4, mode, dropout=0.25)
+    torch.testing.assert_close(weights.unique(), torch.tensor([0.0, 0.25 / 0.75]))
+    assert weights.mean().item() == pytest.approx(0.25, abs=0.01)
