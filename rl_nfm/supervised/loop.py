@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from annotated_types import Ge, Gt
@@ -55,6 +55,8 @@ class LoopConfig(RunConfig):
     """Step size at the start."""
     clip_norm: Annotated[float, Ge(0)] = 0.0
     """Largest norm of the gradient over all parameters; 0: not clipped."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast, with weights, optimiser and losses in float32."""
     eval_every: Annotated[int, Gt(0)] = 1
     """Epochs between evaluations (and checkpoints); the last epoch is always evaluated."""
 
@@ -233,7 +235,8 @@ class _Trial:
             group["lr"] = self.task.learning_rate(self.epoch)
         total, count = torch.zeros((), device=self.task.device), 0
         for batch in self.task.batches(self.epoch):
-            loss = self.task.loss(self.model, batch)
+            with self._autocast():
+                loss = self.task.loss(self.model, batch)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if self.config.clip_norm > 0:
@@ -253,8 +256,12 @@ class _Trial:
 
     def _evaluate(self) -> Metrics:
         self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self._autocast():
             return self.task.evaluate(self.model)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.config.precision == "bfloat16"
+        return torch.autocast(self.task.device.type, torch.bfloat16, enabled=enabled)
 
     def _result(self) -> dict[str, Any]:
         history = [
@@ -263,7 +270,7 @@ class _Trial:
         if not history:  # epochs = 0: the untrained model
             history = [self._evaluate()]
         self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self._autocast():
             more = self.task.test(self.model)
         return {
             "seed": self.seed,
