@@ -48,7 +48,7 @@ class Actor:
             obs: uint8 [E, C, H, W].
             episode_start: bool [E].
             epsilon: probability of a random action, a number or [E].
-            noise: draw noise for noisy layers.
+            noise: draw noise and quantile fractions at random, as in training.
 
         Returns:
             int64 [E] on the device.

@@ -31,15 +31,25 @@ class QNetwork(nn.Module):
     def values(
         self, features: Tensor, num_quantiles: int, noise: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Values [*, N, A] of features [*, D] at fresh random fractions, and the fractions [*, N].
+        """Values [*, N, A] of features [*, D] and their quantile fractions [*, N].
 
-        Without quantiles N is 1 and the fractions are None.
+        Args:
+            features: of the encoder.
+            num_quantiles: N; 1 and no fractions where the head has none.
+            noise: draw the noise of noisy layers and the fractions at random. False, for
+                evaluation: no noise and the midpoints (i + 0.5) / N, so that the same
+                observation always gives the same values (IQN draws there too).
         """
         leading = features.shape[:-1]
         flat = features.reshape(-1, features.shape[-1])
         tau = None
         if self.quantiles:
-            tau = torch.rand(flat.shape[0], num_quantiles, device=flat.device)
+            shape = (flat.shape[0], num_quantiles)
+            if noise:
+                tau = torch.rand(shape, device=flat.device)
+            else:
+                middle = torch.arange(num_quantiles, device=flat.device) + 0.5
+                tau = (middle / num_quantiles).expand(shape)
         values = self.head(flat, tau, noise)
         values = values.view(*leading, *values.shape[1:])
         return values, None if tau is None else tau.view(*leading, -1)

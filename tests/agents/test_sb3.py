@@ -1,0 +1,114 @@
+"""Stable-Baselines3 takes part for real: its evaluation runs our agent, its DQN our encoders."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import DQN
+from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage
+
+from agents.checkpoint import build_network
+from agents.config import make_config
+from agents.policy import Agent
+from agents.sb3 import EncoderExtractor
+from rl_nfm.encoders import FeedForwardEncoder, encoder_names, make_encoder
+
+SMALL = {
+    "nature": {"width": 4},
+    "impala": {"width": 4},
+    "resnet": {"depth": 10, "width": 4},
+    "nfm": {"depth": 10, "width": 4},
+}
+
+
+def sb3_env(num_envs=1):
+    import ale_py
+    import gymnasium
+
+    gymnasium.register_envs(ale_py)
+
+    def make():
+        return AtariWrapper(gymnasium.make("MsPacmanNoFrameskip-v4", max_episode_steps=200))
+
+    return VecFrameStack(DummyVecEnv([make] * num_envs), 4)
+
+
+def agent():
+    values = {"encoder": "nature", "nature": {"width": 4}, "head": {"hidden": 16}}
+    values["learner"] = {"num_action_quantiles": 4, "precision": "fp32"}
+    torch.manual_seed(0)
+    config = make_config(values)
+    return Agent(build_network(config, (4, 84, 84), 9), config, (4, 84, 84))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_evaluate_policy_runs_our_agent(transposed):
+    env = sb3_env(num_envs=2)
+    if transposed:
+        env = VecTransposeImage(env)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        returns, lengths = evaluate_policy(
+            agent(), env, n_eval_episodes=2, return_episode_rewards=True
+        )
+    assert len(returns) == 2
+    assert all(length > 10 for length in lengths)
+    env.close()
+
+
+def test_predict_takes_both_channel_orders_and_any_batch_size():
+    policy = agent()
+    first = np.random.default_rng(0).integers(0, 255, (3, 4, 84, 84), dtype=np.uint8)
+    torch.manual_seed(1)
+    a, state = policy.predict(first)
+    torch.manual_seed(1)
+    b, _ = policy.predict(first.transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(a, b)
+    assert a.shape == (3,)
+    assert state is None
+    assert policy.predict(first[0])[0].shape == ()
+    with pytest.raises(ValueError, match="observation: float64"):
+        policy.predict(first / 255.0)
+    with pytest.raises(ValueError, match="is not allowed"):
+        policy.predict(first[:, :3])
+
+
+@pytest.mark.parametrize("name", sorted(set(SMALL) & set(encoder_names())))
+def test_every_feedforward_encoder_trains_inside_sb3(name):
+    options = SMALL[name]
+    env = sb3_env()
+    model = DQN(
+        "CnnPolicy",
+        env,
+        buffer_size=200,
+        learning_starts=8,
+        batch_size=4,
+        policy_kwargs={
+            "features_extractor_class": EncoderExtractor,
+            "features_extractor_kwargs": {"encoder": name, **options},
+            "net_arch": [8],
+        },
+    )
+    before = [p.clone() for p in model.q_net.features_extractor.parameters()]
+    model.learn(24)
+    after = list(model.q_net.features_extractor.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    env.close()
+
+
+def test_pixels_are_scaled_once():
+    space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    torch.manual_seed(0)
+    extractor = EncoderExtractor(space, "nature", width=4)
+    torch.manual_seed(0)
+    plain = make_encoder("nature", width=4)
+    assert isinstance(plain, FeedForwardEncoder)
+    frames = torch.randint(0, 255, (2, 4, 84, 84), dtype=torch.uint8)
+    ours, _ = plain(frames[None])
+    torch.testing.assert_close(extractor(frames.float() / 255), ours[0])
+    with pytest.raises(ValueError, match="images"):
+        EncoderExtractor(spaces.Box(0, 1, (4,)))
