@@ -1,0 +1,135 @@
+"""Speed of the environments beside their peers, as ratios of decisions per second.
+
+Same game, frame skip 4, max-pooling, 84x84 grey, stack 4, no sticky actions, random play. Every
+contender is stepped for a short slice in each round, so that all meet the same disturbances.
+`bare` is ale-py's AtariVectorEnv, `16_of_32` its asynchronous mode.
+"""
+
+import argparse
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+from ale_py.vector_env import AtariVectorEnv
+from stable_baselines3.common.env_util import make_atari_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
+
+from envs import make_atari, resolve_game
+
+SETTINGS: dict[str, Any] = {
+    "repeat_action_probability": 0.0,
+    "noop_max": 30,
+    "use_fire_reset": True,
+}
+TARGETS = [
+    ("ours_16", "sb3_subproc_8", 2.5),
+    ("ours_16", "bare_16", 0.95),
+    ("ours_8", "bare_8", 0.95),
+    ("ours_16_of_32", "bare_16_of_32", 0.95),
+    ("ours_16", "sb3_dummy_8", 0.0),
+]
+"""Ours, peer, and the least ratio wanted (0: for information)."""
+
+
+def emulator(game: str, **kwargs: Any) -> gym.Env:
+    """One environment without frame skip; called in SB3's worker processes."""
+    gym.register_envs(ale_py)
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner
+    name = "".join(word.capitalize() for word in game.split("_"))
+    return gym.make(f"{name}NoFrameskip-v4", **kwargs)
+
+
+def sb3(game: str, cls: type) -> VecFrameStack:
+    """SB3's usual Atari environment: 8 environments, stacked by its wrapper."""
+    env = make_atari_env(
+        partial(emulator, game),
+        n_envs=8,
+        seed=0,
+        vec_env_cls=cls,
+        wrapper_kwargs={"terminal_on_life_loss": False, "clip_reward": False},
+    )
+    return VecFrameStack(env, 4)
+
+
+def bare(game: str, num_envs: int, batch_size: int = 0) -> AtariVectorEnv:
+    return AtariVectorEnv(game, num_envs, batch_size=batch_size, reward_clipping=False, **SETTINGS)
+
+
+def contenders(game: str) -> dict[str, Callable[[], Any]]:
+    """By name, functions that build an environment."""
+    return {
+        "ours_8": lambda: make_atari(game, num_envs=8, **SETTINGS),
+        "bare_8": lambda: bare(game, 8),
+        "ours_16": lambda: make_atari(game, num_envs=16, **SETTINGS),
+        "bare_16": lambda: bare(game, 16),
+        "ours_16_of_32": lambda: make_atari(game, num_envs=32, batch_size=16, **SETTINGS),
+        "bare_16_of_32": lambda: bare(game, 32, 16),
+        "sb3_subproc_8": lambda: sb3(game, SubprocVecEnv),
+        "sb3_dummy_8": lambda: sb3(game, DummyVecEnv),
+    }
+
+
+def play(env: Any, actions: np.ndarray, seconds: float) -> tuple[float, float]:
+    """Decisions per second of stepping `env` for about `seconds`, and cores this process used."""
+    count = 0
+    cpu, began = time.process_time(), time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < seconds:
+        env.step(actions[count % len(actions)])
+        count += 1
+    return count * actions.shape[1] / elapsed, (time.process_time() - cpu) / elapsed
+
+
+def measure(game: str, rounds: int, seconds: float) -> dict[str, np.ndarray]:
+    """What `play` tells, [rounds, 2], of each contender; the rounds are interleaved."""
+    rng = np.random.default_rng(0)
+    measured: dict[str, list[tuple[float, float]]] = {}
+    with contextlib.ExitStack() as stack:
+        running = {}
+        for name, build in contenders(game).items():
+            env = build()
+            stack.callback(env.close)
+            env.reset()
+            rows = getattr(env, "batch_size", env.num_envs)
+            single = getattr(env, "single_action_space", env.action_space)
+            running[name] = env, rng.integers(single.n, size=(1000, rows))
+        for counts in range(rounds + 1):  # the first is a warm-up
+            for name, (env, actions) in running.items():
+                result = play(env, actions, seconds)
+                if counts:
+                    measured.setdefault(name, []).append(result)
+    return {name: np.array(values) for name, values in measured.items()}
+
+
+def report(measured: dict[str, np.ndarray]) -> None:
+    print(f"{'decisions/s':16s} {'median':>8s} {'best decile':>12s} {'min':>8s} {'max':>8s} cores")
+    for name, values in measured.items():
+        speed, cores = values.T
+        summary = np.median(speed), np.quantile(speed, 0.9), speed.min(), speed.max()
+        columns = "{:8.0f} {:12.0f} {:8.0f} {:8.0f} {:5.2f}".format(*summary, np.median(cores))
+        print(f"{name:16s} {columns}")
+    print(
+        f"\n{'ratio':32s} {'of medians':>10s} {'by round':>9s} {'best decile':>12s} {'target':>7s}"
+    )
+    for ours, peer, target in TARGETS:
+        a, b = measured[ours][:, 0], measured[peer][:, 0]
+        ratio = np.median(a) / np.median(b)
+        others = f"{np.median(a / b):9.3f} {np.quantile(a, 0.9) / np.quantile(b, 0.9):12.3f}"
+        verdict = f"{target:7.2f} {'met' if ratio >= target else 'MISSED'}" if target else ""
+        print(f"{ours + ' / ' + peer:32s} {ratio:10.3f} {others} {verdict}")
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="benchmark.py env", description=__doc__)
+    parser.add_argument("--game", default="ms_pacman", type=resolve_game)
+    parser.add_argument("--rounds", default=20, type=int)
+    parser.add_argument("--seconds", default=0.5, type=float, help="per contender and round")
+    args = parser.parse_args(argv)
+    print(f"{args.game}, {args.rounds} rounds of {args.seconds} s each, {os.cpu_count()} cores")
+    print("cores: used by this process, so without SB3's workers; low values: a shared machine\n")
+    report(measure(args.game, args.rounds, args.seconds))
