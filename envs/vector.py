@@ -83,7 +83,7 @@ class GameVecEnv(VectorEnv):
         self._first_seed = self._check_seed(seed)
         self._process = os.getpid()
         self._turn = Turn.FIRST_RESET
-        self._over = np.ones(self.num_envs, np.bool_)
+        self._over = np.zeros(self.num_envs, np.bool_)
         self._lives = np.zeros(self.num_envs, np.int32)
         self._returns = np.zeros(self.num_envs, np.float64)
         self._lengths = np.zeros(self.num_envs, np.int64)
@@ -139,7 +139,7 @@ class GameVecEnv(VectorEnv):
         super().reset(seed=seed)
         turn, self._turn = self._turn, Turn.RESET
         obs, info = self._restart(seed, turn)
-        self._over[:] = True
+        self._close_books(slice(None))
         ended = np.zeros(self.batch_size, np.bool_)
         info = self._track(info, np.zeros(self.batch_size, np.int32), ended, ended)
         self._turn = Turn.SEND
@@ -197,21 +197,32 @@ class GameVecEnv(VectorEnv):
         truncated: NDArray[np.bool_],
     ) -> dict[str, Any]:
         """Keep the books per environment, and add what they tell to `info`."""
-        ids, lives = info["env_id"], info["lives"]
-        start = self._over[ids]
-        info["episode_start"] = start
-        info["life_loss"] = (lives < self._lives[ids]) & ~(start | terminated)
+        # Every step passes here. NumPy indexes several times faster with intp than with the int32
+        # of env_id, and counts faster than it finds any().
+        ids, lives = info["env_id"].astype(np.intp), info["lives"]
+        info["episode_start"] = self._over[ids]
+        info["life_loss"] = lives < self._lives[ids]
         self._lives[ids] = lives
-        # The row that starts an episode follows no action: no reward, no step.
-        returns = np.where(start, 0.0, self._returns[ids] + rewards)
-        lengths = np.where(start, 0, self._lengths[ids] + 1)
-        self._returns[ids], self._lengths[ids] = returns, lengths
+        self._returns[ids] += rewards
+        self._lengths[ids] += 1
         ended = terminated | truncated
         self._over[ids] = ended
-        if ended.any():
-            info["episode"] = {"r": np.where(ended, returns, 0.0), "l": np.where(ended, lengths, 0)}
+        if np.count_nonzero(ended):
+            info["life_loss"] &= ~terminated
+            info["episode"] = {
+                "r": np.where(ended, self._returns[ids], 0.0),
+                "l": np.where(ended, self._lengths[ids], 0),
+            }
             info["_episode"] = ended
+            self._close_books(ids[ended])
         return info
+
+    def _close_books(self, ids: Any) -> None:
+        """So that the row that starts the next episode counts as no step and loses no life."""
+        self._over[ids] = True
+        self._lives[ids] = 0
+        self._returns[ids] = 0.0
+        self._lengths[ids] = -1
 
     def _check_seed(self, seed: Any) -> int | None:
         if seed is None:
