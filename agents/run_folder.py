@@ -4,11 +4,12 @@
 cut both back to its checkpoint.
 """
 
+import contextlib
 import fcntl
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -67,17 +68,23 @@ class RunFolder:
         """The run's config, as saved."""
         return make_config(read_yaml(self.config_path), where=str(self.config_path))
 
-    def lock(self) -> None:
-        """Hold the folder until this process ends.
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, no other process can train this run; TensorBoard is flushed at the end.
 
         Raises:
             ValueError: if another process holds it.
         """
-        self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{self.path}: another process is training this run") from None
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(f"{self.path}: another process is training this run") from None
+            try:
+                yield
+            finally:
+                if self._board is not None:
+                    self._board.close()
 
     def cut(self, steps: int) -> None:
         """Drop every metric after `steps`, a torn last line too, and rebuild TensorBoard."""
@@ -107,11 +114,6 @@ class RunFolder:
         for key, value in metrics.items():
             if key != "steps" and isinstance(value, (int, float)):
                 self.board.add_scalar(key, value, metrics["steps"])
-
-    def close(self) -> None:
-        """Flush TensorBoard."""
-        if self._board is not None:
-            self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

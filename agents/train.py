@@ -67,8 +67,8 @@ def train(config: Config, *, out: Path | None = None) -> Path:
     device = pick_device(config.device)
     trainer = Trainer(config, device)
     folder = RunFolder.create(config, out)
-    folder.lock()
-    return trainer.run(folder, None)
+    with folder.held():
+        return trainer.run(folder, None)
 
 
 def resume(path: Path, override: Callable[[Config], Config]) -> Path:
@@ -86,14 +86,14 @@ def resume(path: Path, override: Callable[[Config], Config]) -> Path:
     config = override(old)
     check_resumable(old, config)
     device = pick_device(config.device)
-    folder.lock()
-    found = checkpoint.list_checkpoints(folder.checkpoints)
-    last = checkpoint.open_checkpoint(found[-1], replay=True) if found else None
-    if last is not None and config.steps < last.steps:
-        raise ValueError(f"steps: {config.steps} is not allowed: {last.steps} are done already")
-    trainer = Trainer(config, device)
-    write_config(config, folder.config_path)
-    return trainer.run(folder, last)
+    with folder.held():
+        found = checkpoint.list_checkpoints(folder.checkpoints)
+        last = checkpoint.open_checkpoint(found[-1], replay=True) if found else None
+        if last is not None and config.steps < last.steps:
+            raise ValueError(f"steps: {config.steps} is not allowed: {last.steps} are done already")
+        trainer = Trainer(config, device)
+        write_config(config, folder.config_path)
+        return trainer.run(folder, last)
 
 
 class Trainer:
@@ -180,7 +180,6 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self.env.close()
-            folder.close()
         if self._signal is not None:
             raise Stop(signal.Signals(self._signal).name)
         return folder.path
@@ -195,7 +194,7 @@ class Trainer:
             start = to_device(info["episode_start"], self.device)
             pixels = to_device(obs, self.device)
             state = self.actor.state
-            action = self.actor.act(pixels, start, epsilon=self._epsilon(), noise=config.head.noisy)
+            action = self.actor.act(pixels, start, epsilon=self._epsilon(), noise=True)
             row_step = self.actor.episode_step
             self.env.send(action.cpu().numpy())
             self._learn()

@@ -1,0 +1,51 @@
+"""Every preset is parsed, names its source, and runs a few steps with every encoder it may meet."""
+
+import dataclasses
+
+import pytest
+
+from agents.config import make_config, preset_names, preset_path, read_preset, to_plain
+from agents.train import train
+
+# What makes a published setting small enough for a test, without touching its structure.
+TINY = {
+    "steps": 96,
+    "replay": {"capacity_steps": 2000, "min_steps": 40, "batch_size": 2},
+    "env": {"num_envs": 2},
+    "learner": {
+        "steps_per_update": 32,
+        "num_quantiles": 2,
+        "num_target_quantiles": 2,
+        "num_action_quantiles": 2,
+    },
+    "head": {"hidden": 8},
+    "run": {"log_every_steps": 48, "eval_episodes": 0, "save_replay": False},
+}
+
+
+def shrunk(config):
+    values = to_plain(config)
+    for key, value in TINY.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+    values["learner"]["precision"] = "fp32"
+    for name in ("nature", "impala", "resnet", "nfm"):
+        if name in values:
+            values[name]["width"] = 4
+        if name in ("resnet", "nfm") and name in values:
+            values[name]["depth"] = 10
+    return make_config(values)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_preset_runs(name, tmp_path):
+    config = read_preset(name)
+    assert preset_path(name).read_text().startswith("#"), "a header names source and deviations"
+    folder = train(shrunk(config), out=tmp_path / "run")
+    assert (folder / "metrics.jsonl").read_text().count("\n") >= 2
+
+
+def test_saved_config_reads_back_to_the_same():
+    config = read_preset("quickstart")
+    assert make_config(to_plain(config)) == dataclasses.replace(
+        config, **{n: type(getattr(config, n))() for n in ("nature", "impala", "resnet")}
+    )
