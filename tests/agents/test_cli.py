@@ -1,6 +1,7 @@
 """The command line as a user types it: one message, exit code 2, nothing lost."""
 
 import pytest
+import torch
 
 from agents import checkpoint, cli
 from agents.config import make_config, read_preset
@@ -51,7 +52,7 @@ def test_bad_input_is_one_message_and_exit_code_2(argv, message, capsys, tmp_pat
     assert not list(tmp_path.rglob("checkpoints")), "nothing was begun"
 
 
-@pytest.mark.skipif("torch.cuda.is_available()", reason="there is one")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_no_cuda_device(capsys, tmp_path):
     code, _, err = run(capsys, "train", "debug", "--device", "cuda", "--out", str(tmp_path / "x"))
     assert (code, "device: 'cuda' is not available" in err) == (2, True)
