@@ -1,0 +1,27 @@
+"""Hierarchically modular networks, the Boolean tasks they are made for, and their known routing."""
+
+from rl_nfm.modular.networks import (
+    HierarchicallyModular,
+    Level,
+    ModuleBank,
+    PrunedMLP,
+    RoutingConfig,
+)
+from rl_nfm.modular.placement import Routing, known_routing
+from rl_nfm.modular.routing import straight_through_one_hot, straight_through_top_k
+from rl_nfm.modular.tasks import BooleanTask, Gate, boolean_task
+
+__all__ = [
+    "BooleanTask",
+    "Gate",
+    "HierarchicallyModular",
+    "Level",
+    "ModuleBank",
+    "PrunedMLP",
+    "Routing",
+    "RoutingConfig",
+    "boolean_task",
+    "known_routing",
+    "straight_through_one_hot",
+    "straight_through_top_k",
+]

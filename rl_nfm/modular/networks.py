@@ -1,0 +1,300 @@
+"""Hierarchically modular networks with learned or known routing, and the pruned MLP beside them.
+
+From "How Can Knowledge of a Task's Modular Structure Improve Generalization and Training
+Efficiency?" (TMLR 2025). Deviations: modules of a level (or of a bank, where shared) are one
+batched MLP; the networks put out logits, not probabilities; noise can be handed in, so that a
+forward pass is a pure function (many seeds at once by `torch.func.vmap`).
+
+Shapes: B rows, N units of the level below, F values of a unit (1, or the pixels of an image),
+M positions of a level, K shared modules, R units that a module reads, T tasks.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from rl_nfm.modular.placement import Routing
+from rl_nfm.modular.routing import (
+    gumbel_noise,
+    perturb,
+    straight_through_one_hot,
+    straight_through_top_k,
+)
+
+
+class ModuleBank(nn.Module):
+    """M equal MLPs with ReLU between layers, evaluated at once.
+
+    Args:
+        count: M.
+        arch: sizes from input to output.
+    """
+
+    def __init__(self, count: int, arch: Sequence[int]):
+        super().__init__()
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for inputs, outputs in pairwise(arch):
+            bound = 1 / math.sqrt(inputs)  # as torch.nn.Linear
+            self.weights.append(torch.empty(count, outputs, inputs).uniform_(-bound, bound))
+            self.biases.append(torch.empty(count, outputs).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Module m on [..., m, in]: [..., M, in] (or [..., 1, in], for all) to [..., M, out]."""
+        for depth, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if depth > 0:
+                x = x.relu()
+            x = torch.einsum("...mi,moi->...mo", x, weight) + bias
+        return x
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Level:
+    """One level of a modular network."""
+
+    positions: int
+    """Modules, or slots for shared modules."""
+    arch: tuple[int, ...]
+    """Sizes of a module's MLP; its input is `reads` units."""
+    reads: int = 2
+    """Units a module reads, in the order of their logits."""
+    num_shared: int | None = None
+    """Modules in the bank that all levels of this `arch` share; None: each position has its own."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoutingConfig:
+    """How routing is trained; none of it has an effect in eval mode."""
+
+    use_gumbel: bool = False
+    """Add Gumbel(0, 1) noise to routing logits."""
+    tau: float = 1.0
+    """Logits (with their noise) are divided by this."""
+    per_sample_routing: bool = False
+    """Noise of its own for each row, not one for the batch."""
+
+
+Noise = Sequence[Tensor]
+"""One tensor per routing decision, in the order of `HierarchicallyModular.logits()`."""
+
+
+class HierarchicallyModular(nn.Module):
+    """Levels of small MLPs, each of which reads a few units of the level below.
+
+    Routing logits of a position, [T, N, M], say which units it reads; with shared modules, a slot's
+    location logits, [T, K, M], say which module works there. The outputs are a last choice of
+    `num_outputs` units of the last level.
+
+    Args:
+        num_inputs: N of the first level.
+        num_outputs: units chosen at the end.
+        levels: from inputs to outputs.
+        num_tasks: T.
+        routing: see `RoutingConfig`.
+        known_inputs: tables of a routing whose units are read; then not trained.
+        known_modules: tables of a routing whose modules work at the slots; then not trained.
+
+    Raises:
+        ValueError: sizes that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_outputs: int,
+        levels: Sequence[Level],
+        *,
+        num_tasks: int = 1,
+        routing: RoutingConfig | None = None,
+        known_inputs: Routing | None = None,
+        known_modules: Routing | None = None,
+    ):
+        super().__init__()
+        self.levels = tuple(levels)
+        self.num_outputs = num_outputs
+        self.routing = routing or RoutingConfig()
+        self.module_input_logits = nn.ParameterList()
+        self.location_logits = nn.ParameterList()
+        self.banks = nn.ModuleList()
+        self._bank_of = []
+        units, banks = num_inputs, {}
+        for depth, level in enumerate(levels):
+            _check_level(depth, level, units)
+            self.module_input_logits.append(torch.randn(num_tasks, units, level.positions))
+            if level.num_shared is not None:
+                self.location_logits.append(
+                    torch.randn(num_tasks, level.num_shared, level.positions)
+                )
+            key = level.arch if level.num_shared else depth
+            if key not in banks:
+                banks[key] = len(self.banks)
+                self.banks.append(ModuleBank(level.num_shared or level.positions, level.arch))
+            self._bank_of.append(banks[key])
+            units = level.positions * level.arch[-1]
+        if units < num_outputs:
+            raise ValueError(f"the last level has {units} units, too few for {num_outputs} outputs")
+        self.module_input_logits.append(torch.randn(num_tasks, units, 1))
+        if known_inputs is not None:
+            _set_known(self.module_input_logits, known_inputs.module_inputs)
+        if known_modules is not None:
+            assert known_modules.modules is not None
+            tables = [[[(m,) for m in level] for level in task] for task in known_modules.modules]
+            _set_known(self.location_logits, tables)
+
+    def logits(self) -> list[Tensor]:
+        """All routing logits: module inputs from the first level on, outputs, locations."""
+        return [*self.module_input_logits, *self.location_logits]
+
+    def sample_noise(
+        self, batch_size: int, generator: torch.Generator | None = None
+    ) -> list[Tensor]:
+        """Gumbel noise for one forward pass of `batch_size` rows; empty without `use_gumbel`."""
+        if not self.routing.use_gumbel:
+            return []
+        lead = batch_size if self.routing.per_sample_routing else None
+        return [
+            gumbel_noise((lead or logits.shape[0], *logits.shape[1:]), generator)
+            for logits in self.logits()
+        ]
+
+    def forward(
+        self, x: Tensor, task_id: Tensor | None = None, noise: Noise | None = None
+    ) -> Tensor:
+        """Logits of the outputs.
+
+        Args:
+            x: [B, N] or, with units of several values, [B, N, F].
+            task_id: int64 [B]; by default task 0.
+            noise: as `sample_noise` gives it; by default drawn in training mode. Eval mode uses
+                none.
+
+        Returns:
+            [B, num_outputs].
+        """
+        units = x if x.dim() == 3 else x.unsqueeze(-1)  # [B, N, F]
+        if task_id is None:
+            task_id = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        if noise is None and self.training:
+            noise = [sample.to(x.device) for sample in self.sample_noise(len(x))]
+        chosen = self._choose(task_id, noise)
+        depth = len(self.levels)
+        locations = iter(chosen[depth + 1 :])
+        for index, level in enumerate(self.levels):
+            read = torch.einsum("bnf,rbnm->bmrf", units, chosen[index]).flatten(2)  # [B, M, R*F]
+            bank = self.banks[self._bank_of[index]]
+            if level.num_shared is None:
+                out = bank(read)  # [B, M, out]
+            else:
+                everywhere = bank(read.unsqueeze(2))  # [B, M, K, out]
+                out = torch.einsum("bmko,bkm->bmo", everywhere, next(locations)[0])
+            units = out.flatten(1).unsqueeze(-1)  # [B, M*out, 1]
+        return torch.einsum("bnf,rbnm->brfm", units, chosen[depth]).flatten(1)
+
+    def _choose(self, task_id: Tensor, noise: Noise | None) -> list[Tensor]:
+        """Selections [R, B, N, M], in the order of `logits`; locations have R = 1."""
+        per_sample = self.routing.per_sample_routing and self.training
+        counts = [level.reads for level in self.levels] + [self.num_outputs]
+        chosen = []
+        for index, logits in enumerate(self.logits()):
+            table = logits[task_id] if per_sample else logits
+            if self.training:
+                table = perturb(table, noise[index] if noise else None, self.routing.tau)
+            count = counts[index] if index < len(counts) else 1
+            if count == 1:
+                selection = straight_through_one_hot(table).unsqueeze(0)
+            else:
+                selection = straight_through_top_k(table, count)
+            chosen.append(selection if per_sample else selection[:, task_id])
+        return chosen
+
+
+def _check_level(depth: int, level: Level, units: int) -> None:
+    where = f"level {depth + 1}"
+    if level.positions < 1 or (level.num_shared is not None and level.num_shared < 1):
+        raise ValueError(f"{where}: needs at least one module, got {level}")
+    if len(level.arch) < 2 or min(level.arch) < 1:
+        raise ValueError(f"{where}: module_arch {level.arch} must be at least two positive sizes")
+    if level.arch[0] % level.reads or (depth > 0 and level.arch[0] != level.reads):
+        raise ValueError(
+            f"{where}: module_arch {level.arch} does not begin with the {level.reads} units read"
+        )
+    if not 1 <= level.reads <= units:
+        raise ValueError(
+            f"{where}: a module cannot read {level.reads} of {units} units (allowed: 1 to {units})"
+        )
+
+
+@torch.no_grad()
+def _set_known(
+    logits: nn.ParameterList, tables: Sequence[Sequence[Sequence[Sequence[int]]]]
+) -> None:
+    """Fix logits: 0 but for the units of a table, which get 1.0, 1.1, ... from the last one on."""
+    for depth, parameter in enumerate(logits):
+        parameter.requires_grad_(False).zero_()
+        for task, levels in enumerate(tables):
+            for position, units in enumerate(levels[depth]):
+                for rank, unit in enumerate(reversed(units)):
+                    parameter[task, unit, position] = 1.0 + 0.1 * rank
+
+
+class PrunedMLP(nn.Module):
+    """MLP with ReLU of which a random part of all weights is fixed at zero from the start.
+
+    Weights have uniform random scores; those below one global percentile are pruned. A bias is
+    pruned only if all weights of its row are.
+
+    Args:
+        arch: sizes from input to output; with several tasks the input ends in a one-hot task.
+        pruning_ratio: percent of all weights.
+        num_tasks: T.
+
+    Raises:
+        ValueError: a ratio outside [0, 100).
+    """
+
+    def __init__(self, arch: Sequence[int], pruning_ratio: float = 0.0, *, num_tasks: int = 1):
+        super().__init__()
+        if not 0 <= pruning_ratio < 100:
+            raise ValueError(
+                f"pruning_ratio: {pruning_ratio} is not allowed (allowed: 0 to below 100 percent)"
+            )
+        self.num_tasks = num_tasks
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(arch))
+        scores = [torch.rand(o, i) for i, o in pairwise(arch)]
+        every = torch.cat([score.flatten() for score in scores])
+        pruned = round(len(every) * pruning_ratio / 100)
+        threshold = every.sort().values[pruned - 1] if pruned else -1.0
+        for index, score in enumerate(scores):
+            mask = score > threshold
+            self.register_buffer(f"weight_mask_{index}", mask.float())
+            self.register_buffer(f"bias_mask_{index}", mask.any(1).float())
+
+    def forward(
+        self, x: Tensor, task_id: Tensor | None = None, noise: Noise | None = None
+    ) -> Tensor:
+        """Logits [B, outputs] of x [B, N] or [B, N, F]; `noise` is not used."""
+        del noise
+        x = x.flatten(1)
+        if self.num_tasks > 1:
+            if task_id is None:
+                task_id = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+            tasks = torch.arange(self.num_tasks, device=x.device)
+            x = torch.cat([x, (task_id[:, None] == tasks).to(x.dtype)], dim=1)
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, nn.Linear)
+            if index > 0:
+                x = x.relu()
+            weight = layer.weight * self.get_buffer(f"weight_mask_{index}")
+            x = nn.functional.linear(x, weight, layer.bias * self.get_buffer(f"bias_mask_{index}"))
+        return x
+
+    def sample_noise(
+        self, batch_size: int, generator: torch.Generator | None = None
+    ) -> list[Tensor]:
+        """None: nothing here is routed."""
+        del batch_size, generator
+        return []
