@@ -3,4 +3,12 @@
 Importing this package registers every task; `rl_nfm.supervised.cli.main` runs one.
 """
 
-from rl_nfm.supervised import adding, sort_of_clevr  # noqa: F401  (registers)
+from rl_nfm.supervised import (  # noqa: F401  (each registers its task)
+    adding,
+    classification,
+    classification_sweep,
+    copying,
+    sequential_digits,
+    sort_of_clevr,
+    stacked_digits,
+)

@@ -309,10 +309,8 @@ class _Trial:
         folder = self.folder / "checkpoint"
         meta = load_meta(folder, kind=KIND)
         weights = load_tensors(folder / "model.safetensors")
-        try:
-            self.model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(f"{folder}: does not fit this model ({error})") from None
+        _check_fit(folder, weights, self.model)
+        self.model.load_state_dict(weights)
         state: dict[int, dict[str, Any]] = {}
         saved = load_tensors(folder / "optimizer.safetensors")
         for key, value in {**saved, **meta["optimizer"]["scalars"]}.items():
@@ -326,6 +324,17 @@ class _Trial:
         if self.task.device.type == "cuda" and "cuda" in rng:
             torch.cuda.set_rng_state(rng["cuda"], self.task.device)
         self.epoch, self.updates, self.seconds = meta["epoch"], meta["updates"], meta["seconds"]
+
+
+def _check_fit(folder: Path, weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raise ValueError, naming the first difference, if a checkpoint is of another model."""
+    for name, value in model.state_dict().items():
+        saved = tuple(weights[name].shape) if name in weights else "missing"
+        if saved != tuple(value.shape):
+            raise ValueError(
+                f"{folder}: does not fit this model: {name} is {saved} in the checkpoint and "
+                f"{tuple(value.shape)} here (other data or other options?)"
+            )
 
 
 def _one_line(metrics: Metrics) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rl_nfm.supervised.loop import LoopConfig
 
 RIM_MODELS = ("rim_lstm", "rim_gru")
-USED_BY = {"rims": RIM_MODELS, "active": RIM_MODELS}
+USED_BY = {"rims": RIM_MODELS, "active": RIM_MODELS, "rim_dropout": RIM_MODELS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,9 @@ class RecurrentConfig(LoopConfig):
     active: Annotated[int, Gt(0)] = 4
     """Modules active at a step (rim_lstm, rim_gru)."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Dropout before the output layer."""
+    """Dropout on the embedded symbols (where there are any) and before the output layer."""
+    rim_dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """Dropout inside the RIMs, on what they read from the input and from each other (rim_*)."""
 
 
 def make_core(config: RecurrentConfig, input_size: int) -> nn.Module:
@@ -41,11 +43,18 @@ def make_core(config: RecurrentConfig, input_size: int) -> nn.Module:
     from rl_nfm.rims import RIM_GRU, RIM_LSTM
 
     rim = RIM_LSTM if config.model == "rim_lstm" else RIM_GRU
-    return rim(input_size, config.hidden, config.rims, config.active, batch_first=True)
+    return rim(
+        input_size,
+        config.hidden,
+        config.rims,
+        config.active,
+        batch_first=True,
+        rim_dropout=config.rim_dropout,
+    )
 
 
 class SequenceModel(nn.Module):
-    """Input layer, recurrent core, dropout, output layer at every step.
+    """Embedding, recurrent core and output layer at every step, with dropout between them.
 
     Args:
         config: sizes.
@@ -58,12 +67,16 @@ class SequenceModel(nn.Module):
         self, config: RecurrentConfig, *, inputs: int | None, input_size: int, outputs: int
     ):
         super().__init__()
-        self.embed = nn.Identity() if inputs is None else nn.Embedding(inputs, input_size)
+        dropout = nn.Dropout(config.dropout)
+        self.embed = (
+            nn.Identity()
+            if inputs is None
+            else nn.Sequential(nn.Embedding(inputs, input_size), dropout)
+        )
         self.core = make_core(config, input_size)
-        self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(config.hidden, outputs)
+        self.head = nn.Sequential(dropout, nn.Linear(config.hidden, outputs))
 
     def forward(self, sequence: Tensor, last: int) -> Tensor:
         """Outputs [B, last, outputs] of the last steps of `sequence` [B, T] or [B, T, F]."""
         hidden, _ = self.core(self.embed(sequence))  # [B, T, H]
-        return self.head(self.dropout(hidden[:, -last:]))
+        return self.head(hidden[:, -last:])

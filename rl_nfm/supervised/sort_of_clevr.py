@@ -18,6 +18,7 @@ from annotated_types import Ge, Gt, Le, MultipleOf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rl_nfm.matching import same_params_as
 from rl_nfm.nfm import NFMConfig
 from rl_nfm.relational import ConvAnswerer, NFMAnswerer, RelationNetwork
 from rl_nfm.supervised.clevr_data import (
@@ -33,7 +34,6 @@ from rl_nfm.supervised.clevr_data import (
     touches_held_out,
 )
 from rl_nfm.supervised.loop import LoopConfig, Metrics, Task, register_loop_task
-from rl_nfm.supervised.matching import count_parameters, width_for
 
 TEST_SEED = 2**31
 """Apart from every training seed; the same test images for all trials."""
@@ -120,9 +120,7 @@ class SortOfClevrTask(Task[SortOfClevrConfig]):
         nfm = NFMAnswerer(config.nfm, width=config.width, size=SIZE, **sizes)
         if config.model == "nfm":
             return nfm
-        width = width_for(
-            count_parameters(nfm), lambda width: ConvAnswerer(width=width, size=SIZE, **sizes)
-        )
+        width = same_params_as(nfm, lambda width: ConvAnswerer(width=width, size=SIZE, **sizes))
         return ConvAnswerer(width=width, size=SIZE, **sizes)
 
     def batches(self, epoch: int) -> Iterator[Batch]:

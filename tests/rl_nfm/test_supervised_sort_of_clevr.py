@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from rl_nfm.matching import count_parameters
 from rl_nfm.nfm import NFMConfig
 from rl_nfm.relational import ConvAnswerer, NFMAnswerer, RelationNetwork
 from rl_nfm.supervised.clevr_data import (
@@ -19,7 +20,6 @@ from rl_nfm.supervised.clevr_data import (
     touches_held_out,
 )
 from rl_nfm.supervised.cli import main
-from rl_nfm.supervised.matching import count_parameters, width_for
 
 
 @pytest.fixture(scope="module")
@@ -222,13 +222,6 @@ def test_dropout_is_off_in_eval_and_questions_do_not_mix():
     logits = net(images, questions)
     torch.testing.assert_close(net(images, questions), logits, atol=0, rtol=0)
     torch.testing.assert_close(net(images[1:], questions[1:, 2:]), logits[1:, 2:])
-
-
-def test_width_for_finds_the_nearest_width():
-    # Linear(3, w): 4 w parameters; 4 * 27 = 108 is nearer to 107 than 104
-    assert width_for(107, lambda w: nn.Linear(3, w)) == 27
-    assert width_for(107, lambda w: nn.Linear(3, w), step=4) == 28
-    assert width_for(1, lambda w: nn.Linear(3, w)) == 1
 
 
 TINY = ["--train-images", "20", "--test-images", "7", "--epochs", "1", "--batch-size", "9"]

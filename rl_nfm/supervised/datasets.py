@@ -1,0 +1,240 @@
+"""Image data sets, read whole into memory: the embedded digits, MNIST, CIFAR and image folders.
+
+`digits` ships inside scikit-learn (1797 images of 8x8; the first 1437 train, the last 360 test).
+The others are read from standard files in a folder: IDX (MNIST), the binary version of CIFAR, or
+one folder of images per class. Nothing is downloaded; a missing file is answered with the command
+that fetches it. Nothing is unpickled, so CIFAR's "python version" is not read.
+"""
+
+import dataclasses
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+DATASETS = ("digits", "mnist", "cifar10", "cifar100", "folder")
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm")
+FETCH = {
+    "mnist": "for f in train-images-idx3 train-labels-idx1 t10k-images-idx3 t10k-labels-idx1; do "
+    "curl -O --output-dir {folder} "
+    "https://ossci-datasets.s3.amazonaws.com/mnist/$f-ubyte.gz; done",
+    "cifar10": "curl https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz | tar xz -C {folder}",
+    "cifar100": "curl https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz "
+    "| tar xz -C {folder}",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """Images uint8 [N, C, H, W] and labels int64 [N] of a training and a test set."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: int
+
+    def __post_init__(self):
+        for images, labels in (
+            (self.train_images, self.train_labels),
+            (self.test_images, self.test_labels),
+        ):
+            if not len(images):
+                raise ValueError("data: holds no images")
+            if len(images) != len(labels):
+                raise ValueError(f"data: {len(images)} images but {len(labels)} labels")
+            if int(labels.min()) < 0 or int(labels.max()) >= self.classes:
+                raise ValueError(f"data: labels must be 0 .. {self.classes - 1}")
+
+
+def load_images(name: str, folder: Path | None) -> ImageData:
+    """A data set by name.
+
+    Args:
+        name: one of `DATASETS`.
+        folder: holds the files; None for `digits`.
+
+    Raises:
+        ValueError: no or an unreadable folder, files that are missing or not what they should be.
+    """
+    if name == "digits":
+        if folder is not None:
+            raise ValueError("data_folder: has no effect on data 'digits', which are embedded")
+        return _digits()
+    if folder is None:
+        raise ValueError(f"data_folder: is needed for data {name!r}")
+    if not folder.is_dir():
+        raise ValueError(f"data_folder: {folder} is no folder{_how(name, folder)}")
+    if name == "mnist":
+        return _mnist(folder)
+    if name in ("cifar10", "cifar100"):
+        return _cifar(folder, name)
+    if name == "folder":
+        return _folder(folder)
+    raise ValueError(f"data: {name!r} is unknown (allowed: {', '.join(DATASETS)})")
+
+
+def _digits() -> ImageData:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ValueError(
+            "data: 'digits' needs scikit-learn: pip install 'rl-nfm[supervised]'"
+        ) from None
+    loaded: Any = load_digits()
+    images = torch.from_numpy((loaded.images * (255 / 16)).round().astype(np.uint8))[:, None]
+    labels = torch.from_numpy(loaded.target.astype(np.int64))
+    train = 1437
+    return ImageData(
+        train_images=images[:train],
+        train_labels=labels[:train],
+        test_images=images[train:],
+        test_labels=labels[train:],
+        classes=10,
+    )
+
+
+def _mnist(folder: Path) -> ImageData:
+    read = {
+        f"{split}_{kind}": torch.from_numpy(_idx(folder, f"{stem}-{kind}-idx{rank}-ubyte", rank))
+        for split, stem in (("train", "train"), ("test", "t10k"))
+        for kind, rank in (("images", 3), ("labels", 1))
+    }
+    return ImageData(
+        train_images=read["train_images"][:, None],
+        train_labels=read["train_labels"].long(),
+        test_images=read["test_images"][:, None],
+        test_labels=read["test_labels"].long(),
+        classes=10,
+    )
+
+
+def _idx(folder: Path, name: str, rank: int) -> NDArray[np.uint8]:
+    """An array in IDX format: 0, 0, 8 (uint8), rank, each size as big-endian int32, values."""
+    path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+    if path is None:
+        raise ValueError(f"data_folder: {folder} has no {name}[.gz]{_how('mnist', folder)}")
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+    start = 4 + 4 * rank
+    sizes = np.frombuffer(content[4:start], dtype=">i4")
+    if content[:4] != bytes([0, 0, 8, rank]) or len(content) != start + int(np.prod(sizes)):
+        raise ValueError(f"{path}: not the IDX file it should be, or truncated")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(sizes.tolist()).copy()
+
+
+def _cifar(folder: Path, name: str) -> ImageData:
+    """Rows of 1 (CIFAR-10) or 2 (CIFAR-100: coarse, fine) label bytes and 3 x 32 x 32 pixels."""
+    inner = folder / ("cifar-10-batches-bin" if name == "cifar10" else "cifar-100-binary")
+    folder = inner if inner.is_dir() else folder
+    names = (
+        ([f"data_batch_{i}.bin" for i in range(1, 6)], ["test_batch.bin"])
+        if name == "cifar10"
+        else (["train.bin"], ["test.bin"])
+    )
+    label_bytes = 1 if name == "cifar10" else 2
+    splits = []
+    for files in names:
+        missing = [file for file in files if not (folder / file).is_file()]
+        if missing:
+            raise ValueError(f"data_folder: {folder} has no {missing[0]}{_how(name, folder)}")
+        rows = [_cifar_rows(folder / file, label_bytes + 3072) for file in files]
+        splits.append(torch.from_numpy(np.concatenate(rows)))
+    train, test = splits
+    return ImageData(
+        train_images=train[:, label_bytes:].reshape(-1, 3, 32, 32).clone(),
+        train_labels=train[:, label_bytes - 1].long(),
+        test_images=test[:, label_bytes:].reshape(-1, 3, 32, 32).clone(),
+        test_labels=test[:, label_bytes - 1].long(),
+        classes=10 if name == "cifar10" else 100,
+    )
+
+
+def _cifar_rows(path: Path, width: int) -> NDArray[np.uint8]:
+    values = np.fromfile(path, dtype=np.uint8)
+    if not values.size or values.size % width:
+        raise ValueError(f"{path}: {values.size} bytes are no rows of {width}; truncated?")
+    return values.reshape(-1, width)
+
+
+def _folder(folder: Path) -> ImageData:
+    """`train/CLASS/**` and `test/CLASS/**` or `val/CLASS/**`, or Tiny-ImageNet as it is shipped."""
+    train = folder / "train"
+    test = next((folder / name for name in ("test", "val") if _labelled(folder / name)), None)
+    if not train.is_dir() or test is None:
+        raise ValueError(
+            f"data_folder: {folder} must hold train/CLASS/*.png and test/CLASS/*.png "
+            "(or val/; or val/val_annotations.txt as in Tiny-ImageNet)"
+        )
+    names = sorted(path.name for path in train.iterdir() if path.is_dir())
+    index = {name: number for number, name in enumerate(names)}
+    train_images, train_labels = _read_all(train, index)
+    test_images, test_labels = _read_all(test, index)
+    if test_images.shape[1:] != train_images.shape[1:]:
+        raise ValueError(
+            f"data_folder: {folder} has images of {tuple(train_images.shape[2:])} in train and "
+            f"{tuple(test_images.shape[2:])} in {test.name}; all must have one size"
+        )
+    return ImageData(
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        classes=len(names),
+    )
+
+
+def _labelled(split: Path) -> bool:
+    """Whether a split says its labels (Tiny-ImageNet's test folder does not)."""
+    if not split.is_dir():
+        return False
+    subfolders = [path for path in split.iterdir() if path.is_dir()]
+    return (split / "val_annotations.txt").is_file() or (
+        bool(subfolders) and [path.name for path in subfolders] != ["images"]
+    )
+
+
+def _read_all(split: Path, index: dict[str, int]) -> tuple[Tensor, Tensor]:
+    from PIL import Image, UnidentifiedImageError
+
+    images, labels = [], []
+    for path, name in _labelled_files(split):
+        if name not in index:
+            raise ValueError(f"{path}: class {name!r} is not among the {len(index)} of train")
+        try:
+            with Image.open(path) as image:
+                images.append(np.asarray(image.convert("RGB")))
+        except (OSError, UnidentifiedImageError) as error:
+            raise ValueError(f"{path}: no readable image ({error})") from None
+        if images[-1].shape != images[0].shape:
+            size, first = images[-1].shape[:2], images[0].shape[:2]
+            raise ValueError(f"{path}: is {size}, the others are {first}; all must have one size")
+        labels.append(index[name])
+    if not images:
+        raise ValueError(f"data_folder: {split} holds no images ({', '.join(IMAGE_ENDINGS)})")
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return stacked, torch.tensor(labels)
+
+
+def _labelled_files(split: Path) -> Iterator[tuple[Path, str]]:
+    annotations = split / "val_annotations.txt"
+    if annotations.is_file():
+        for line in annotations.read_text(encoding="utf-8").splitlines():
+            file, name = line.split("\t")[:2]
+            yield split / "images" / file, name
+        return
+    for path in sorted(split.rglob("*")):
+        if path.suffix.lower() in IMAGE_ENDINGS:
+            yield path, path.relative_to(split).parts[0]
+
+
+def _how(name: str, folder: Path) -> str:
+    command = FETCH.get(name)
+    return "" if command is None else f"; fetch it with: {command.format(folder=folder)}"
