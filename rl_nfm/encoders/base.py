@@ -85,7 +85,9 @@ def scale_pixels(frames: Tensor) -> Tensor:
     """uint8 [N, C, H, W] to float in [0, 1], channels_last; in bf16 under bf16 autocast."""
     device = frames.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-    return frames.to(dtype=dtype, memory_format=torch.channels_last) * (1.0 / 255.0)
+    # Cast, then change the layout: half the time of both at once on a CPU.
+    pixels = frames.to(dtype).contiguous(memory_format=torch.channels_last)
+    return pixels.mul_(1.0 / 255.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
