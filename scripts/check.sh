@@ -7,4 +7,5 @@ ruff format --check .
 ruff check .
 codespell rl_nfm agents envs configs scripts tests docs ./*.md
 basedpyright --warnings
-pytest -n 2 -m "not slow and not gpu" "$@"
+# one thread for each of two workers
+OMP_NUM_THREADS=1 pytest -n 2 -m "not slow and not gpu" "$@"
