@@ -6,12 +6,12 @@ Sources, per name:
 * `dopamine`: google/dopamine, `discrete_domains/atari_lib.py`.
 * `machado`: Machado et al. 2018 with Dopamine's frame skip and cap: all 18 actions, frame skip 4
   (paper: 5) and 108,000 frames an episode (paper: 18,000).
-* `atari100k`: Kaiser et al. 2020 as the data-efficient Rainbow line runs it (`rlpyt/envs/atari`).
+* `atari100k`: Kaiser et al. 2020 as it is commonly run, with rlpyt's `envs/atari/atari_env.py`.
 
 Deviations, all because of ale-py's vector environment: no-ops are drawn from 0 to `noop_max` - 1
-(elsewhere 1 to `noop_max`), one fewer where FIRE is pressed; FIRE is pressed once, and only when a
-game begins (rltime presses two buttons, after every life loss too); a lost life is seen at the end
-of the frame skip, which goes on after it.
+(elsewhere up to `noop_max`, from 0 or 1), one fewer where FIRE is pressed; FIRE is pressed once,
+and only when a game begins (rltime and rlpyt press two buttons, after every life loss too); a lost
+life is seen at the end of the frame skip, which goes on after it, and stacks go on as well.
 """
 
 import dataclasses
