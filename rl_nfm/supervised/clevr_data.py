@@ -43,18 +43,15 @@ ANSWERS = ("yes", "no", "rectangle", "circle", "1", "2", "3", "4", "5", "6")
 YES, NO, RECTANGLE, CIRCLE, ONE = 0, 1, 2, 3, 4
 SUBTYPES = (("shape", "left", "upper"), ("closest", "furthest", "count"))
 """By kind: non-relational, relational."""
-PALETTE = np.array(
-    [
-        (255, 255, 255),  # background
-        (255, 0, 0),
-        (0, 255, 0),
-        (0, 0, 255),
-        (255, 156, 0),
-        (128, 128, 128),
-        (255, 255, 0),
-    ],
-    dtype=np.uint8,
+COLOURS = (
+    (255, 0, 0),
+    (0, 255, 0),
+    (0, 0, 255),
+    (255, 156, 0),
+    (128, 128, 128),
+    (255, 255, 0),
 )
+"""Red, green and blue of each object."""
 QUESTION_ONLY_CEILING = 0.439
 """Best relational accuracy without looking at the image."""
 
@@ -70,8 +67,8 @@ class Scenes:
     """[N, 6, 2]: x (column) and y (row) of each object, in the order of the colours."""
     circles: NDArray[np.bool_]
     """[N, 6]: whether it is a disc."""
-    pixels: NDArray[np.uint8]
-    """[N, 75, 75]: row of `PALETTE`."""
+    images: NDArray[np.uint8]
+    """[N, 3, 75, 75]: red, green and blue planes."""
     colours: NDArray[np.int64]
     """[N, 2, 10]: the object asked about."""
     subtypes: NDArray[np.int64]
@@ -103,7 +100,7 @@ def make_scenes(count: int, *, seed: int, held_out: int = 0) -> Scenes:
     return Scenes(
         centres=centres,
         circles=circles,
-        pixels=_render(centres, circles),
+        images=_render(centres, circles),
         colours=colours,
         subtypes=subtypes,
         answers=_answer(centres, circles, colours, subtypes),
@@ -129,19 +126,21 @@ def _draw_centres(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
 
 
 def _render(centres: NDArray[np.int64], circles: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Palette rows [N, H, W]; a later colour is painted over an earlier one."""
-    pixels = np.zeros((len(centres), SIZE, SIZE), dtype=np.uint8)
+    """Images [N, 3, H, W]; a later object is painted over an earlier one."""
+    images = np.full((len(centres), 3, SIZE, SIZE), 255, dtype=np.uint8)
+    flat = images.reshape(-1)
     rows, columns = np.mgrid[-RADIUS : RADIUS + 1, -RADIUS : RADIUS + 1]
-    inside = rows**2 + columns**2 <= RADIUS**2
-    for shape, mask in ((False, np.ones_like(inside)), (True, inside)):
-        dy, dx = rows[mask], columns[mask]
-        for colour in range(OBJECTS):
-            images = np.flatnonzero(circles[:, colour] == shape)
-            x, y = centres[images, colour].T
-            target = (images[:, None], y[:, None] + dy, x[:, None] + dx)
-            # The higher colour wins, whatever the order in which the shapes are painted.
-            pixels[target] = np.maximum(pixels[target], colour + 1)
-    return pixels
+    offsets = rows * SIZE + columns
+    disc = offsets[rows**2 + columns**2 <= RADIUS**2]
+    starts = np.arange(len(centres))[:, None] * 3 * SIZE**2
+    middles = starts + centres[..., 1] * SIZE + centres[..., 0]
+    for index, planes in enumerate(COLOURS):
+        for circle, stamp in ((False, offsets.ravel()), (True, disc)):
+            middle = middles[circles[:, index] == circle, index]
+            target = middle[:, None] + stamp
+            for plane, value in enumerate(planes):
+                flat[target + plane * SIZE**2] = value
+    return images
 
 
 def _answer(

@@ -23,7 +23,6 @@ from rl_nfm.nfm import NFMConfig
 from rl_nfm.relational import ConvAnswerer, NFMAnswerer, RelationNetwork
 from rl_nfm.supervised.clevr_data import (
     ANSWERS,
-    PALETTE,
     QUESTION_BITS,
     QUESTIONS,
     SIZE,
@@ -40,7 +39,7 @@ TEST_SEED = 2**31
 EVAL_IMAGES = 50
 
 Batch = tuple[Tensor, Tensor, Tensor]
-"""Palette rows [B, H, W], questions [B, Q, 11], answers [B, Q]."""
+"""uint8 images [B, 3, H, W], questions [B, Q, 11], answers [B, Q]."""
 
 
 CLEVR_NFM = NFMConfig(key_size=16, value_size=16, top_k=5, out_norm="batch")
@@ -105,7 +104,6 @@ class SortOfClevrTask(Task[SortOfClevrConfig]):
         self.test_set = _on_device(scenes, device)
         self.test_subtypes = torch.from_numpy(scenes.subtypes)
         self.test_unseen = torch.from_numpy(touches_held_out(scenes, config.held_out))
-        self.palette = torch.from_numpy(PALETTE).to(device).float() / 255.0
 
     def build_model(self) -> nn.Module:
         """See `Task.build_model`."""
@@ -126,28 +124,27 @@ class SortOfClevrTask(Task[SortOfClevrConfig]):
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Shuffled images, each with `questions_per_image` questions drawn anew."""
         del epoch
-        pixels, questions, answers = self.train
+        images, questions, answers = self.train
         each = self.config.questions_per_image // 2
-        for rows in torch.randperm(len(pixels)).split(self.config.batch_size):
+        for rows in torch.randperm(len(images)).split(self.config.batch_size):
             drawn = torch.rand(len(rows), 2, QUESTIONS).topk(each).indices
             index = (rows[:, None, None], torch.arange(2)[:, None], drawn)
-            yield pixels[rows], questions[index].flatten(1, 2), answers[index].flatten(1)
+            yield images[rows], questions[index].flatten(1, 2), answers[index].flatten(1)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of the answers."""
-        pixels, questions, answers = batch
-        return F.cross_entropy(
-            self._logits(model, pixels, questions).flatten(0, 1), answers.flatten()
-        )
+        images, questions, answers = batch
+        logits = model(images.float() / 255.0, questions).flatten(0, 1)
+        return F.cross_entropy(logits.float(), answers.flatten())
 
     def evaluate(self, model: nn.Module) -> Metrics:
         """Accuracy of both kinds, of each subtype, and on held-out combinations alone."""
         parts = zip(*(values.split(EVAL_IMAGES) for values in self.test_set), strict=True)
         correct = torch.cat(
             [
-                self._logits(model, pixels, questions.flatten(1, 2)).argmax(-1).cpu()
+                model(images.float() / 255.0, questions.flatten(1, 2)).argmax(-1).cpu()
                 == answers.flatten(1).cpu()
-                for pixels, questions, answers in parts
+                for images, questions, answers in parts
             ]
         ).view(-1, 2, QUESTIONS)
         metrics = {}
@@ -160,19 +157,15 @@ class SortOfClevrTask(Task[SortOfClevrConfig]):
                 metrics[f"held_out/{kind_name}"] = _mean(right[self.test_unseen[:, kind]])
         return metrics
 
-    def _logits(self, model: nn.Module, pixels: Tensor, questions: Tensor) -> Tensor:
-        images = self.palette[pixels.long()].permute(0, 3, 1, 2)  # [B, 3, H, W]
-        return model(images, questions)
-
 
 def _mean(right: Tensor) -> float:
     return float(right.float().mean())
 
 
 def _on_device(scenes: Scenes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Palette rows [N, H, W], questions [N, 2, Q, 11] and answers [N, 2, Q]."""
+    """Images [N, 3, H, W], questions [N, 2, Q, 11] and answers [N, 2, Q]."""
     return (
-        torch.from_numpy(scenes.pixels).to(device),
+        torch.from_numpy(scenes.images).to(device),
         encode_questions(scenes).to(device),
         torch.from_numpy(scenes.answers).to(device),
     )

@@ -11,7 +11,7 @@ from rl_nfm.nfm import NFMConfig
 from rl_nfm.relational import ConvAnswerer, NFMAnswerer, RelationNetwork
 from rl_nfm.supervised.clevr_data import (
     ANSWERS,
-    PALETTE,
+    COLOURS,
     QUESTION_ONLY_CEILING,
     SUBTYPES,
     encode_questions,
@@ -67,27 +67,26 @@ def test_every_answer_follows_from_the_objects(scenes):
 
 
 def naive_image(centres, circles):
-    image = np.zeros((75, 75), dtype=np.uint8)
+    image = np.full((3, 75, 75), 255, dtype=np.uint8)
     for colour, ((x, y), circle) in enumerate(zip(centres, circles, strict=True)):
         for row in range(75):
             for column in range(75):
                 dy, dx = row - y, column - x
                 inside = dx * dx + dy * dy <= 25 if circle else max(abs(dx), abs(dy)) <= 5
                 if inside:
-                    image[row, column] = colour + 1
+                    image[:, row, column] = COLOURS[colour]
     return image
 
 
 def test_images_show_the_objects(scenes):
     for image in (0, 1, 2, 3):
         expected = naive_image(scenes.centres[image], scenes.circles[image])
-        np.testing.assert_array_equal(scenes.pixels[image], expected)
+        np.testing.assert_array_equal(scenes.images[image], expected)
     # 11 x 11 pixels of a square; rows of 1, 7, 9, 9, 9, 11, 9, 9, 9, 7, 1 of a disc
-    alone = scenes.pixels == 1  # red, which the later colours may cover
-    areas = alone.sum((1, 2))
+    red = (scenes.images == np.reshape((255, 0, 0), (1, 3, 1, 1))).all(1)  # may be covered
+    areas = red.sum((1, 2))
     assert set(areas[~scenes.circles[:, 0]]) <= set(range(100, 122))
     assert max(areas[scenes.circles[:, 0]]) == 81
-    assert len(PALETTE) == 7
 
 
 def test_centres_keep_their_distance_and_their_range(scenes):
@@ -121,7 +120,7 @@ def test_priors_leave_a_question_only_classifier_below_44_percent():
 
 def test_scenes_are_reproducible_and_differ_by_seed(scenes):
     again, other = make_scenes(400, seed=7), make_scenes(400, seed=8)
-    np.testing.assert_array_equal(again.pixels, scenes.pixels)
+    np.testing.assert_array_equal(again.images, scenes.images)
     np.testing.assert_array_equal(again.answers, scenes.answers)
     assert not np.array_equal(other.centres, scenes.centres)
 
