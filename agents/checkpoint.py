@@ -244,7 +244,10 @@ def _restore_optimizer(learner: Learner, values: dict[str, Tensor]) -> None:
         name, _, field = key.rpartition(".")
         entries.setdefault(names.index(name), {})[field] = value
     content["state"] = entries
+    rate = learner.optimizer.param_groups[0]["lr"]
     learner.optimizer.load_state_dict(content)
+    # Loading copies the rate; on a GPU it is the tensor that the schedule writes to.
+    learner.optimizer.param_groups[0]["lr"] = rate
 
 
 def _restore_replay(checkpoint: Checkpoint, replay: Replay, state: dict[str, Tensor]) -> None:

@@ -142,6 +142,7 @@ class Learner:
         target.eval()
         self._graph: torch.cuda.CUDAGraph | None = None
         self._use_graph = cuda and config.cuda_graph
+        self._eager_updates = 0
 
     def set_schedule(self, progress: float) -> None:
         """Set learning rate and beta for this share of training done, in [0, 1]."""
@@ -159,10 +160,11 @@ class Learner:
         """One gradient step; on a GPU the replay of a captured graph after three eager ones."""
         if self._graph is not None:
             self._graph.replay()
-        elif self._use_graph and self.updates >= 3:
+        elif self._use_graph and self._eager_updates >= 3:
             self._capture()
         else:
             self._step()
+            self._eager_updates += 1
         self.updates += 1
         self._summed_updates += 1
         if self.config.target_tau is None and self.updates % self.config.target_every_updates == 0:
