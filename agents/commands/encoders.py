@@ -1,0 +1,75 @@
+"""`rl-nfm encoders`: the registry, one line each."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from rl_nfm.configuration import nearest
+from rl_nfm.encoders import Encoder, encoder_entries, make_encoder
+
+HELP = """usage: rl-nfm encoders [--json]
+
+List the encoders that --encoder takes: name, parameters, multiply-accumulates (MACs) for one
+observation of 4 frames of 84x84, size of the features, and what it is; with its default options.
+An installed package adds its own by the entry point group `rl_nfm.encoders`.
+
+  --json    print it as JSON
+"""
+OBS_SHAPE, NUM_ACTIONS = (4, 84, 84), 18
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    if "-h" in argv or "--help" in argv:
+        print(HELP, end="")
+        return 0
+    for word in argv:
+        if word != "--json":
+            raise ValueError(nearest("option", word, ["--json", "--help"]))
+    rows = [_describe(entry.name, entry.summary) for entry in encoder_entries()]
+    if argv:
+        print(json.dumps(rows, indent=1))
+        return 0
+    width = max(len(row["name"]) for row in rows)
+    print(f"{'name':{width}}  {'parameters':>10}  {'MACs':>13}  {'features':>8}  summary")
+    for row in rows:
+        print(
+            f"{row['name']:{width}}  {row['parameters']:>10,}  {row['macs']:>13,}  "
+            f"{row['feature_dim']:>8,}  {row['summary']}"
+        )
+    return 0
+
+
+def _describe(name: str, summary: str) -> dict[str, Any]:
+    encoder = make_encoder(name, obs_shape=OBS_SHAPE, num_actions=NUM_ACTIONS).eval()
+    return {
+        "name": name,
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+        "macs": count_macs(encoder),
+        "feature_dim": encoder.feature_dim,
+        "recurrent": encoder.recurrent,
+        "summary": summary,
+    }
+
+
+@torch.no_grad()
+def count_macs(encoder: Encoder) -> int:
+    """Multiply-accumulates of convolutions and matrix products for one observation, one step."""
+    obs = torch.zeros(1, 1, *OBS_SHAPE, dtype=torch.uint8)
+    extras = {
+        "last_action": torch.zeros(1, 1, dtype=torch.int64),
+        "last_reward": torch.zeros(1, 1),
+        "episode_step": torch.zeros(1, 1, dtype=torch.int64),
+    }
+    reset = torch.ones(1, 1, dtype=torch.bool)
+    with FlopCounterMode(display=False) as counter:
+        encoder(obs, encoder.initial_state(1), reset, extras)
+    return counter.get_total_flops() // 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,151 @@
+"""`rl-nfm evaluate`: play episodes with a trained agent, or at random; scores and a video."""
+
+import contextlib
+import dataclasses
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from annotated_types import Ge, Gt, Le
+
+from agents import checkpoint
+from agents.checkpoint import Checkpoint
+from agents.config import Config, preset_names, read_preset, to_plain
+from agents.evaluate import Scores, play
+from agents.output_files import check_file, write_json
+from agents.run_folder import RunFolder
+from agents.train import pick_device
+from agents.video import record_first_episode
+from rl_nfm.configuration import parse_flags
+
+DESCRIPTION = """Play episodes with a trained agent and print mean, median and human-normalised
+score with the protocol they were played under. Needs no display and no training state. Of the
+episodes, the first N started count, so that short ones are not favoured."""
+RANDOM = "random"
+"""Stands for the encoder where there is none."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to play."""
+
+    path: tyro.conf.Positional[Path]
+    """A run's folder or a single checkpoint (with --random also a preset's name)."""
+
+    episodes: Annotated[int, Gt(0)] = 100
+    """Episodes to count."""
+
+    json: Path | None = None
+    """Write returns, scores and protocol to this file; one that is there is replaced."""
+
+    video: Path | None = None
+    """Record the first episode to this .mp4 file: the game, and what the agent sees."""
+
+    epsilon: Annotated[float, Ge(0), Le(1)] = 0.001
+    """Probability of a random action."""
+
+    seed: Annotated[int, Ge(0), Le(2**31 - 1)] = 1000
+    """Of games and actions; another one than in training."""
+
+    which: Literal["last", "best"] = "last"
+    """Which checkpoint of a run: the last one, or that of the best evaluation in training."""
+
+    random: tyro.conf.UseCounterAction[Annotated[int, Ge(0)]] = 0
+    """Choose every action at random, for comparison."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs; auto: cuda where there is one."""
+
+    num_envs: Annotated[int, Gt(0), Le(1024)] = 8
+    """Games played side by side, at most one per episode."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    options = parse_flags(Options, argv, prog="rl-nfm evaluate", description=DESCRIPTION)
+    if options.json is not None:
+        check_file("json", options.json)
+    if options.video is not None:
+        check_file("video", options.video, ".mp4")
+    device = pick_device(options.device)
+    found = None if options.random else _open(options)
+    config = _random_config(options.path) if found is None else found.config
+    network = None if found is None else checkpoint.load_network(found, device)
+    with contextlib.ExitStack() as stack:
+        recorder = None
+        if options.video is not None:
+            recorder = stack.enter_context(
+                record_first_episode(options.video, config, seed=options.seed)
+            )
+        scores = play(
+            None if network is None else network.eval(),
+            config,
+            episodes=options.episodes,
+            epsilon=options.epsilon,
+            seed=options.seed,
+            num_envs=options.num_envs,
+            progress=True,
+            on_step=recorder,
+        )
+    content = _content(scores, config, found)
+    if options.json is not None:
+        write_json(options.json, content)
+    print(_text(content))
+    return 0
+
+
+def _open(options: Options) -> Checkpoint:
+    return checkpoint.open_checkpoint(checkpoint.find(options.path, options.which))
+
+
+def _random_config(path: Path) -> Config:
+    """The config of a run, of a checkpoint or of a preset: it names the game and the protocol."""
+    if not path.exists() and str(path) in preset_names():
+        return read_preset(str(path))
+    folder = RunFolder(path)
+    if folder.config_path.is_file():
+        return folder.config()
+    return checkpoint.open_checkpoint(checkpoint.find(path)).config
+
+
+def _content(scores: Scores, config: Config, found: Checkpoint | None) -> dict[str, Any]:
+    """What the JSON file holds. Without a checkpoint there is nothing that was trained."""
+    trained: dict[str, Any] = {"encoder": RANDOM, "checkpoint_steps": None}
+    if found is not None:
+        trained = {
+            "encoder": config.encoder,
+            "checkpoint_steps": found.steps,
+            "checkpoint": str(found.path),
+            "which": "best" if found.path.name == "best" else "last",
+            "train_seed": config.seed,
+            "config": to_plain(config),
+        }
+    packages = ("torch", "numpy", "gymnasium", "ale-py")
+    versions = {"python": platform.python_version(), **{p: version(p) for p in packages}}
+    return {**scores.to_plain(), **trained, "versions": versions}
+
+
+def _text(content: dict[str, Any]) -> str:
+    hns = content["hns"]
+    steps = content["checkpoint_steps"]
+    who = content["encoder"] if steps is None else f"{content['encoder']} after {steps} steps"
+    rows = {
+        "game": f"{content['game']}, {who}",
+        "episodes": content["episodes"],
+        "mean return": f"{content['mean']:.2f}",
+        "median return": f"{content['median']:.2f}",
+        "human-normalised score": "none (no human score is published)"
+        if hns is None
+        else f"{hns:.4f}",
+    }
+    lines = [f"{name:24}{value}" for name, value in rows.items()]
+    lines += ["protocol:", *(f"  {name:28}{value}" for name, value in content["protocol"].items())]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,41 @@
+"""`rl-nfm report`: learning curves and scores over seeds and games."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from agents.report import write_report
+from rl_nfm.configuration import parse_flags
+
+DESCRIPTION = """Learning curves (PNG) and tables of scores (Markdown, CSV, JSON) over seeds and
+games. A run adds its training curve and its scores.json, where it has one. Runs of one encoder are
+seeds of one method, unless their settings differ. Scores of different protocols are refused."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to report."""
+
+    path: tyro.conf.Positional[tuple[Path, ...]]
+    """Runs' folders, and files written by `rl-nfm evaluate --json`."""
+
+    out: Path = Path("report")
+    """Folder to write to; an earlier report in it is replaced."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    options = parse_flags(Options, argv, prog="rl-nfm report", description=DESCRIPTION)
+    if not options.path:
+        raise ValueError("path: at least one run is needed, as in: rl-nfm report runs/* --out DIR")
+    files = write_report(options.path, options.out)
+    print(files[0].read_text(encoding="utf-8"))
+    print("written: " + ", ".join(str(file) for file in files))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,138 @@
+"""A video of the first episode: the game in colour, and what the agent sees beside it.
+
+The agent's side is the newest frame of its observation. The colours come from a second emulator of
+the same seed that is given the same actions: emulation is deterministic, sticky actions included,
+so nothing about the episode that is scored changes.
+"""
+
+import contextlib
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import cv2
+import imageio_ffmpeg
+import numpy as np
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from agents.config import Config
+from agents.evaluate import PlayStep, env_seed
+from agents.output_files import written
+from envs import Protocol, resolve_game
+from envs.games import MEMORY_CUE
+
+FPS = 15
+"""Agent steps in a second of play: 60 emulator frames, 4 to a step."""
+
+# Multiples of 16, as video encoders want them. The picture of an Atari fills a 4:3 screen.
+_HEIGHT, _GAME_WIDTH, _VIEW_WIDTH, _TEXT_HEIGHT = 480, 640, 480, 32
+
+Image = NDArray[np.uint8]
+"""[H, W, 3], RGB."""
+
+
+@contextlib.contextmanager
+def record_first_episode(path: Path, config: Config, *, seed: int) -> Iterator["EpisodeVideo"]:
+    """A recorder to hand to `play` as `on_step`; the file is whole or not there at all.
+
+    Args:
+        path: ends in .mp4.
+        config: that of `play`.
+        seed: that of `play`.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    game, protocol = resolve_game(config.game), config.env.resolve()
+    colors = None if game == MEMORY_CUE else _ColorTwin(game, protocol, env_seed(seed))
+    width = _VIEW_WIDTH if colors is None else _GAME_WIDTH + _VIEW_WIDTH
+    with written(path) as partial, contextlib.closing(_writer(partial, width)) as writer:
+        writer.send(None)
+        yield EpisodeVideo(game, colors, writer)
+
+
+def _writer(path: Path, width: int) -> Generator[None, bytes | None, None]:
+    return imageio_ffmpeg.write_frames(
+        str(path),
+        (width, _HEIGHT + _TEXT_HEIGHT),
+        fps=FPS,
+        quality=7,
+        output_params=["-preset", "veryfast"],
+        ffmpeg_log_level="error",
+    )
+
+
+class EpisodeVideo:
+    """Draws one image per observation of the first game, until its first episode has ended."""
+
+    def __init__(
+        self,
+        game: str,
+        colors: "_ColorTwin | None",
+        writer: Generator[None, bytes | None, None],
+    ):
+        self.game, self.colors, self.writer = game, colors, writer
+        self.steps, self.score, self.done = 0, 0.0, False
+        self._action = 0
+
+    def __call__(self, step: PlayStep) -> None:
+        """See `agents.evaluate.OnStep`."""
+        if self.done:
+            return
+        if step.info["episode_start"][0]:
+            picture = None if self.colors is None else self.colors.reset()
+        else:
+            self.steps += 1
+            self.score += float(step.reward[0])
+            picture = None
+            if self.colors is not None:
+                picture, reward = self.colors.step(self._action)
+                assert reward == step.reward[0], "the second emulator plays another game"
+        self._action = int(step.action[0])
+        self.writer.send(self._draw(picture, step.obs[0, -1]).tobytes())
+        self.done = bool(step.info.get("_episode", (False,))[0])
+
+    def _draw(self, picture: Image | None, view: NDArray[np.uint8]) -> Image:
+        gray = _scaled(np.repeat(view[..., None], 3, axis=-1), _VIEW_WIDTH)
+        panels = [gray] if picture is None else [_scaled(picture, _GAME_WIDTH), gray]
+        strip = np.zeros((_TEXT_HEIGHT, sum(p.shape[1] for p in panels), 3), np.uint8)
+        text = f"{self.game}  score {self.score:.0f}  step {self.steps}"
+        cv2.putText(
+            strip, text, (8, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 1, cv2.LINE_AA
+        )
+        return np.vstack([strip, np.hstack(panels)])
+
+
+def _scaled(image: Image, width: int) -> Image:
+    scaled = cv2.resize(image, (width, _HEIGHT), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(scaled, np.uint8)
+
+
+class _ColorTwin:
+    """One emulator that shows colours at full size; everything else is as the protocol says."""
+
+    def __init__(self, game: str, protocol: Protocol, seed: int):
+        settings = dict(vars(protocol))
+        del settings["name"], settings["terminal_on_life_loss"]
+        settings |= {"stack_num": 1, "img_height": 210, "img_width": 160}
+        self._seed = seed
+        self._vec = AtariVectorEnv(
+            game,
+            1,
+            num_threads=1,
+            autoreset_mode=AutoresetMode.NEXT_STEP,
+            episodic_life=False,
+            life_loss_info=False,
+            reward_clipping=False,
+            grayscale=False,
+            **settings,
+        )
+
+    def reset(self) -> Image:
+        obs, _ = self._vec.reset(seed=self._seed)
+        return obs[0, 0]
+
+    def step(self, action: int) -> tuple[Image, float]:
+        obs, reward, *_ = self._vec.step(np.array([action], np.int64))
+        return obs[0, 0], float(reward[0])
