@@ -19,7 +19,7 @@ from annotated_types import Ge, Gt
 from rl_nfm.configuration import parse_flags, validate
 
 CONFIG_FILE = "config.json"
-FREE_ON_RESUME = frozenset({"json", "out", "resume", "device", "epochs", "trials"})
+FREE_ON_RESUME = frozenset({"json", "resume", "device", "epochs", "trials"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

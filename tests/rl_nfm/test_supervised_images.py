@@ -319,8 +319,8 @@ def test_random_attention_is_a_switch_of_the_places():
 
 def test_classification_refuses_what_does_not_fit(tmp_path):
     with pytest.raises(ValueError, match="occlusion: 9 is larger than the images"):
-        main([*CLASSIFICATION, "--occlusion", "9", "--out", str(tmp_path / "x")])
-    run = tmp_path / "run"
+        main([*CLASSIFICATION, "--occlusion", "9", "--out", str(tmp_path / "run")])
+    run = tmp_path / "run"  # the failed start has left no run there
     assert main([*CLASSIFICATION, "--model", "resnet", "--out", str(run)]) == 0
     config = json.loads((run / "config.json").read_text())
     config["config"]["width"] = 3

@@ -99,6 +99,8 @@ def test_a_run_is_not_overwritten_and_not_resumed_differently(tmp_path):
         run(tmp_path, "a", "--epochs", "1")
     with pytest.raises(ValueError, match="hidden: 8 differs from the resumed run's 7"):
         main(["adding", "--resume", str(tmp_path / "a"), "--hidden", "8"])
+    with pytest.raises(ValueError, match=r"out: .*elsewhere.* differs from the resumed run's"):
+        main(["adding", "--resume", str(tmp_path / "a"), "--out", str(tmp_path / "elsewhere")])
     content = json.loads((tmp_path / "a" / "config.json").read_text())
     (tmp_path / "a" / "config.json").write_text(json.dumps({**content, "task": "copying"}))
     with pytest.raises(ValueError, match="a run of task 'copying', not 'adding'"):
