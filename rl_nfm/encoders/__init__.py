@@ -1,6 +1,6 @@
 """The encoders and their registry: one file each, chosen by name."""
 
-from rl_nfm.encoders import impala, nature, nfm, resnet  # noqa: F401  (they register)
+from rl_nfm.encoders import impala, lstm, nature, nfm, resnet, rim  # noqa: F401  (they register)
 from rl_nfm.encoders.base import (
     Encoder,
     Extras,

@@ -98,8 +98,14 @@ class EncoderEntry:
     config: type
     """Frozen dataclass of options; constructible without arguments."""
     build: Callable[..., Encoder]
-    """`build(config, *, obs_shape=(C, H, W), num_actions=A)`."""
+    """`build(config, *, obs_shape=(C, H, W), num_actions=A)`; where the config has a field `trunk`,
+    also with `trunk_config`, the config of the encoder named there, or None for its defaults."""
     summary: str
+
+    @property
+    def takes_trunk(self) -> bool:
+        """Whether it is built on another encoder, named by its config's field `trunk`."""
+        return any(field.name == "trunk" for field in dataclasses.fields(self.config))
 
 
 _REGISTRY: dict[str, EncoderEntry] = {}
@@ -169,6 +175,7 @@ def make_encoder(
     obs_shape: tuple[int, int, int] = (4, 84, 84),
     num_actions: int = 18,
     config: Any = None,
+    trunk_config: Any = None,
     **options: Any,
 ) -> Encoder:
     """Build an encoder by name.
@@ -178,6 +185,7 @@ def make_encoder(
         obs_shape: (C, H, W) of one observation.
         num_actions: for encoders that take the last action as input.
         config: the encoder's config dataclass; by default one made of `options`.
+        trunk_config: config of the encoder that `config.trunk` names; by default its defaults.
         options: fields of the config, when `config` is not given.
 
     Raises:
@@ -188,4 +196,10 @@ def make_encoder(
     entry = encoder_entry(name)
     if config is None:
         config = validate(entry.config, options, where=name)
+    if entry.takes_trunk:
+        return entry.build(
+            config, obs_shape=obs_shape, num_actions=num_actions, trunk_config=trunk_config
+        )
+    if trunk_config is not None:
+        raise ValueError(f"encoder {name!r} is not built on a trunk, so it takes no trunk_config")
     return entry.build(config, obs_shape=obs_shape, num_actions=num_actions)

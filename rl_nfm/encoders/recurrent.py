@@ -1,0 +1,107 @@
+"""What encoders with a state share: a trunk by name, and inputs besides the image.
+
+Source: rltime's `atari_iqn_lstm` (Recurrent IQN), which concatenates the one-hot last action, the
+sign of the last reward and episode_step / 100000 to the flattened CNN output before the LSTM.
+
+Shapes: T steps, B batch, D features.
+"""
+
+import dataclasses
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Gt
+from torch import Tensor
+
+from rl_nfm.encoders.base import Encoder, Extras, State, encoder_entry, make_encoder
+
+STEPS_SCALE = 100_000
+"""The step within the episode is given in units of this many."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecurrentConfig:
+    """Options of every recurrent encoder."""
+
+    trunk: str = "nature"
+    """Encoder of a single observation, whose options are those of its own group."""
+    hidden_size: Annotated[int, Gt(0)] = 512
+    """Size of the hidden state, which is also that of the features."""
+    last_action: bool = True
+    """Also feed the last action, one-hot (all zero for a negative one)."""
+    last_reward: bool = True
+    """Also feed the sign of the last reward."""
+    episode_step: bool = True
+    """Also feed the step within the episode / 100000."""
+
+
+class RecurrentEncoder(Encoder):
+    """A trunk that sees single observations, run once over all of them, and a core with a state.
+
+    Subclasses make the core for `input_size` and implement `initial_state` and `unroll`. The core
+    computes in float32, also under autocast.
+    """
+
+    def __init__(
+        self,
+        config: RecurrentConfig,
+        *,
+        obs_shape: tuple[int, int, int],
+        num_actions: int,
+        trunk_config: Any,
+    ):
+        super().__init__()
+        entry = encoder_entry(config.trunk)
+        if trunk_config is not None and not isinstance(trunk_config, entry.config):
+            raise ValueError(
+                f"trunk_config: trunk {config.trunk!r} takes {entry.config.__name__}, "
+                f"got {type(trunk_config).__name__}"
+            )
+        if entry.takes_trunk:
+            raise ValueError(f"trunk: {config.trunk!r} is not allowed, it has a trunk of its own")
+        self.config, self.num_actions = config, num_actions
+        self.trunk = make_encoder(
+            config.trunk, obs_shape=obs_shape, num_actions=num_actions, config=trunk_config
+        )
+        if self.trunk.recurrent:
+            raise ValueError(f"trunk: {config.trunk!r} is not allowed, it has a state of its own")
+        self.feature_dim = config.hidden_size
+        extra = num_actions * config.last_action + config.last_reward + config.episode_step
+        self.input_size = self.trunk.feature_dim + extra
+
+    def unroll(self, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
+        """Features [T, B, D] and last state of float32 inputs [T, B, input_size]."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        obs: Tensor,
+        state: State = (),
+        reset: Tensor | None = None,
+        extras: Extras | None = None,
+    ) -> tuple[Tensor, State]:
+        """See `Encoder.forward`.
+
+        Raises:
+            ValueError: if an input that the config asks for is not among the extras.
+        """
+        state = state or self.initial_state(obs.shape[1])
+        return self.unroll(self.core_inputs(obs, extras), state, reset)
+
+    def core_inputs(self, obs: Tensor, extras: Extras | None) -> Tensor:
+        """What the core reads, float32 [T, B, input_size]."""
+        parts = [self.trunk(obs, (), None, extras)[0].float()]
+        if self.config.last_action:
+            actions = torch.arange(self.num_actions, device=obs.device)
+            parts.append((_extra(extras, "last_action").unsqueeze(-1) == actions).float())
+        if self.config.last_reward:
+            parts.append(_extra(extras, "last_reward").sign().unsqueeze(-1).float())
+        if self.config.episode_step:
+            parts.append(_extra(extras, "episode_step").unsqueeze(-1).float() / STEPS_SCALE)
+        return torch.cat(parts, -1)
+
+
+def _extra(extras: Extras | None, name: str) -> Tensor:
+    if extras is None or name not in extras:
+        raise ValueError(f"{name}: is not given, but the encoder is configured to read it")
+    return extras[name]

@@ -1,0 +1,72 @@
+"""LSTM and GRU blocks of all RIMs at once: PyTorch's equations, forward and backward.
+
+Shapes: n RIMs, B batch, s hidden size of one RIM, G = 4 s (LSTM: i, f, g, o) or 3 s (GRU: r, z, n).
+`pre` is the input's part of the gates with its bias, [n, B, G].
+"""
+
+import torch
+from torch import Tensor
+
+sigmoid_backward = torch.ops.aten.sigmoid_backward
+tanh_backward = torch.ops.aten.tanh_backward
+
+
+def lstm_forward(
+    pre: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """New hidden and cell state [n, B, s], and what the backward needs. `weight`: [n, s, 4 s]."""
+    size = hidden.shape[-1]
+    acts = torch.baddbmm(pre, hidden, weight)
+    acts[..., : 2 * size].sigmoid_()
+    acts[..., 2 * size : 3 * size].tanh_()
+    acts[..., 3 * size :].sigmoid_()
+    i, f, g, o = acts.chunk(4, -1)
+    new_cell = torch.addcmul(f * cell, i, g)
+    squashed = new_cell.tanh()
+    return o * squashed, new_cell, (acts, squashed)
+
+
+def lstm_backward(
+    acts: Tensor, squashed: Tensor, cell: Tensor, grad_hidden: Tensor, grad_cell: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the gates before their nonlinearity [n, B, 4 s] and of the old cell state."""
+    i, f, g, o = acts.chunk(4, -1)
+    grad_cell = grad_cell + tanh_backward(grad_hidden * o, squashed)
+    grad_gates = torch.cat(
+        (
+            sigmoid_backward(grad_cell * g, i),
+            sigmoid_backward(grad_cell * cell, f),
+            tanh_backward(grad_cell * i, g),
+            sigmoid_backward(grad_hidden * squashed, o),
+        ),
+        -1,
+    )
+    return grad_gates, grad_cell * f
+
+
+def gru_forward(
+    pre: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """New hidden state and what the backward needs. `weight`: [n, s, 3 s], `bias`: [n, 1, 3 s]."""
+    size = hidden.shape[-1]
+    product = torch.bmm(hidden, weight)
+    if bias is not None:
+        product = product + bias
+    gates = (pre[..., : 2 * size] + product[..., : 2 * size]).sigmoid_()
+    r, z = gates.chunk(2, -1)
+    inner = product[..., 2 * size :]
+    new = torch.addcmul(pre[..., 2 * size :], r, inner).tanh_()
+    return torch.addcmul(new, z, hidden - new), (torch.cat((gates, new), -1), inner)
+
+
+def gru_backward(
+    acts: Tensor, inner: Tensor, hidden: Tensor, grad_hidden: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `pre`, of the hidden product and of the old state where it is mixed in."""
+    r, z, new = acts.chunk(3, -1)
+    mixed = grad_hidden * z
+    grad_new = tanh_backward(grad_hidden - mixed, new)
+    grad_r = sigmoid_backward(grad_new * inner, r)
+    grad_z = sigmoid_backward(grad_hidden * (hidden - new), z)
+    into_pre = torch.cat((grad_r, grad_z, grad_new), -1)
+    return into_pre, torch.cat((grad_r, grad_z, grad_new * r), -1), mixed

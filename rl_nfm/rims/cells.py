@@ -1,0 +1,272 @@
+"""The parameters of one layer of Recurrent Independent Mechanisms and one or many of its steps.
+
+Goyal et al., "Recurrent Independent Mechanisms" (arXiv 1909.10893), in the form of the authors'
+code unless a variant says otherwise (`variants.py`). At each step n RIMs of size s = H / n
+
+1. weigh the input against a null slot: a_i = sigmoid(h_i Wq_i . x Wk / 8), input_i = a_i x Wv;
+2. of which the k with the least weight on the null slot are active (no gradient through this);
+3. compute a candidate state with their own LSTM or GRU block;
+4. read from each other's candidates with 4 heads, and add sigmoid(gate) * tanh(linear) of that;
+5. keep their state, bit for bit, where inactive.
+
+Deviations, all without effect on what is computed: blocks are stored as blocks and not in a dense
+matrix that is cleared of all else; parameters that never reach the output do not exist. a_i is a
+scalar, so the input's part of the gates is a_i (x Wv Wi) and is formed for all steps at once, as
+is Wq_i (x Wk), whose product with the state is the logit. Inputs are dropped before the product
+with a_i instead of after it. Among equal logits (as at a zero state) the lower index is active.
+"""
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from rl_nfm.rims.step import StepSpec, StepWeights
+from rl_nfm.rims.unroll import Sequence, unroll
+from rl_nfm.rims.variants import Variant, find_variant
+
+
+class _RIMCell(nn.Module):
+    """What LSTM and GRU cells share. T time steps, B batch, F input size, H hidden size."""
+
+    kind = ""
+    gates = 0
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_rims: int,
+        num_active: int,
+        *,
+        variant: str | Variant = "official",
+        rim_dropout: float = 0.1,
+        compiled: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        """See `RIMLSTMCell`."""
+        super().__init__()
+        _check(input_size, hidden_size, num_rims, num_active, rim_dropout)
+        self.input_size, self.hidden_size = input_size, hidden_size
+        self.num_rims, self.num_active = num_rims, num_active
+        self.variant = find_variant(variant)
+        self.rim_dropout, self.compiled = rim_dropout, compiled
+        form, size = self.variant, hidden_size // num_rims
+        value_size = form.input_value_size or 4 * size
+        read = form.heads * (form.value_size or size)
+        gated = form.communication == "gated"
+
+        def new(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+
+        self.query = new(num_rims, size, form.input_key_size)
+        self.key = new(input_size, form.input_key_size)
+        self.value = new(input_size, value_size)
+        self.key_bias = new(form.input_key_size) if form.input_bias else None
+        self.value_bias = new(value_size) if form.input_bias else None
+        self.weight_ih = new(value_size, num_rims, self.gates * size)
+        self.weight_hh = new(num_rims, size, self.gates * size)
+        self.bias_ih = new(num_rims, self.gates * size) if form.cell_bias else None
+        self.bias_hh = new(num_rims, self.gates * size) if form.cell_bias else None
+        self.project = new(num_rims, size, 2 * form.heads * form.key_size + read)
+        grouped = form.communication == "grouped"
+        self.output = new(num_rims if grouped else 1, read, size * (1 + gated))
+        self.output_bias = None if grouped else new(size * (1 + gated))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As published: normal of deviation 0.01 where RIMs have their own projections.
+
+        The blocks are uniform within 1/sqrt(H) (dido1998: 1/sqrt(s)), and shared linear maps
+        PyTorch's default.
+        """
+        ours = not self.variant.input_bias
+        for weight in (self.query, self.project):
+            nn.init.normal_(weight, std=0.01)
+        for weight, bias in ((self.key, self.key_bias), (self.value, self.value_bias)):
+            if ours:
+                nn.init.normal_(weight, std=0.01)
+            else:
+                _uniform(self.input_size, weight, bias)
+        width = self.hidden_size if ours else self.hidden_size // self.num_rims
+        _uniform(width, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        if self.output_bias is None:
+            nn.init.normal_(self.output, std=0.01)
+        else:
+            _uniform(self.output.shape[1], self.output, self.output_bias)
+
+    def extra_repr(self) -> str:
+        """See `nn.Module.extra_repr`."""
+        return f"{self.input_size}, {self.hidden_size}, {self.num_rims}, {self.num_active}"
+
+    def run(
+        self,
+        x: Tensor,
+        hidden: Tensor | None = None,
+        cell: Tensor | None = None,
+        *,
+        reset: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """All steps.
+
+        Args:
+            x: [T, B, F].
+            hidden: [B, H]; None: zeros.
+            cell: [B, H], only for LSTM; None: zeros.
+            reset: bool [T, B]; the state is zeroed before step t where true.
+            valid: bool [T, B]; where false the state is kept and the input ignored.
+
+        Returns:
+            hidden states [T, B, H], the last hidden state, the last cell state (None for GRU)
+            and which RIMs were updated, bool [T, B, n].
+        """
+        x = x.to(self.query.dtype)
+        if hidden is None:
+            hidden = x.new_zeros(x.shape[1], self.hidden_size)
+        if cell is None and self.kind == "lstm":
+            cell = torch.zeros_like(hidden)
+        with torch.autocast(x.device.type, enabled=False):
+            weights, key_query, drive, dropout = self._prepare(x)
+            result = unroll(
+                self._spec(),
+                weights,
+                Sequence(drive, key_query, valid, dropout, reset),
+                self._split(hidden),
+                None if cell is None else self._split(cell),
+                compiled=self.compiled,
+            )
+        last_cell = None if result.cell is None else self._join(result.cell)
+        return result.output.flatten(2), self._join(result.hidden), last_cell, result.active
+
+    def _split(self, state: Tensor) -> Tensor:
+        """[B, H] to [n, B, s]."""
+        state = state.to(self.query.dtype)
+        return state.unflatten(-1, (self.num_rims, -1)).transpose(0, 1).contiguous()
+
+    def _join(self, state: Tensor) -> Tensor:
+        return state.transpose(0, 1).flatten(1)
+
+    def _spec(self) -> StepSpec:
+        form = self.variant
+        return StepSpec(
+            cell=cast(Any, self.kind),
+            num_active=self.num_active,
+            gate=form.input_gate,
+            mask_input=form.mask_input,
+            source=form.source,
+            heads=form.heads,
+            key_size=form.key_size,
+        )
+
+    def _prepare(self, x: Tensor) -> tuple[StepWeights, Tensor, Tensor, Tensor | None]:
+        """Weights of a step, and what of all steps does not depend on the state.
+
+        Returns:
+            weights, key queries [n, T, B, s], drive [n, T, B, G] and the communication's dropout
+            [n, T, B, s].
+        """
+        n, shape = self.num_rims, x.shape[:2]
+        query = (self.query * self.variant.input_key_size**-0.5).permute(2, 0, 1)  # [keys, n, s]
+        key_query = (x @ self.key @ query.flatten(1)).unflatten(-1, (n, -1)).permute(2, 0, 1, 3)
+        value = x @ self.value
+        dropout = None
+        if self.training and self.rim_dropout > 0:
+            keep = _dropout_mask((n, *value.shape), self.rim_dropout, value)
+            dropped = (value * keep).flatten(1, 2)
+            drive = torch.bmm(dropped, self.weight_ih.transpose(0, 1)).unflatten(1, shape)
+            dropout = _dropout_mask(key_query.shape, self.rim_dropout, value)
+        else:
+            drive = (value @ self.weight_ih.flatten(1)).unflatten(-1, (n, -1)).permute(2, 0, 1, 3)
+        base, hidden_bias, rank_query = self._constants(query)
+        weights = StepWeights(
+            self.weight_hh,
+            base,
+            hidden_bias,
+            rank_query,
+            torch.ones(n, n, dtype=torch.bool, device=x.device).tril(-1).unsqueeze(-1),
+            self.project,
+            self.output,
+            None if self.output_bias is None else self.output_bias.view(1, 1, -1),
+        )
+        return weights, key_query, drive, dropout
+
+    def _constants(self, query: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What is added to the gates, to the hidden product (GRU) and to the ranking."""
+        hidden_bias = rank_query = None
+        base = self.weight_hh.new_zeros(self.num_rims, self.weight_hh.shape[-1])
+        if self.bias_ih is not None and self.bias_hh is not None:
+            base = self.bias_ih
+            if self.kind == "lstm":
+                base = base + self.bias_hh
+            else:
+                hidden_bias = self.bias_hh.unsqueeze(1)
+        if self.key_bias is not None and self.value_bias is not None:
+            # With weights a and 1 - a on x Wv + b and on the null value b, what is read is
+            # a (x Wv) + b; the null key's logit b . q cancels in a, but not in the ranking.
+            base = base + torch.tensordot(self.value_bias, self.weight_ih, 1)
+            rank_query = torch.tensordot(self.key_bias, query, 1).unsqueeze(1)
+        return base.unsqueeze(1), hidden_bias, rank_query
+
+
+class RIMLSTMCell(_RIMCell):
+    """One layer of RIMs with LSTM blocks; called like `nn.LSTMCell`."""
+
+    kind, gates = "lstm", 4
+
+    def forward(
+        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """New (h, c) of x [B, F] or [F] and (h, c) [B, H] or [H]; None: zeros."""
+        hidden, cell = (None, None) if state is None else state
+        if x.dim() == 1:
+            unbatched = None if hidden is None or cell is None else (hidden[None], cell[None])
+            hidden, cell = self(x[None], unbatched)
+            return hidden[0], cell[0]
+        _, hidden, cell, _ = self.run(x.unsqueeze(0), hidden, cell)
+        assert cell is not None
+        return hidden, cell
+
+
+class RIMGRUCell(_RIMCell):
+    """One layer of RIMs with GRU blocks; called like `nn.GRUCell`."""
+
+    kind, gates = "gru", 3
+
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """New h of x [B, F] or [F] and h [B, H] or [H]; None: zeros."""
+        if x.dim() == 1:
+            return self(x[None], None if hidden is None else hidden[None])[0]
+        return self.run(x.unsqueeze(0), hidden)[1]
+
+
+def _dropout_mask(shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
+    """0 with probability p, else 1 / (1 - p); p is rounded to a multiple of 2^-16.
+
+    Four decisions from each 64-bit random number: drawn one by one as in `nn.functional.dropout`,
+    they take longer on the CPU than all steps of the layer.
+    """
+    count, drop = math.prod(shape), round(p * 2**16)
+    words = torch.empty(-(-count // 4), dtype=torch.int64, device=like.device)
+    chances = words.random_(-(2**63), None).view(torch.int16)[:count].view(shape)
+    return (chances >= drop - 2**15).to(like.dtype).mul_(2**16 / (2**16 - drop))
+
+
+def _uniform(fan_in: int, *tensors: Tensor | None) -> None:
+    for tensor in tensors:
+        if tensor is not None:
+            nn.init.uniform_(tensor, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+
+
+def _check(inputs: int, hidden: int, num_rims: int, num_active: int, rim_dropout: float) -> None:
+    for name, value in (("input_size", inputs), ("hidden_size", hidden), ("num_rims", num_rims)):
+        if value < 1:
+            raise ValueError(f"{name}: {value!r} is not allowed, must be at least 1")
+    if hidden % num_rims:
+        raise ValueError(f"hidden_size: {hidden} is not a multiple of num_rims ({num_rims})")
+    if not 1 <= num_active <= num_rims:
+        raise ValueError(f"num_active: {num_active} is not allowed, must be in 1..{num_rims}")
+    if not 0 <= rim_dropout < 1:
+        raise ValueError(f"rim_dropout: {rim_dropout} is not allowed, must be in [0, 1)")

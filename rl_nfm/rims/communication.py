@@ -1,0 +1,106 @@
+"""Communication: RIMs read from each other with attention. Forward and hand-written backward.
+
+Shapes: n RIMs, B batch, s hidden size of one RIM, h heads, d and e sizes of a head's keys and
+values.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+sigmoid_backward = torch.ops.aten.sigmoid_backward
+tanh_backward = torch.ops.aten.tanh_backward
+
+
+class CommunicationWeights(NamedTuple):
+    """Parameters of the communication."""
+
+    project: Tensor
+    """[n, s, h (2 d + e)]: queries, keys, values."""
+    output: Tensor
+    """[n or 1, h e, s or 2 s]: the update; with 2 s also its gate."""
+    bias: Tensor | None
+    """[1, 1, s or 2 s]."""
+
+
+def communicate(
+    weights: CommunicationWeights, heads: int, key_size: int, shown: Tensor, dropout: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The update [n, B, s] of what the RIMs show [n, B, s], and what the backward needs.
+
+    sigmoid(gate) * tanh(linear) with a gate, linear without; `dropout` multiplies the linear part.
+    What is saved begins with what the heads read, [n, B, h e].
+    """
+    n, batch, size = shown.shape
+    projected = torch.bmm(shown, weights.project)
+    split = 2 * heads * key_size
+    q, k = _by_head(projected[..., :split], (2, heads)).unbind()
+    v = _by_head(projected[..., split:], (1, heads))[0]
+    probs = _softmax(torch.bmm(q, k.transpose(1, 2)).mul_(key_size**-0.5))  # [B h, n, n]
+    read = _by_rim(torch.bmm(probs, v), batch)
+    flat = read.view(weights.output.shape[0], -1, read.shape[-1])
+    if weights.bias is None:
+        update = torch.bmm(flat, weights.output)
+    else:
+        update = torch.baddbmm(weights.bias, flat, weights.output)
+    update = update.view(n, batch, -1)
+    linear = update[..., :size]
+    if dropout is not None:
+        linear = linear * dropout
+    if update.shape[-1] == size:
+        return linear, (read, q, k, v, probs)
+    squashed, gate = linear.tanh(), update[..., size:].sigmoid()
+    return squashed * gate, (read, q, k, v, probs, squashed, gate)
+
+
+def communicate_backward(
+    weights: CommunicationWeights,
+    heads: int,
+    key_size: int,
+    saved: tuple[Tensor, ...],
+    dropout: Tensor | None,
+    grad_update: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of what was shown, of its projections and of the product with `output`."""
+    n, batch, _ = grad_update.shape
+    _, q, k, v, probs, *gated = saved
+    grad_out, of_gate = grad_update, ()
+    if gated:
+        squashed, gate = gated
+        grad_out = tanh_backward(grad_update * gate, squashed)
+        of_gate = (sigmoid_backward(grad_update * squashed, gate),)
+    if dropout is not None:
+        grad_out = grad_out * dropout
+    grad_out = torch.cat((grad_out, *of_gate), -1)
+    flat = grad_out.view(weights.output.shape[0], -1, grad_out.shape[-1])
+    grad_read = torch.bmm(flat, weights.output.transpose(1, 2)).view(n, batch, -1)
+    grad_read = _by_head(grad_read, (1, heads))[0]
+    weighted = probs * torch.bmm(grad_read, v.transpose(1, 2))
+    grad_scores = torch.addcmul(weighted, probs, weighted.sum(-1, keepdim=True), value=-1)
+    grad_scores = grad_scores * key_size**-0.5
+    grads = (
+        torch.bmm(grad_scores, k),
+        torch.bmm(grad_scores.transpose(1, 2), q),
+        torch.bmm(probs.transpose(1, 2), grad_read),
+    )
+    grad_projected = torch.cat([_by_rim(grad, batch) for grad in grads], -1)
+    return torch.bmm(grad_projected, weights.project.transpose(1, 2)), grad_projected, grad_out
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Over the last dimension; for rows as short as these, PyTorch's CPU kernel is 4x slower."""
+    exps = (scores - scores.amax(-1, keepdim=True)).exp_()
+    return exps.div_(exps.sum(-1, keepdim=True))
+
+
+def _by_head(x: Tensor, parts: tuple[int, int]) -> Tensor:
+    """[n, B, p h d], p parts of h heads, to [p, B h, n, d]."""
+    n, batch, width = x.shape
+    x = x.view(n, batch, *parts, width // (parts[0] * parts[1])).permute(2, 1, 3, 0, 4)
+    return x.reshape(parts[0], batch * parts[1], n, -1)
+
+
+def _by_rim(x: Tensor, batch: int) -> Tensor:
+    """[B h, n, d] to [n, B, h d]."""
+    return x.transpose(0, 1).reshape(x.shape[1], batch, -1)

@@ -1,0 +1,219 @@
+"""One step of Recurrent Independent Mechanisms, forward and backward, as pure functions.
+
+The backward is written by hand because autograd would form the gradient of each weight anew at
+every step and go over memory about twice as often; here the caller forms them from several steps
+together. Tests compare it with autograd and with finite differences.
+
+Shapes: n RIMs, B batch, s hidden size of one RIM, G = 4 s (LSTM) or 3 s (GRU), h heads, d and e
+sizes of a head's keys and values. Everything in the step is RIM-first, [n, B, ...], so that the
+block-diagonal products are `bmm`.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rl_nfm.rims.blocks import gru_backward, gru_forward, lstm_backward, lstm_forward
+from rl_nfm.rims.communication import CommunicationWeights, communicate, communicate_backward
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepSpec:
+    """What a step computes."""
+
+    cell: Literal["lstm", "gru"]
+    num_active: int
+    gate: Literal["null", "across"] | None = None
+    """How the input is weighed; None: by 1, and all RIMs are active."""
+    mask_input: bool = False
+    source: Literal["candidate", "previous"] = "candidate"
+    heads: int = 0
+    """0: no communication."""
+    key_size: int = 0
+
+
+class StepWeights(NamedTuple):
+    """What is the same at every step."""
+
+    hidden: Tensor
+    """[n, s, G], gates in PyTorch's order."""
+    base: Tensor
+    """[n, 1, G], added to the gated drive."""
+    hidden_bias: Tensor | None = None
+    """[n, 1, 3 s], GRU: the bias inside the reset gate's product."""
+    rank_query: Tensor | None = None
+    """[n, 1, s], added to the key query for ranking only; its gradient is zero."""
+    earlier: Tensor | None = None
+    """bool [n, n, 1], see `select_active`."""
+    project: Tensor | None = None
+    """See `CommunicationWeights`, also for the next two."""
+    output: Tensor | None = None
+    output_bias: Tensor | None = None
+
+    @property
+    def talk(self) -> CommunicationWeights:
+        """The last three."""
+        return CommunicationWeights(given(self.project), given(self.output), self.output_bias)
+
+
+class StepInputs(NamedTuple):
+    """What differs from step to step and does not depend on the state."""
+
+    drive: Tensor
+    """[n, B, G]: the input's part of the gates, before the scalar input gate."""
+    key_query: Tensor | None = None
+    """[n, B, s]: its product with the state is the logit of the input."""
+    valid: Tensor | None = None
+    """bool [1, B, 1]: where False, every state is kept."""
+    dropout: Tensor | None = None
+    """[n, B, s]: multiplies the linear part of the communication."""
+
+
+class StepSaved(NamedTuple):
+    """What the backward of a step needs besides its arguments."""
+
+    active: Tensor | None
+    """bool [n or 1, B, 1]: which states are updated; None: all."""
+    gate: Tensor | None
+    """[n, B, 1], of the input."""
+    acts: Tensor
+    """[n, B, G], gates after their nonlinearity."""
+    extra: Tensor
+    """[n, B, s], the block's own."""
+    shown: Tensor | None = None
+    """[n, B, s], what the RIMs show to each other."""
+    talk: tuple[Tensor, ...] = ()
+    """The communication's own, first what the heads read [n, B, h e]."""
+
+
+class StepGradients(NamedTuple):
+    """Gradients of what a step multiplied with weights; None for parts left out."""
+
+    gates: Tensor
+    """[n, B, G], of drive times gate plus base."""
+    product: Tensor
+    """[n, B, G], of the hidden product."""
+    logit: Tensor | None = None
+    """[n, B, 1], of the input's logit."""
+    project: Tensor | None = None
+    """[n, B, h (2 d + e)]."""
+    output: Tensor | None = None
+    """[n, B, s or 2 s]."""
+
+
+def given(tensor: Tensor | None) -> Tensor:
+    """`tensor`, which this part of the code knows to be there."""
+    assert tensor is not None
+    return tensor
+
+
+def select_active(logits: Tensor, num_active: int, earlier: Tensor) -> Tensor:
+    """Bool [n, B, 1]: the `num_active` largest of logits [n, B, 1]; ties go to the lower index.
+
+    By counting and not by `topk`, whose choice among equals is arbitrary: at a zero state all
+    logits are equal. `earlier`: bool [n, n, 1], true where the second index is the lower.
+    """
+    theirs = logits.view(1, logits.shape[0], -1)
+    ahead = torch.where(earlier, theirs >= logits.transpose(1, 2), theirs > logits.transpose(1, 2))
+    return (ahead.sum(1) < num_active).unsqueeze(-1)
+
+
+def step_forward(
+    spec: StepSpec, weights: StepWeights, inputs: StepInputs, hidden: Tensor, cell: Tensor | None
+) -> tuple[Tensor, Tensor | None, StepSaved]:
+    """New hidden and cell state [n, B, s], and what `step_backward` needs."""
+    gate, active = _input_gate(spec, weights, inputs, hidden)
+    if gate is None:
+        pre = inputs.drive + weights.base
+    else:
+        pre = torch.addcmul(weights.base, inputs.drive, gate)
+    if spec.mask_input:
+        pre = pre * given(active)
+    if spec.cell == "lstm":
+        candidate, new_cell, block = lstm_forward(pre, hidden, given(cell), weights.hidden)
+    else:
+        candidate, block = gru_forward(pre, hidden, weights.hidden, weights.hidden_bias)
+        new_cell = None
+    new_hidden, shown, talk = candidate, None, ()
+    if spec.heads:
+        shown = candidate
+        if spec.source == "previous" and active is not None:
+            shown = torch.where(active, candidate, hidden)
+        update, talk = communicate(weights.talk, spec.heads, spec.key_size, shown, inputs.dropout)
+        new_hidden = candidate + update
+    if active is not None:
+        new_hidden = torch.where(active, new_hidden, hidden)
+        new_cell = None if cell is None else torch.where(active, given(new_cell), cell)
+    return new_hidden, new_cell, StepSaved(active, gate, *block, shown, talk)
+
+
+def step_backward(
+    spec: StepSpec,
+    weights: StepWeights,
+    inputs: StepInputs,
+    saved: StepSaved,
+    hidden: Tensor,
+    cell: Tensor | None,
+    grad_hidden: Tensor,
+    grad_cell: Tensor | None,
+) -> tuple[Tensor, Tensor | None, StepGradients]:
+    """Gradients of the states before the step, and of its products with weights."""
+    active = saved.active
+    grad_new, grad_new_cell = grad_hidden, grad_cell
+    if active is not None:
+        grad_new = grad_hidden * active
+        grad_new_cell = None if grad_cell is None else grad_cell * active
+    grad_candidate, project, output = grad_new, None, None
+    if spec.heads:
+        grad_shown, project, output = communicate_backward(
+            weights.talk, spec.heads, spec.key_size, saved.talk, inputs.dropout, grad_new
+        )
+        # The block: what the others read from an inactive RIM sends no gradient into its state.
+        grad_shown = grad_shown if active is None else grad_shown * active
+        grad_candidate = grad_new + grad_shown
+    if spec.cell == "lstm":
+        gates, grad_old_cell = lstm_backward(
+            saved.acts, saved.extra, given(cell), grad_candidate, given(grad_new_cell)
+        )
+        product, mixed = gates, None
+    else:
+        gates, product, mixed = gru_backward(saved.acts, saved.extra, hidden, grad_candidate)
+        grad_old_cell = None
+    grad_old = torch.bmm(product, weights.hidden.transpose(1, 2))
+    if mixed is not None:
+        grad_old = grad_old + mixed
+    if active is not None:
+        grad_old = grad_old + (grad_hidden - grad_new)
+        if grad_cell is not None:
+            grad_old_cell = given(grad_old_cell) + (grad_cell - given(grad_new_cell))
+    if spec.mask_input:
+        gates = gates * given(active)
+    logit = None
+    if saved.gate is not None:
+        logit = _gate_backward(spec, saved.gate, (gates * inputs.drive).sum(-1, keepdim=True))
+        grad_old = torch.addcmul(grad_old, logit, given(inputs.key_query))
+    return grad_old, grad_old_cell, StepGradients(gates, product, logit, project, output)
+
+
+def _input_gate(
+    spec: StepSpec, weights: StepWeights, inputs: StepInputs, hidden: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The scalar gate [n, B, 1] of each RIM and which are active; None where all are."""
+    if spec.gate is None:
+        return None, inputs.valid
+    logits = (hidden * given(inputs.key_query)).sum(-1, keepdim=True)
+    gate = logits.sigmoid() if spec.gate == "null" else logits.softmax(0)
+    rank = logits
+    if weights.rank_query is not None:
+        rank = logits + (hidden * weights.rank_query).sum(-1, keepdim=True)
+    active = select_active(rank, spec.num_active, given(weights.earlier))
+    return gate, active if inputs.valid is None else active & inputs.valid
+
+
+def _gate_backward(spec: StepSpec, gate: Tensor, grad_gate: Tensor) -> Tensor:
+    if spec.gate == "null":
+        return torch.ops.aten.sigmoid_backward(grad_gate, gate)
+    weighted = gate * grad_gate
+    return weighted - gate * weighted.sum(0, keepdim=True)

@@ -1,0 +1,80 @@
+"""The published forms of Recurrent Independent Mechanisms, one name each.
+
+Facts: the authors' code (anirudh9119/RIMs, `event_based`), the paper (arXiv 1909.10893) and the
+most used re-implementation (dido1998). `s` is the hidden size of one RIM.
+"""
+
+import dataclasses
+import difflib
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+from annotated_types import Gt
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What distinguishes the forms; the defaults are the authors' code."""
+
+    input_gate: Literal["null", "across"] = "null"
+    """`null`: each RIM weighs the input against an all-zero slot, a sigmoid. `across`: a softmax
+    over the RIMs divides each input among them."""
+    input_bias: bool = False
+    """Keys and values of the input have a bias, which the null slot then has too; RIMs are
+    ranked by the raw logit of the input, no longer by their null attention."""
+    mask_input: bool = False
+    """Inactive RIMs compute their candidate from a zero input."""
+    input_key_size: Annotated[int, Gt(0)] = 64
+    """Size of the queries and keys that read the input."""
+    input_value_size: Annotated[int, Gt(0)] | None = None
+    """Size of what is read from the input; None: 4 s."""
+    cell_bias: bool = True
+    """Whether the LSTM or GRU blocks have PyTorch's two biases."""
+    communication: Literal["gated", "linear", "grouped"] = "gated"
+    """How heads become an update: `gated` sigmoid(gate) * tanh(linear) and `linear`, both with
+    weights that all RIMs share, or `grouped`, a linear map without bias for each RIM."""
+    source: Literal["candidate", "previous"] = "candidate"
+    """What an inactive RIM shows to the others: its candidate, computed as if it were active, or
+    the state it keeps."""
+    heads: Annotated[int, Gt(0)] = 4
+    """Heads of the communication."""
+    key_size: Annotated[int, Gt(0)] = 16
+    """Size of one head's queries and keys."""
+    value_size: Annotated[int, Gt(0)] | None = 16
+    """Size of one head's values; None: s."""
+
+
+VARIANTS = MappingProxyType(
+    {
+        "official": Variant(),
+        "paper": Variant(communication="linear", key_size=32, value_size=32),
+        "previous": Variant(source="previous"),
+        "across": Variant(input_gate="across", key_size=32, value_size=32),
+        "dido1998": Variant(
+            input_bias=True,
+            mask_input=True,
+            input_value_size=400,
+            cell_bias=False,
+            communication="grouped",
+            key_size=32,
+            value_size=None,
+        ),
+    }
+)
+"""`paper`: communication as a linear residual. `previous`: inactive RIMs show the state they keep.
+`across`: the second form in the authors' code. `dido1998`: the sizes of that project's defaults."""
+
+
+def find_variant(variant: str | Variant) -> Variant:
+    """The variant of that name; a `Variant` is passed through.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest one.
+    """
+    if isinstance(variant, Variant):
+        return variant
+    if variant not in VARIANTS:
+        near = difflib.get_close_matches(variant, VARIANTS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"variant: {variant!r} is unknown{hint} (allowed: {', '.join(VARIANTS)})")
+    return VARIANTS[variant]
