@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
+from rl_nfm.rims import RIM_GRU, RIM_LSTM
 from rl_nfm.supervised.loop import LoopConfig
 
 RIM_MODELS = ("rim_lstm", "rim_gru")
@@ -40,8 +41,6 @@ def make_core(config: RecurrentConfig, input_size: int) -> nn.Module:
         return nn.LSTM(input_size, config.hidden, batch_first=True)
     if config.model == "gru":
         return nn.GRU(input_size, config.hidden, batch_first=True)
-    from rl_nfm.rims import RIM_GRU, RIM_LSTM
-
     rim = RIM_LSTM if config.model == "rim_lstm" else RIM_GRU
     return rim(
         input_size,
