@@ -102,14 +102,14 @@ class Trainer:
     def __init__(self, config: Config, device: torch.device):
         self.config, self.device = config, device
         torch.manual_seed(config.seed)
-        protocol = config.env.resolve()
         self.env = make_env(
             config.game,
             num_envs=config.env.num_envs,
             num_threads=config.env.num_threads,
-            protocol=protocol,
+            protocol=config.env.resolve(),
             seed=env_seed(config.seed),
         )
+        protocol = self.env.protocol
         obs_shape: Any = self.env.single_observation_space.shape
         num_actions = int(self.env.single_action_space.n)  # pyright: ignore
         online = checkpoint.build_network(config, obs_shape, num_actions).to(device)
