@@ -1,4 +1,4 @@
-"""A recurrent agent learns what a feed-forward one cannot: the cue is visible in the first frame only."""
+"""A recurrent agent learns what a feed-forward one cannot: the cue is in the first frame only."""
 
 import dataclasses
 
