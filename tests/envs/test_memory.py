@@ -116,7 +116,10 @@ def test_seeds():
     first = cues(env, None)
     assert first == cues(env, 4)
     assert first[1:] == cues(env, 5)[:2]  # environment i gets seed + i
-    assert first != cues(env, None)  # without a seed the streams go on
+    again = make_env("memory_cue", num_envs=3)
+    assert first == cues(again, 4)
+    cues(env, 4)
+    assert first != cues(again, None) == cues(env, None)  # without a seed the streams go on
     shorter = cues(make_env("memory_cue", num_envs=3, batch_size=2, seed=4), None)
     assert all(a[: len(b)] == b for a, b in zip(first, shorter, strict=True))
 
