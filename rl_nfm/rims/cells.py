@@ -174,10 +174,10 @@ class _RIMCell(nn.Module):
         value = x @ self.value
         dropout = None
         if self.training and self.rim_dropout > 0:
-            keep = _dropout_mask((n, *value.shape), self.rim_dropout, value)
+            keep = dropout_mask((n, *value.shape), self.rim_dropout, value)
             dropped = (value * keep).flatten(1, 2)
             drive = torch.bmm(dropped, self.weight_ih.transpose(0, 1)).unflatten(1, shape)
-            dropout = _dropout_mask(key_query.shape, self.rim_dropout, value)
+            dropout = dropout_mask(key_query.shape, self.rim_dropout, value)
         else:
             drive = (value @ self.weight_ih.flatten(1)).unflatten(-1, (n, -1)).permute(2, 0, 1, 3)
         base, hidden_bias, rank_query = self._constants(query)
@@ -242,7 +242,7 @@ class RIMGRUCell(_RIMCell):
         return self.run(x.unsqueeze(0), hidden)[1]
 
 
-def _dropout_mask(shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
+def dropout_mask(shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
     """0 with probability p, else 1 / (1 - p); p is rounded to a multiple of 2^-16.
 
     Four decisions from each 64-bit random number: drawn one by one as in `nn.functional.dropout`,

@@ -164,25 +164,33 @@ class _Unroll(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        of_output, of_hidden, of_cell, _ = grads
-        weights, sequence, kept = _restore(ctx.saved_tensors, ctx.steps)
-        backward = _steps(ctx.compiled)[1]
-        zeros = torch.zeros_like(kept[0].hidden)
-        of_hidden = zeros if of_hidden is None else of_hidden
-        if ctx.spec.cell == "lstm" and of_cell is None:
-            of_cell = zeros
-        products = _Products(weights, sequence)
-        for t in reversed(range(ctx.steps)):
-            if of_output is not None:
-                of_hidden = of_hidden + of_output[t].transpose(0, 1)
-            hidden, cell, saved = kept[t]
-            of_hidden, of_cell, left = backward(
-                ctx.spec, weights, sequence.at(t), saved, hidden, cell, of_hidden, of_cell
-            )
-            of_hidden = sequence.clear(of_hidden, t)
-            of_cell = None if of_cell is None else sequence.clear(of_cell, t)
-            products.add(t, kept[t], left)
-        return None, None, *products.of_weights(), *products.of_sequence(), of_hidden, of_cell
+        # The caller's `backward()` may stand inside autocast, which would reach in here.
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+            return None, None, *_run_backward(ctx, *grads[:-1])
+
+
+def _run_backward(
+    ctx: Any, of_output: Tensor | None, of_hidden: Tensor | None, of_cell: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Gradients of weights, sequence and first states, from those of the results."""
+    weights, sequence, kept = _restore(ctx.saved_tensors, ctx.steps)
+    backward = _steps(ctx.compiled)[1]
+    zeros = torch.zeros_like(kept[0].hidden)
+    of_hidden = zeros if of_hidden is None else of_hidden
+    if ctx.spec.cell == "lstm" and of_cell is None:
+        of_cell = zeros
+    products = _Products(weights, sequence)
+    for t in reversed(range(ctx.steps)):
+        if of_output is not None:
+            of_hidden = of_hidden + of_output[t].transpose(0, 1)
+        hidden, cell, saved = kept[t]
+        of_hidden, of_cell, left = backward(
+            ctx.spec, weights, sequence.at(t), saved, hidden, cell, of_hidden, of_cell
+        )
+        of_hidden = sequence.clear(given(of_hidden), t)
+        of_cell = None if of_cell is None else sequence.clear(of_cell, t)
+        products.add(t, kept[t], left)
+    return *products.of_weights(), *products.of_sequence(), of_hidden, of_cell
 
 
 def _restore(tensors: Any, steps: int) -> tuple[StepWeights, Sequence, list[Kept]]:
@@ -201,14 +209,8 @@ class _Products:
     """Turns what the steps' backward leaves into gradients of weights and of the sequence."""
 
     def __init__(self, weights: StepWeights, sequence: Sequence):
-        def zeros(tensor: Tensor | None) -> Any:
-            return (
-                None
-                if tensor is None
-                else torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-            )
-
-        self.weights = StepWeights(*map(zeros, weights))
+        zeros = [None if w is None else w.new_zeros(w.shape) for w in weights]
+        self.weights = StepWeights(*zeros)  # pyright: ignore[reportArgumentType]
         self.drive = torch.empty_like(sequence.drive)
         self.key_query = None
         if sequence.key_query is not None:
