@@ -64,12 +64,13 @@ def run_trials(name: str, task: type[Task[Any]], config: LoopConfig) -> dict[str
     """
     device = choose_device(config.device)
     folder = _run_folder(name, config)
-    rows = []
+    rows, baselines = [], {}
     for index in range(config.trials):
         trial = Trial(task, config, device, folder / f"trial{index}", config.seed + index)
         if index == 0:  # not before data and model could be made: a failed start leaves no run
             write_config(folder, dataclasses.replace(config, resume=None), task=name)
         rows.append(trial.run())
+        baselines = trial.task.baselines()
     mean, deviation = mean_and_deviation([row["metrics"] for row in rows])
     result = {
         "task": name,
@@ -79,10 +80,11 @@ def run_trials(name: str, task: type[Task[Any]], config: LoopConfig) -> dict[str
         "trials": rows,
         "mean": mean,
         "deviation": deviation,
+        "baselines": baselines,
     }
     write_result(result, folder / "result.json", *([config.json] if config.json else []))
     print(f"{name}: {config.trials} trial(s), {folder / 'result.json'}")
-    print(format_metrics(mean, deviation))
+    print(format_metrics(mean, deviation, baselines))
     return result
 
 

@@ -85,11 +85,12 @@ def write_result(result: Mapping[str, Any], *paths: Path) -> None:
         partial.replace(path)
 
 
-def format_metrics(mean: Metrics, deviation: Metrics) -> str:
-    """One `name  mean ± deviation` line per metric."""
+def format_metrics(mean: Metrics, deviation: Metrics, baselines: Metrics) -> str:
+    """One `name  mean ± deviation  (baseline: value)` line per metric."""
     width = max(map(len, mean), default=0)
     lines = []
     for name, value in mean.items():
         spread = f" ± {deviation[name]:.4f}" if name in deviation else ""
-        lines.append(f"{name:{width}}  {value:.4f}{spread}")
+        beside = f"  (baseline: {baselines[name]:.4f})" if name in baselines else ""
+        lines.append(f"{name:{width}}  {value:.4f}{spread}{beside}")
     return "\n".join(lines)

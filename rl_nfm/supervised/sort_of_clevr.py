@@ -24,6 +24,7 @@ from rl_nfm.relational import ConvAnswerer, NFMAnswerer, RelationNetwork
 from rl_nfm.supervised.clevr_data import (
     ANSWERS,
     QUESTION_BITS,
+    QUESTION_ONLY_CEILING,
     QUESTIONS,
     SIZE,
     SUBTYPES,
@@ -136,6 +137,16 @@ class SortOfClevrTask(Task[SortOfClevrConfig]):
         images, questions, answers = batch
         logits = model(images.float() / 255.0, questions).flatten(0, 1)
         return F.cross_entropy(logits.float(), answers.flatten())
+
+    def baselines(self) -> Metrics:
+        """Of the best classifier that sees the question and no image."""
+        halves = [f"non_relational/{name}" for name in SUBTYPES[0]]
+        halves += ["non_relational", "relational/closest", "relational/furthest"]
+        return {
+            "relational": QUESTION_ONLY_CEILING,
+            "relational/count": 10 / 32,
+            **dict.fromkeys(halves, 0.5),
+        }
 
     def evaluate(self, model: nn.Module) -> Metrics:
         """Accuracy of both kinds, of each subtype, and on held-out combinations alone."""

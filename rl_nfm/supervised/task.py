@@ -68,6 +68,10 @@ class Task(ABC, Generic[C]):
     def evaluate(self, model: nn.Module) -> Metrics:
         """Figures after an epoch; the model is in eval mode and no gradient is recorded."""
 
+    def baselines(self) -> Metrics:
+        """By metric: what a model reaches that has learned nothing of the task's point."""
+        return {}
+
     def test(self, model: nn.Module) -> Metrics:
         """More figures, once, of the trained model."""
         del model

@@ -103,6 +103,12 @@ def test_copying_smoke(tmp_path, model):
     assert {"last10_ce_3", "accuracy_5"} <= set(metrics_of(tmp_path / "run"))
 
 
+def test_baselines_are_printed_beside_the_results(tmp_path, capsys):
+    flags = ["--model", "gru", "--epochs", "0", "--hidden", "5", "--out", str(tmp_path / "run")]
+    assert main(["adding", *flags]) == 0
+    assert "(baseline: 0.1667)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_adding_smoke(tmp_path, model):
     flags = ["--updates-per-epoch", "2", "--train-steps", "3", "--test-steps", "5"]

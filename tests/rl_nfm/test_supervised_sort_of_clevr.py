@@ -236,6 +236,8 @@ def test_smoke(tmp_path, model):
     names = {f"relational/{name}" for name in SUBTYPES[1]} | {"held_out/non_relational"}
     assert names <= set(result["mean"])
     assert 0 <= result["mean"]["relational"] <= 1
+    assert result["baselines"]["relational"] == QUESTION_ONLY_CEILING
+    assert set(result["baselines"]) <= set(result["mean"])
 
 
 @pytest.mark.parametrize(
@@ -253,3 +255,12 @@ def test_options_of_other_models_are_refused():
         main(["sort_of_clevr", "--model", "rn", "--nfm.heads", "2"])
     with pytest.raises(ValueError, match="questions_per_image: 3"):
         main(["sort_of_clevr", "--questions-per-image", "3"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6 * 3600)
+@pytest.mark.parametrize("model", ["rn", "nfm"])
+def test_the_small_preset_learns_relations(tmp_path, model):
+    assert main(["sort_of_clevr", "--model", model, "--out", str(tmp_path / "run")]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["mean"]["relational"] >= QUESTION_ONLY_CEILING + 0.05
