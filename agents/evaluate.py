@@ -130,33 +130,41 @@ def play(
         protocol=config.env.resolve(),
         seed=env_seed(seed),
     )
-    with (
-        contextlib.closing(env),
-        _own_random_stream(seed, network),
-        _bar(episodes, progress) as bar,
-    ):
+    with contextlib.closing(env), _own_random_stream(seed, network):
         actor = None if network is None else _make_actor(network, config, env)
-        counted = _Counter(env.num_envs, episodes, bar)
-        obs, info = env.reset()
-        reward = np.zeros(env.num_envs, np.float32)
-        while True:
-            action = _choose(actor, env, obs, info, epsilon)
-            if on_step is not None:
-                on_step(PlayStep(obs=obs, reward=reward, info=info, action=action, actor=actor))
-            if counted.done:
-                break
-            obs, reward, _, _, info = env.step(action)
-            if actor is not None:
-                actor.observe(
-                    to_device(reward, actor.device), to_device(info["life_loss"], actor.device)
-                )
-            counted.step(info)
+        with _bar(episodes, progress) as bar:
+            counted = _Counter(env.num_envs, episodes, bar)
+            _play(env, actor, counted, epsilon, on_step)
     return Scores(
         game=env.game,
         returns=counted.returns,
         lengths=counted.lengths,
         protocol=protocol_block(env, epsilon=1.0 if network is None else epsilon, seed=seed),
     )
+
+
+def _play(
+    env: GameVecEnv,
+    actor: Actor | None,
+    counted: "_Counter",
+    epsilon: float,
+    on_step: OnStep | None,
+) -> None:
+    """Until all episodes are counted; their last observation is shown too."""
+    obs, info = env.reset()
+    reward = np.zeros(env.num_envs, np.float32)
+    while True:
+        action = _choose(actor, env, obs, info, epsilon)
+        if on_step is not None:
+            on_step(PlayStep(obs=obs, reward=reward, info=info, action=action, actor=actor))
+        if counted.done:
+            break
+        obs, reward, _, _, info = env.step(action)
+        if actor is not None:
+            actor.observe(
+                to_device(reward, actor.device), to_device(info["life_loss"], actor.device)
+            )
+        counted.step(info)
 
 
 @contextlib.contextmanager

@@ -118,7 +118,9 @@ def _read_run(path: Path, notes: list[str]) -> Result:
     if not len(curve.episode_returns):
         notes.append(f"{path}: no training episode has ended")
     game = resolve_game(config.game)
-    protocol = MEMORY_PROTOCOL if game == MEMORY_CUE else config.env.resolve()
+    protocol = dataclasses.asdict(MEMORY_PROTOCOL if game == MEMORY_CUE else config.env.resolve())
+    if len(curve.eval_steps):
+        protocol["eval_epsilon"] = config.run.eval_epsilon
     return Result(
         source="training",
         game=game,
@@ -126,7 +128,7 @@ def _read_run(path: Path, notes: list[str]) -> Result:
         seed=config.seed,
         steps=curve.steps,
         returns=curve.episode_returns[-TRAINING_EPISODES:].tolist(),
-        protocol=dataclasses.asdict(protocol),
+        protocol=protocol,
         settings=_settings(config),
         where=str(path),
         curve=curve,
@@ -222,17 +224,15 @@ def _settings(config: Config) -> dict[str, Any]:
 def check_protocols(results: Sequence[Result]) -> None:
     """Refuse to put scores of different protocols together.
 
-    Training and evaluation share the environment; evaluations also epsilon and which episodes
-    count. Random play has no epsilon to compare.
+    Training and evaluation share the environment, evaluations (and those in training) also their
+    epsilon. Random play has no epsilon to compare.
 
     Raises:
         ValueError: naming the field, both values and where they come from.
     """
     first: dict[str, tuple[Any, str]] = {}
     for result in results:
-        fields = set(_PROTOCOL_FIELDS)
-        if result.source == "evaluation":
-            fields |= set(result.protocol) - _NO_PROTOCOL
+        fields = {*_PROTOCOL_FIELDS, *result.protocol} - _NO_PROTOCOL
         if result.steps is None:
             fields -= {"epsilon"}
         for field in sorted(fields):
