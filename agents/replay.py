@@ -12,8 +12,8 @@ a truncation bootstraps from. A resumed run begins new episodes, so its cut need
 
 Clipping, n-step sums and gamma are applied at sampling, in this order.
 
-Sampling reads sequences of `burn_in + T` positions and n rows more, T = 1 and no burn-in for a
-feed-forward encoder. Letters: R rows, E environments, B batch, T positions, S observations.
+Sampling reads sequences of `burn_in + T` positions and n rows more; for an encoder without state,
+T = 1 and no burn-in, only the two rows that are needed. Letters: R rows, E environments, B batch, T positions, S observations.
 """
 
 import dataclasses
@@ -85,7 +85,7 @@ class ReturnConfig:
 
 @dataclasses.dataclass(kw_only=True)
 class Batch:
-    """A sample. With T = 1 and no burn-in S is 2: the first and the bootstrap observation."""
+    """A sample. S is burn-in + T + n, or without a state 2: the first and the bootstrap's."""
 
     obs: Tensor
     """uint8 [S, B, C, H, W]."""
@@ -139,15 +139,17 @@ class Replay:
         """
         self.config, self.returns, self.num_envs, self.device = config, returns, num_envs, device
         self.stack_num, height, width = obs_shape
-        self.history_steps = config.burn_in_steps + self.stack_num - 1
+        # before the burn-in: the rest of the stack, and at least the row of the last action
+        self.history_steps = config.burn_in_steps + max(1, self.stack_num - 1)
         self.future_steps = config.sequence_steps - 1 + returns.n_steps
         self.stride = config.sequence_steps - config.overlap_steps
         self.rows = config.capacity_steps // num_envs // self.stride * self.stride
         needed = self.history_steps + self.future_steps + self.stride
         if self.rows <= needed:
+            least = (needed // self.stride + 1) * self.stride * num_envs
             raise ValueError(
                 f"capacity_steps: {config.capacity_steps} is not allowed: {num_envs} environments "
-                f"with this sequence and stack need more than {needed * num_envs}"
+                f"with this sequence, stack and n_steps need at least {least}"
             )
 
         def store(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -258,7 +260,7 @@ class Replay:
         offset = torch.arange(length, device=self.device)[:, None]
         r_t, discount_t, bootstrap_steps = self._returns(row + offset, env)
         mask = ~self._at(self.episode_start, row + offset + 1, env)
-        if length == 1 and burn_in == 0:
+        if length == 1 and burn_in == 0 and not self.state:
             rows = torch.cat([row[None], row + bootstrap_steps])  # [2, B]
             bootstrap = torch.ones_like(bootstrap_steps)
         else:
