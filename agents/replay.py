@@ -13,7 +13,9 @@ a truncation bootstraps from. A resumed run begins new episodes, so its cut need
 Clipping, n-step sums and gamma are applied at sampling, in this order.
 
 Sampling reads sequences of `burn_in + T` positions and n rows more; for an encoder without state,
-T = 1 and no burn-in, only the two rows that are needed. Letters: R rows, E environments, B batch, T positions, S observations.
+T = 1 and no burn-in, only the two rows that are needed.
+
+Letters: R rows, E environments, B batch, T positions, S observations.
 """
 
 import dataclasses

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,23 +48,38 @@ def validate(cls: type[T], values: Mapping[str, Any] | T, *, where: str = "") ->
     Raises:
         ValueError: unknown key (with the nearest known one), wrong type or value out of range.
     """
-    plain = dataclasses.asdict(values) if dataclasses.is_dataclass(values) else values  # pyright: ignore
+    plain: Any = dataclasses.asdict(values) if dataclasses.is_dataclass(values) else values  # pyright: ignore
+    checked: Any = None
     try:
-        return _adapter(cls).validate_python(plain)
+        checked = _adapter(cls).validate_python(plain)
+        lines = list(_mixed_up(plain, checked))
     except ValidationError as error:
-        lines = [_explain(cls, dict(e), where) for e in error.errors()[:MAX_ERROR_LINES]]
-        raise ValueError("\n".join(lines)) from None
+        lines = [_explain(cls, dict(e)) for e in error.errors()]
+    if lines:
+        prefix = f"{where}: " if where else ""
+        raise ValueError("\n".join(prefix + line for line in lines[:MAX_ERROR_LINES]))
+    return checked
 
 
-def _explain(cls: type, error: dict[str, Any], where: str) -> str:
+def _mixed_up(plain: Mapping[str, Any], checked: Any, path: str = "") -> Iterator[str]:
+    """Numbers and texts that pydantic took for booleans, and booleans that it took for numbers."""
+    for key, value in plain.items():
+        found = getattr(checked, key)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(found):
+            yield from _mixed_up(value, found, f"{path}{key}.")
+        elif isinstance(found, bool) != isinstance(value, bool):
+            allowed = "true or false" if isinstance(found, bool) else "a number"
+            yield f"{path}{key}: {value!r} is not allowed: must be {allowed}"
+
+
+def _explain(cls: type, error: dict[str, Any]) -> str:
     path = [str(part) for part in error["loc"]]
     name = ".".join(path) or "config"
-    prefix = f"{where}: " if where else ""
     if error["type"] == "unexpected_keyword_argument":
-        known = _field_names(cls, path[:-1])
-        return f"{prefix}{nearest(name, path[-1], known)}"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{prefix}{name}: {error['input']!r} is not allowed: {message}"
+        return nearest(name, path[-1], _field_names(cls, path[:-1]))
+    if error["type"] == "value_error":  # of a __post_init__, which names field and value itself
+        return ".".join([*path, error["msg"].removeprefix("Value error, ")])
+    return f"{name}: {error['input']!r} is not allowed: {error['msg']}"
 
 
 def nearest(field: str, value: str, allowed: Sequence[str]) -> str:
@@ -93,11 +108,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ValueError(f"{path}: not valid YAML ({problem})") from None
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    if not isinstance(values, dict):
         raise ValueError(f"{path}: must be a mapping of options, got {type(values).__name__}")
+    for key in values:
+        if not isinstance(key, str):
+            raise ValueError(f"{path}: keys must be names, got {key!r}")
     return values
 
 
@@ -130,8 +148,7 @@ def parse_flags(
 
 
 def _plain(text: str) -> str:
-    """Tyro's boxed message as a few plain lines."""
+    """Tyro's boxed message as a few plain lines, without the box's title, which comes first."""
     lines = [line.strip(" │╭╮╰╯─\t") for line in text.splitlines()]
-    noise = ("Parsing error", "For full", "--------")
-    kept = [line for line in lines if line and not line.startswith(noise)]
-    return "\n".join(kept[:MAX_ERROR_LINES])
+    kept = [line for line in lines if line.strip("-") and not line.startswith("For full")]
+    return "\n".join(kept[1 : MAX_ERROR_LINES + 1])

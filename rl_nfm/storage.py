@@ -32,7 +32,14 @@ def file_sha256(path: Path) -> str:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write one safetensors file, flushed to disk; returns its SHA-256."""
-    data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        memory = value.untyped_storage().data_ptr()
+        # safetensors refuses tensors that share memory, such as tied weights
+        data[name] = value.clone() if memory in seen else value
+        seen.add(memory)
     safetensors.torch.save_file(data, path)
     _flush(path)
     return file_sha256(path)
@@ -48,6 +55,9 @@ def save_directory(
 ) -> None:
     """Write a checkpoint directory atomically; an existing `target` is replaced.
 
+    Replacing takes two renames. A process killed just between them leaves the old directory as
+    `.<name>.old`, which the next write puts back first.
+
     Args:
         target: final place.
         kind: what it is, checked by `load_meta`.
@@ -61,6 +71,7 @@ def save_directory(
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    _put_back(target)
     try:
         partial.mkdir()
         digests = {}
@@ -69,11 +80,13 @@ def save_directory(
         for name, (source, digest) in (links or {}).items():
             _link(source, partial / name)
             digests[name] = digest
-        content = {"kind": kind, "files": digests, **meta}
+        content = {**meta, "kind": kind, "files": digests}
         (partial / META).write_text(json.dumps(content, indent=1), encoding="utf-8")
         _flush(partial / META)
+        _flush(partial)
         _replace_directory(partial, target)
     except BaseException as error:
+        _put_back(target)
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, safetensors.SafetensorError):  # how a full disk shows itself there
             raise OSError(f"{target}: {error}") from error
@@ -99,7 +112,7 @@ def load_meta(directory: Path, *, kind: str, skip: tuple[str, ...] = ()) -> dict
         files: dict[str, str] = meta["files"]
         found = meta["kind"]
         items = list(files.items())
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
         raise CheckpointError(f"{path}: damaged, or not written by rl-nfm") from None
     if found != kind:
         raise CheckpointError(f"{directory}: holds {found!r}, expected {kind!r}")
@@ -131,15 +144,23 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _replace_directory(source: Path, target: Path) -> None:
+    old = _aside(target)
+    shutil.rmtree(old, ignore_errors=True)
     if target.exists():
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
-        source.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        source.rename(target)
+    source.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
     _flush(target.parent)
+
+
+def _put_back(target: Path) -> None:
+    """Undo a replacement that was cut short between its two renames."""
+    if _aside(target).exists() and not target.exists():
+        _aside(target).rename(target)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
 
 
 def _flush(path: Path) -> None:
