@@ -1,14 +1,15 @@
 """Hierarchically modular networks, the Boolean tasks they are made for, and their known routing."""
 
+from rl_nfm.modular.mlp import PrunedMLP
 from rl_nfm.modular.networks import (
     HierarchicallyModular,
     Level,
     ModuleBank,
-    PrunedMLP,
     RoutingConfig,
 )
-from rl_nfm.modular.placement import Routing, known_routing
+from rl_nfm.modular.placement import Routing, known_routing, wiring
 from rl_nfm.modular.routing import straight_through_one_hot, straight_through_top_k
+from rl_nfm.modular.search import redraw
 from rl_nfm.modular.tasks import BooleanTask, Gate, boolean_task
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "RoutingConfig",
     "boolean_task",
     "known_routing",
+    "redraw",
     "straight_through_one_hot",
     "straight_through_top_k",
+    "wiring",
 ]

@@ -1,4 +1,4 @@
-"""Hierarchically modular networks with learned or known routing, and the pruned MLP beside them.
+"""Hierarchically modular networks with learned or known routing.
 
 From "How Can Knowledge of a Task's Modular Structure Improve Generalization and Training
 Efficiency?" (TMLR 2025). Deviations: modules of a level (or of a bank, where shared) are one
@@ -11,7 +11,7 @@ M positions of a level, K shared modules, R units that a module reads, T tasks.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -149,17 +149,32 @@ class HierarchicallyModular(nn.Module):
         """All routing logits: module inputs from the first level on, outputs, locations."""
         return [*self.module_input_logits, *self.location_logits]
 
+    def chosen_units(self, parameters: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+        """Units read, int64 [..., T, R, M] of each level and then of the outputs.
+
+        Args:
+            parameters: name to tensor, where they are kept outside the model (stacked over seeds,
+                say); by default the model's own.
+        """
+        own = dict(self.named_parameters()) if parameters is None else parameters
+        counts = [level.reads for level in self.levels] + [self.num_outputs]
+        return [
+            own[f"module_input_logits.{depth}"].topk(count, dim=-2).indices
+            for depth, count in enumerate(counts)
+        ]
+
+    def noise_shapes(self, batch_size: int) -> list[tuple[int, ...]]:
+        """Shapes of the noise of one forward pass of `batch_size` rows."""
+        if not self.routing.use_gumbel:
+            return []
+        lead = batch_size if self.routing.per_sample_routing else None
+        return [(lead or logits.shape[0], *logits.shape[1:]) for logits in self.logits()]
+
     def sample_noise(
         self, batch_size: int, generator: torch.Generator | None = None
     ) -> list[Tensor]:
         """Gumbel noise for one forward pass of `batch_size` rows; empty without `use_gumbel`."""
-        if not self.routing.use_gumbel:
-            return []
-        lead = batch_size if self.routing.per_sample_routing else None
-        return [
-            gumbel_noise((lead or logits.shape[0], *logits.shape[1:]), generator)
-            for logits in self.logits()
-        ]
+        return [gumbel_noise(shape, generator) for shape in self.noise_shapes(batch_size)]
 
     def forward(
         self, x: Tensor, task_id: Tensor | None = None, noise: Noise | None = None
@@ -239,62 +254,3 @@ def _set_known(
             for position, units in enumerate(levels[depth]):
                 for rank, unit in enumerate(reversed(units)):
                     parameter[task, unit, position] = 1.0 + 0.1 * rank
-
-
-class PrunedMLP(nn.Module):
-    """MLP with ReLU of which a random part of all weights is fixed at zero from the start.
-
-    Weights have uniform random scores; those below one global percentile are pruned. A bias is
-    pruned only if all weights of its row are.
-
-    Args:
-        arch: sizes from input to output; with several tasks the input ends in a one-hot task.
-        pruning_ratio: percent of all weights.
-        num_tasks: T.
-
-    Raises:
-        ValueError: a ratio outside [0, 100).
-    """
-
-    def __init__(self, arch: Sequence[int], pruning_ratio: float = 0.0, *, num_tasks: int = 1):
-        super().__init__()
-        if not 0 <= pruning_ratio < 100:
-            raise ValueError(
-                f"pruning_ratio: {pruning_ratio} is not allowed (allowed: 0 to below 100 percent)"
-            )
-        self.num_tasks = num_tasks
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(arch))
-        scores = [torch.rand(o, i) for i, o in pairwise(arch)]
-        every = torch.cat([score.flatten() for score in scores])
-        pruned = round(len(every) * pruning_ratio / 100)
-        threshold = every.sort().values[pruned - 1] if pruned else -1.0
-        for index, score in enumerate(scores):
-            mask = score > threshold
-            self.register_buffer(f"weight_mask_{index}", mask.float())
-            self.register_buffer(f"bias_mask_{index}", mask.any(1).float())
-
-    def forward(
-        self, x: Tensor, task_id: Tensor | None = None, noise: Noise | None = None
-    ) -> Tensor:
-        """Logits [B, outputs] of x [B, N] or [B, N, F]; `noise` is not used."""
-        del noise
-        x = x.flatten(1)
-        if self.num_tasks > 1:
-            if task_id is None:
-                task_id = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-            tasks = torch.arange(self.num_tasks, device=x.device)
-            x = torch.cat([x, (task_id[:, None] == tasks).to(x.dtype)], dim=1)
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, nn.Linear)
-            if index > 0:
-                x = x.relu()
-            weight = layer.weight * self.get_buffer(f"weight_mask_{index}")
-            x = nn.functional.linear(x, weight, layer.bias * self.get_buffer(f"bias_mask_{index}"))
-        return x
-
-    def sample_noise(
-        self, batch_size: int, generator: torch.Generator | None = None
-    ) -> list[Tensor]:
-        """None: nothing here is routed."""
-        del batch_size, generator
-        return []

@@ -114,3 +114,24 @@ def _assign(
             rows.append(tuple(slots))
         table.append(tuple(rows))
     return tuple(table)
+
+
+Tree = int | frozenset["Tree"]
+"""An input, or the trees of the units that a module reads, in no order."""
+
+
+def wiring(levels: Sequence[Sequence[Sequence[int]]]) -> tuple[Tree, ...]:
+    """What each output depends on, whichever positions the modules between have.
+
+    Two networks wire their outputs alike exactly if these are equal.
+
+    Args:
+        levels: level, position: the units read; the last level has one position, the outputs.
+    """
+
+    def tree(depth: int, unit: int) -> Tree:
+        if depth < 0:
+            return unit
+        return frozenset(tree(depth - 1, below) for below in levels[depth][unit])
+
+    return tuple(tree(len(levels) - 2, unit) for unit in levels[-1][0])

@@ -5,9 +5,12 @@ Importing this package registers every task; `rl_nfm.supervised.cli.main` runs o
 
 from rl_nfm.supervised import (  # noqa: F401  (each registers its task)
     adding,
+    arithmetic,
     classification,
     classification_sweep,
     copying,
+    counting,
+    modular,
     sequential_digits,
     sort_of_clevr,
     stacked_digits,

@@ -121,8 +121,8 @@ def seed_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-def run_folder(name: str, config: RunConfig) -> Path:
-    """The folder of a run: the resumed one, `out`, or a new one below runs/supervised.
+def run_folder(name: str, config: RunConfig, base: Path = Path("runs/supervised")) -> Path:
+    """The folder of a run: the resumed one, `out`, or a new one below `base`.
 
     Raises:
         ValueError: `out` already holds a run.
@@ -130,7 +130,7 @@ def run_folder(name: str, config: RunConfig) -> Path:
     if config.resume is not None:
         return config.resume
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = config.out or Path("runs") / "supervised" / f"{name}-{vars(config)['model']}-{stamp}"
+    folder = config.out or base / f"{name}-{vars(config)['model']}-{stamp}"
     if (folder / CONFIG_FILE).exists():
         raise ValueError(f"out: {folder} already holds a run; continue it with --resume {folder}")
     return folder

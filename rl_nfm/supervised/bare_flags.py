@@ -1,0 +1,22 @@
+"""Boolean flags without a value: `--use_gumbel` as well as `--use_gumbel True`."""
+
+import dataclasses
+from collections.abc import Sequence
+
+
+def spell_out(argv: Sequence[str], config: type) -> list[str]:
+    """`argv` with True after each boolean flag of `config` that has no value.
+
+    Args:
+        argv: flags, with - or _ between words.
+        config: a dataclass.
+    """
+    booleans = {field.name for field in dataclasses.fields(config) if field.type is bool}
+    spelled = []
+    for index, word in enumerate(argv):
+        spelled.append(word)
+        follower = argv[index + 1] if index + 1 < len(argv) else "--"
+        is_flag = word.startswith("--") and word[2:].replace("-", "_") in booleans
+        if is_flag and follower.startswith("--"):
+            spelled.append("True")
+    return spelled

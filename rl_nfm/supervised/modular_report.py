@@ -1,0 +1,111 @@
+"""One table and one plot of modular runs: test accuracy over the number of training rows."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+
+
+def read_results(paths: Sequence[Path]) -> list[Result]:
+    """Results of other modular runs.
+
+    Raises:
+        ValueError: a file is none.
+    """
+    results = []
+    for path in paths:
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            if result["task"] != "modular":
+                raise ValueError
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ValueError(f"compare: {path} is no result of a modular run") from None
+        results.append(result)
+    return results
+
+
+def label(result: Result) -> str:
+    """Model and routing of a run in a few words."""
+    config = result["config"]
+    if config["model"] == "mlp":
+        pruned = config["pruning_ratio"]
+        return f"MLP, {pruned:g} % pruned" if pruned else "MLP"
+    shared = config["model"].endswith("shared_modules")
+    words = ["shared modules" if shared else "modules"]
+    known = [config["known_module_input"]] + [config["known_module_locations"]] * shared
+    kinds = {0: "learned", len(known): "known"}
+    words.append(f"{kinds.get(sum(known), 'partly known')} routing")
+    if config["use_gumbel"]:
+        words.append("Gumbel")
+    if config["routing_candidates"] > 1:
+        words.append(f"search of {config['routing_candidates']}")
+    return ", ".join(words)
+
+
+def write_report(folder: Path, results: Sequence[Result]) -> str:
+    """Write table.md and accuracy.png into `folder`; returns the table."""
+    table = format_table(results)
+    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
+    plot(results, folder / "accuracy.png")
+    return table
+
+
+def format_table(results: Sequence[Result]) -> str:
+    """Markdown: one row a model and training-set size; accuracies in %."""
+    outputs = [n for n in results[0]["splits"][0]["mean"] if n.startswith("test_output_")]
+    head = ["model", "parameters", "train rows", "seeds", "train", "test", "min to max"]
+    head += [f"output {i + 1}" for i in range(len(outputs))]
+    head += ["rows right", "all 0", "perfect seeds", "right modules"]
+    lines = [head, ["---"] * len(head)]
+    for result in results:
+        for split in result["splits"]:
+            mean, trials = split["mean"], split["trials"]
+            tests = [trial["test_accuracy"] for trial in trials]
+            cells = [label(result), result["parameters"], split["train_rows"], len(trials)]
+            cells += [_percent(mean["train_accuracy"]), _percent(mean["test_accuracy"])]
+            cells += [f"{_percent(min(tests))} to {_percent(max(tests))}"]
+            cells += [_percent(mean[name]) for name in outputs]
+            cells += [_percent(mean["test_rows"]), _percent(split["baseline"])]
+            cells += [f"{sum(trial['all_rows'] == 1 for trial in trials)}/{len(trials)}"]
+            wired = [trial["right_modules"] for trial in trials if "right_modules" in trial]
+            cells += [f"{sum(share == 1 for share in wired)}/{len(wired)}" if wired else "-"]
+            lines.append([str(cell) for cell in cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def plot(results: Sequence[Result], path: Path) -> None:
+    """Mean test accuracy with the range over seeds, over training rows, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for index, result in enumerate(results):
+        splits = sorted(result["splits"], key=lambda split: split["train_rows"])
+        # beside each other, so that equal values stay visible
+        rows = [split["train_rows"] + 0.5 * (index - (len(results) - 1) / 2) for split in splits]
+        means = [100 * split["mean"]["test_accuracy"] for split in splits]
+        tests = [[100 * trial["test_accuracy"] for trial in split["trials"]] for split in splits]
+        spread = (
+            [mean - min(test) for mean, test in zip(means, tests, strict=True)],
+            [max(test) - mean for mean, test in zip(means, tests, strict=True)],
+        )
+        axes.errorbar(rows, means, spread, marker="o", capsize=3, label=label(result))
+    splits = sorted(results[0]["splits"], key=lambda split: split["train_rows"])
+    axes.plot(
+        [split["train_rows"] for split in splits],
+        [100 * split["baseline"] for split in splits],
+        color="grey",
+        linestyle="--",
+        marker="_",
+        label="always 0",
+    )
+    axes.set_xlabel("training rows")
+    axes.set_ylabel("accuracy on test rows, % (mean, range over seeds)")
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
