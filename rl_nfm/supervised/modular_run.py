@@ -133,7 +133,7 @@ class Run:
         )
         while self.epoch < config.epochs:
             start = time.perf_counter()
-            self._train_epoch()
+            self.train_epoch()
             self._search()
             self.seconds += time.perf_counter() - start
             bar.update()
@@ -144,7 +144,8 @@ class Run:
         bar.close()
         log.close()
 
-    def _train_epoch(self) -> None:
+    def train_epoch(self) -> None:
+        """Every training row once; each seed in an order of its own."""
         config = self.config
         train, copies = self.split.train, config.samples_per_row
         data = epoch_data(self.rows, train, copies, self.seeds, self.epoch)
