@@ -97,8 +97,7 @@ class FunctionTask:
 
     def draw(self, count: int, bounds: tuple[float, float], generator: torch.Generator) -> Tensor:
         """Uniform inputs [count, I]."""
-        low, high = bounds
-        return low + (high - low) * torch.rand(count, self.inputs, generator=generator)
+        return torch.empty(count, self.inputs).uniform_(*bounds, generator=generator)
 
     def threshold(self, samples: int = 1_000_000) -> float:
         """Mean squared error of the perfect solution with its first weights off by 1e-5."""
