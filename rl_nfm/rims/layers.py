@@ -121,6 +121,7 @@ class _RIMLayers(nn.Module):
             reset = reset.t()
         self._check_input(x, reset, batch_first=False)
         valid = torch.arange(len(x), device=x.device)[:, None] < lengths.to(x.device)
+        reset = None if reset is None else reset & valid
         output, state, active = self._run(x, state, reset, valid)
         order = packed.sorted_indices
         if order is None:

@@ -81,11 +81,13 @@ class Kept(NamedTuple):
     saved: StepSaved
 
 
-@functools.cache
 def _steps(compiled: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    if compiled:
-        return torch.compile(step_forward), torch.compile(step_backward)
-    return step_forward, step_backward
+    return _compiled_steps() if compiled else (step_forward, step_backward)
+
+
+@functools.cache
+def _compiled_steps() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    return torch.compile(step_forward), torch.compile(step_backward)
 
 
 def unroll(
