@@ -42,7 +42,7 @@ class PlayStep:
     """Who chose; None for random play."""
 
 
-OnStep = Callable[[PlayStep], None]
+OnStep = Callable[[PlayStep], object]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def play(
         on_step: called with each observation; the first game's first episode is the first counted.
 
     Raises:
-        ValueError: if the network was made for other observations or actions than the game has.
+        ValueError: if the network was made for another number of actions than the game has.
     """
     env = make_env(
         config.game,

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from agents import checkpoint
-from agents.actor import Actor, to_device
+from agents import attention, checkpoint
+from agents.actor import Actor, frozen_statistics, to_device
 from agents.config import Config, check_resumable, write_config
 from agents.evaluate import env_seed, play
 from agents.learner import Learner
@@ -23,6 +23,7 @@ from agents.memory_check import check_memory
 from agents.replay import Replay, ReturnConfig, replay_bytes
 from agents.run_folder import RunFolder
 from envs import make_env
+from rl_nfm.nfm import NeuralFunctionModule
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -264,6 +265,7 @@ class Trainer:
         if counters.steps >= counters.next_checkpoint:
             counters.next_checkpoint += run.checkpoint_every_steps
             self._save()
+            self._picture_attention()
 
     def _evaluate(self) -> dict[str, Any]:
         config = self.config
@@ -278,6 +280,19 @@ class Trainer:
             self.counters.best_return = scores.mean
             self._write_checkpoint(best=True)
         return {"eval_return_mean": scores.mean, "eval_return_median": scores.median}
+
+    def _picture_attention(self) -> None:
+        """What an NFM attends to in the newest observations, to TensorBoard."""
+        network, replay, steps = self.learner.online, self.learner.replay, self.counters.steps
+        if not any(isinstance(module, NeuralFunctionModule) for module in network.modules()):
+            return
+        env = torch.arange(replay.num_envs, device=self.device)
+        obs = replay.stacks(torch.full_like(env, replay.added_rows - 1)[None], env)[0]
+        with frozen_statistics(network):
+            weights, image = attention.summary(network, obs)
+        for name, values in weights.items():
+            self.folder.board.add_histogram(f"attention/{name}", values, steps)
+        self.folder.board.add_image("attention", image, steps, dataformats="HWC")
 
     def _log(self, bar: "tqdm[Any]", extra: dict[str, Any]) -> None:
         """One line of metrics; docs/metrics.md says what each number means."""

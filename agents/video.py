@@ -10,17 +10,22 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import cv2
+import imageio.v3 as imageio
 import imageio_ffmpeg
 import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from agents.attention import AttentionView
 from agents.config import Config
 from agents.evaluate import PlayStep, env_seed
 from agents.output_files import written
 from envs import Protocol, resolve_game
 from envs.games import MEMORY_CUE
+
+STILL_STEP = 100
+"""The still picture shows this agent step, or the last one of a shorter episode."""
 
 FPS = 15
 """Agent steps in a second of play: 60 emulator frames, 4 to a step."""
@@ -33,29 +38,34 @@ Image = NDArray[np.uint8]
 
 
 @contextlib.contextmanager
-def record_first_episode(path: Path, config: Config, *, seed: int) -> Iterator["EpisodeVideo"]:
+def record_first_episode(
+    path: Path, config: Config, *, seed: int, attention: AttentionView | None = None
+) -> Iterator["EpisodeVideo"]:
     """A recorder to hand to `play` as `on_step`; the file is whole or not there at all.
 
     Args:
         path: ends in .mp4.
         config: that of `play`.
         seed: that of `play`.
+        attention: drawn below the game; a still of it is written beside the video, as .png.
 
     Raises:
         OSError: if it cannot be written.
     """
     game, protocol = resolve_game(config.game), config.env.resolve()
     colors = None if game == MEMORY_CUE else _ColorTwin(game, protocol, env_seed(seed))
-    width = _VIEW_WIDTH if colors is None else _GAME_WIDTH + _VIEW_WIDTH
-    with written(path) as partial, contextlib.closing(_writer(partial, width)) as writer:
-        writer.send(None)
-        yield EpisodeVideo(game, colors, writer)
+    with written(path) as partial, contextlib.ExitStack() as stack:
+        video = EpisodeVideo(game, colors, partial, stack, attention)
+        yield video
+        if attention is not None and video.still is not None:
+            with written(path.with_suffix(".png")) as still:
+                imageio.imwrite(still, video.still, extension=".png")
 
 
-def _writer(path: Path, width: int) -> Generator[None, bytes | None, None]:
+def _writer(path: Path, size: tuple[int, int]) -> Generator[None, bytes | None, None]:
     return imageio_ffmpeg.write_frames(
         str(path),
-        (width, _HEIGHT + _TEXT_HEIGHT),
+        size,
         fps=FPS,
         quality=7,
         output_params=["-preset", "veryfast"],
@@ -70,9 +80,14 @@ class EpisodeVideo:
         self,
         game: str,
         colors: "_ColorTwin | None",
-        writer: Generator[None, bytes | None, None],
+        path: Path,
+        stack: contextlib.ExitStack,
+        attention: AttentionView | None,
     ):
-        self.game, self.colors, self.writer = game, colors, writer
+        self.game, self.colors, self.attention = game, colors, attention
+        self.still: Image | None = None
+        self._path, self._stack = path, stack
+        self._writer: Generator[None, bytes | None, None] | None = None
         self.steps, self.score, self.done = 0, 0.0, False
         self._action = 0
 
@@ -90,8 +105,22 @@ class EpisodeVideo:
                 picture, reward = self.colors.step(self._action)
                 assert reward == step.reward[0], "the second emulator plays another game"
         self._action = int(step.action[0])
-        self.writer.send(self._draw(picture, step.obs[0, -1]).tobytes())
+        self._write(self._draw(picture, step.obs[0, -1]))
         self.done = bool(step.info.get("_episode", (False,))[0])
+
+    def _write(self, image: Image) -> None:
+        """Append an image; the first one decides the size, in multiples of 16."""
+        height, width = (-(-size // 16) * 16 for size in image.shape[:2])
+        if self._writer is None:
+            self._writer = _writer(self._path, (width, height))
+            self._stack.enter_context(contextlib.closing(self._writer))
+            self._writer.send(None)
+            self._size = (height, width)
+        canvas = np.zeros((*self._size, 3), np.uint8)
+        canvas[: image.shape[0], : image.shape[1]] = image
+        self._writer.send(canvas.tobytes())
+        if self.steps <= STILL_STEP:
+            self.still = canvas
 
     def _draw(self, picture: Image | None, view: NDArray[np.uint8]) -> Image:
         gray = _scaled(np.repeat(view[..., None], 3, axis=-1), _VIEW_WIDTH)
@@ -101,7 +130,11 @@ class EpisodeVideo:
         cv2.putText(
             strip, text, (8, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 1, cv2.LINE_AA
         )
-        return np.vstack([strip, np.hstack(panels)])
+        rows = [strip, np.hstack(panels)]
+        if self.attention is not None:
+            rows.append(self.attention.draw(view))
+        width = max(row.shape[1] for row in rows)
+        return np.vstack([np.pad(r, ((0, 0), (0, width - r.shape[1]), (0, 0))) for r in rows])
 
 
 def _scaled(image: Image, width: int) -> Image:

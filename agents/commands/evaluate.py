@@ -13,6 +13,7 @@ import tyro
 from annotated_types import Ge, Gt, Le
 
 from agents import checkpoint
+from agents.attention import attention_view
 from agents.checkpoint import Checkpoint
 from agents.config import Config, preset_names, read_preset, to_plain
 from agents.evaluate import Scores, play
@@ -45,6 +46,10 @@ class Options:
     video: Path | None = None
     """Record the first episode to this .mp4 file: the game, and what the agent sees."""
 
+    attention: Path | None = None
+    """Record the first episode to this .mp4 file with what the encoder attends to below the game
+    (NFM: the most read layer of each position; RIMs: which are active), and a still beside it."""
+
     epsilon: Annotated[float, Ge(0), Le(1)] = 0.001
     """Probability of a random action."""
 
@@ -69,18 +74,26 @@ def main(argv: Sequence[str]) -> int:
     options = parse_flags(Options, argv, prog="rl-nfm evaluate", description=DESCRIPTION)
     if options.json is not None:
         check_file("json", options.json)
-    if options.video is not None:
-        check_file("video", options.video, ".mp4")
+    for name in ("video", "attention"):
+        if (path := getattr(options, name)) is not None:
+            check_file(name, path, ".mp4")
+    if options.attention is not None and options.random:
+        raise ValueError("attention: not allowed with --random, which has no encoder")
     device = pick_device(options.device)
     found = None if options.random else _open(options)
     config = _random_config(options.path) if found is None else found.config
     network = None if found is None else checkpoint.load_network(found, device)
     with contextlib.ExitStack() as stack:
-        recorder = None
+        recorders = []
         if options.video is not None:
-            recorder = stack.enter_context(
-                record_first_episode(options.video, config, seed=options.seed)
+            recorders.append(record_first_episode(options.video, config, seed=options.seed))
+        if options.attention is not None:
+            assert network is not None
+            view = stack.enter_context(attention_view(network))
+            recorders.append(
+                record_first_episode(options.attention, config, seed=options.seed, attention=view)
             )
+        listeners = [stack.enter_context(recorder) for recorder in recorders]
         scores = play(
             None if network is None else network.eval(),
             config,
@@ -89,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
             seed=options.seed,
             num_envs=options.num_envs,
             progress=True,
-            on_step=recorder,
+            on_step=lambda step: [listener(step) for listener in listeners],
         )
     content = _content(scores, config, found)
     if options.json is not None:
