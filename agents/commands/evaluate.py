@@ -59,7 +59,9 @@ class Options:
     which: Literal["last", "best"] = "last"
     """Which checkpoint of a run: the last one, or that of the best evaluation in training."""
 
-    random: tyro.conf.UseCounterAction[Annotated[int, Ge(0)]] = 0
+    random: tyro.conf.UseCounterAction[
+        Annotated[int, tyro.conf.arg(help_behavior_hint="(default: off)")]
+    ] = 0
     """Choose every action at random, for comparison."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
