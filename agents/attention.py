@@ -101,7 +101,7 @@ def summary(network: QNetwork, obs: Tensor) -> tuple[dict[str, Tensor], Image]:
         obs: uint8 [B, C, H, W].
     """
     nothing = torch.zeros(1, len(obs), dtype=torch.int64, device=obs.device)
-    extras = dict.fromkeys(("last_action", "last_reward", "episode_step"), nothing)
+    extras = {name: nothing for name in ("last_action", "last_reward", "episode_step")}
     with torch.no_grad(), record_attention(network) as recorder:
         network.features(obs[None], (), None, extras)
     weights = {}

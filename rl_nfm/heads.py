@@ -90,8 +90,10 @@ class Stream(nn.Module):
         self.out = linear(config.hidden, out_features)
 
     def forward(self, x: Tensor, noise: bool) -> Tensor:
-        """Outputs [*B, O]."""
-        return self.out(F.relu(self.hidden(x, noise)), noise)
+        """Outputs [*B, O], in fp32."""
+        hidden = F.relu(self.hidden(x, noise)).float()
+        with torch.autocast(x.device.type, enabled=False):  # bf16 would round values of 10 to 1/16
+            return self.out(hidden, noise)
 
 
 class ValueHead(nn.Module):
@@ -99,6 +101,8 @@ class ValueHead(nn.Module):
 
     Deviation from Rainbow: the first hidden layer of `quantile_layer="hidden"` carries no noise.
     """
+
+    frequencies: Tensor
 
     def __init__(self, feature_dim: int, num_actions: int, config: HeadConfig):
         super().__init__()
@@ -131,7 +135,7 @@ class ValueHead(nn.Module):
         if tau is not None:
             cosines = torch.cos(tau.unsqueeze(-1) * self.frequencies)  # [B, N, cosines]
             x = x * F.relu(self.embedding(cosines))  # [B, N, D]
-        advantage = self.advantage(x, noise).float()
+        advantage = self.advantage(x, noise)
         if self.value is None:
             return advantage
-        return self.value(x, noise).float() + advantage - advantage.mean(-1, keepdim=True)
+        return self.value(x, noise) + advantage - advantage.mean(-1, keepdim=True)

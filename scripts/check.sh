@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
 ruff format --check .
 ruff check .
-codespell rl_nfm agents envs configs scripts tests docs ./*.md
+codespell rl_nfm agents envs configs scripts docs ./*.md  # tests misspell on purpose
 basedpyright --warnings
 # one thread for each of two workers
 OMP_NUM_THREADS=1 pytest -n 2 -m "not slow and not gpu" "$@"
