@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.network import QNetwork
+from rl_nfm.encoders import Extras
 from rl_nfm.encoders.rim import RIMEncoder
 from rl_nfm.nfm import NeuralFunctionModule
 from rl_nfm.nfm.record import AttentionRecorder, ReaderAttention, record_attention
@@ -101,7 +102,7 @@ def summary(network: QNetwork, obs: Tensor) -> tuple[dict[str, Tensor], Image]:
         obs: uint8 [B, C, H, W].
     """
     nothing = torch.zeros(1, len(obs), dtype=torch.int64, device=obs.device)
-    extras = {name: nothing for name in ("last_action", "last_reward", "episode_step")}
+    extras: Extras = dict.fromkeys(("last_action", "last_reward", "episode_step"), nothing)
     with torch.no_grad(), record_attention(network) as recorder:
         network.features(obs[None], (), None, extras)
     weights = {}
