@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import tyro
 import yaml
 from annotated_types import Ge, Gt, Le
 
@@ -164,7 +165,9 @@ def chosen_encoders(config: Config) -> list[str]:
 @cache
 def config_class() -> type[Config]:
     """`Config` with one group of options per registered encoder."""
-    groups = [
+    listed = tyro.conf.arg(help=f"Which network reads the frames: {', '.join(encoder_names())}.")
+    groups: list[Any] = [("encoder", Annotated[str, listed], dataclasses.field(default="nature"))]
+    groups += [
         (entry.name, entry.config, dataclasses.field(default_factory=entry.config))
         for entry in encoder_entries()
     ]

@@ -121,6 +121,11 @@ class Trainer:
                 f"replay.sequence_steps: {config.replay.sequence_steps} is not allowed: encoder "
                 f"{config.encoder!r} has no state (allowed: 1, with burn_in_steps 0)"
             )
+        if state and config.replay.sequence_steps == 1:
+            print(
+                f"note: encoder {config.encoder!r} is trained on single steps from stored states; "
+                "set --replay.sequence-steps (rltime: 20) for gradients through time"
+            )
         size = replay_bytes(
             config.replay, num_envs=config.env.num_envs, obs_shape=obs_shape, state=state
         )
