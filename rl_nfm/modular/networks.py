@@ -120,7 +120,7 @@ class HierarchicallyModular(nn.Module):
         self.module_input_logits = nn.ParameterList()
         self.location_logits = nn.ParameterList()
         self.banks = nn.ModuleList()
-        self._bank_of = []
+        self.bank_of: list[int] = []
         units, banks = num_inputs, {}
         for depth, level in enumerate(levels):
             _check_level(depth, level, units)
@@ -133,7 +133,7 @@ class HierarchicallyModular(nn.Module):
             if key not in banks:
                 banks[key] = len(self.banks)
                 self.banks.append(ModuleBank(level.num_shared or level.positions, level.arch))
-            self._bank_of.append(banks[key])
+            self.bank_of.append(banks[key])
             units = level.positions * level.arch[-1]
         if units < num_outputs:
             raise ValueError(f"the last level has {units} units, too few for {num_outputs} outputs")
@@ -200,7 +200,7 @@ class HierarchicallyModular(nn.Module):
         locations = iter(chosen[depth + 1 :])
         for index, level in enumerate(self.levels):
             read = torch.einsum("bnf,rbnm->bmrf", units, chosen[index]).flatten(2)  # [B, M, R*F]
-            bank = self.banks[self._bank_of[index]]
+            bank = self.banks[self.bank_of[index]]
             if level.num_shared is None:
                 out = bank(read)  # [B, M, out]
             else:

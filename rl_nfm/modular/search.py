@@ -2,9 +2,10 @@
 
 Not in the published code, where gradients alone move the routing and most runs end answering 0
 always. An XOR gives no gradient towards either of its inputs alone, so a module with one wrong
-input cannot improve; but a candidate in which both are drawn right learns the gate in a hundred
-updates. So a few positions are re-drawn at a time and what lowers the loss is kept. A gate that is
-right but not yet read from above shows no gain either, so several positions change at once.
+input cannot improve; but where both are drawn right, the gate is learned in some fifty updates. So
+a position is drawn anew at a time, and what lowers the loss is kept. A gate that is right but not
+read from above shows no gain either, so a change often goes on to one of the units that the
+changed position now reads, and so on down.
 
 Works on stacked parameters (`torch.func.stack_module_state`). Shapes: S seeds, P candidates of a
 seed, which lie together on the leading axis of S P; T tasks, M positions of a level.
@@ -19,8 +20,8 @@ from rl_nfm.modular.networks import HierarchicallyModular
 
 KEPT = 4
 """One candidate in so many is kept as it is."""
-REDRAWN = 1 / 3
-"""Probability that a position of a new candidate is re-drawn."""
+DESCENT = 1 / 2
+"""Probability that a change goes on to a unit that the changed position reads."""
 
 
 def survivors(losses: Tensor, candidates: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -53,10 +54,10 @@ def redraw(
     candidates: int,
     generator: torch.Generator,
 ) -> None:
-    """Replace the worst candidates by copies of the best with some positions re-drawn.
+    """Replace the worst candidates by copies of the best in which a few positions are drawn anew.
 
-    Positions get new routing logits where these are trained, and new weights where the module is
-    their own; shared modules stay. Moments of the optimiser go with the parameters.
+    A position gets new routing logits (for one task) where these are trained, and new weights
+    where it has a module of its own; shared modules stay. Moments of the optimiser go along.
 
     Args:
         model: the network that all candidates are copies of.
@@ -64,58 +65,83 @@ def redraw(
         optimizer: of `parameters`; its state is changed in place.
         losses: training losses [S P].
         candidates: P.
-        generator: of all randomness.
+        generator: of all randomness, on the CPU.
     """
     sources, new = survivors(losses.cpu(), candidates, generator)
     for parameter in parameters.values():
-        moments = [v for v in optimizer.state.get(parameter, {}).values() if v.dim() > 0]
-        for tensor in (parameter, *moments):
+        for tensor in (parameter, *_moments(optimizer, parameter)):
             tensor.copy_(tensor[sources.to(tensor.device)])
-    masks = _draw_positions(model, new, generator)
-    for name, parameter in parameters.items():
-        mask = _mask_of(name, model, masks)
-        if mask is None or not parameter.requires_grad:
-            continue
-        mask = mask.to(parameter.device)
-        while mask.dim() < parameter.dim():
-            mask = mask.unsqueeze(-1)
-        fresh = _fresh(name, parameter, model, generator).to(parameter.device)
-        parameter.copy_(torch.where(mask, fresh, parameter))
-        for value in optimizer.state.get(parameter, {}).values():
-            if value.dim() > 0:
-                value.masked_fill_(mask, 0.0)
+    count, tasks = len(new), parameters["module_input_logits.0"].shape[1]
+    positions = [level.positions for level in model.levels] + [1]
+    start = torch.randint(sum(positions), (count,), generator=generator)
+    task = torch.randint(tasks, (count,), generator=generator)
+    place = torch.full((count,), -1)  # at the level in question; -1: nothing changes there
+    for depth in range(len(positions) - 1, -1, -1):
+        begun = start - sum(positions[:depth])
+        place = torch.where((begun >= 0) & (begun < positions[depth]) & new, begun, place)
+        changed = torch.arange(positions[depth]) == place[:, None]  # [S P, M]
+        for name in _names_of(model, parameters, depth):
+            mask = changed
+            if "logits" in name:
+                own = torch.arange(tasks) == task[:, None]
+                mask = own[:, :, None, None] & changed[:, None, None]  # [S P, T, 1, M]
+            _replace(name, parameters[name], mask, model, optimizer, generator)
+        if depth > 0:
+            place = _unit_read(parameters, depth, place, task, model, generator)
 
 
-def _draw_positions(
-    model: HierarchicallyModular, new: Tensor, generator: torch.Generator
-) -> list[Tensor]:
-    """Positions to re-draw of each level and of the outputs, bool [S P, M]; at least one each."""
-    counts = [level.positions for level in model.levels] + [1]
-    shape = (len(new), sum(counts))
-    drawn = torch.rand(shape, generator=generator) < REDRAWN
-    one = torch.randint(shape[1], (len(new), 1), generator=generator)
-    drawn |= ~drawn.any(1, keepdim=True) & (torch.arange(shape[1]) == one)
-    return list((drawn & new[:, None]).split(counts, dim=1))
-
-
-def _mask_of(name: str, model: HierarchicallyModular, masks: list[Tensor]) -> Tensor | None:
-    """What of a parameter is re-drawn, with as many leading axes as needed; None: nothing."""
-    kind, index, *_ = name.split(".")
-    if kind == "module_input_logits":
-        return masks[int(index)][:, None, None, :]  # [S P, T, N, M]
-    shared = [level.num_shared is not None for level in model.levels]
-    if kind == "location_logits":
-        level = [depth for depth, own in enumerate(shared) if own][int(index)]
-        return masks[level][:, None, None, :]
-    return None if any(shared) else masks[int(index)]  # banks: [S P, M, ...]
-
-
-def _fresh(
-    name: str, parameter: Tensor, model: HierarchicallyModular, generator: torch.Generator
+def _unit_read(
+    parameters: Mapping[str, Tensor],
+    depth: int,
+    place: Tensor,
+    task: Tensor,
+    model: HierarchicallyModular,
+    generator: torch.Generator,
 ) -> Tensor:
-    """New values with the distribution of the start."""
-    if not name.startswith("banks"):
-        return torch.randn(parameter.shape, generator=generator)
-    _, bank, _, layer = name.split(".")
-    fan_in = model.get_submodule(f"banks.{bank}").get_parameter(f"weights.{layer}").shape[-1]
-    return (2 * torch.rand(parameter.shape, generator=generator) - 1) / fan_in**0.5
+    """A position of the level below that the changed one reads, int64 [S P]; often -1, none."""
+    read = model.chosen_units(parameters)[depth].cpu()  # [S P, T, R, M]
+    rank = torch.randint(read.shape[2], (len(place),), generator=generator)
+    units = read[torch.arange(len(place)), task, rank, place.clamp(min=0)]
+    goes_on = (torch.rand(len(place), generator=generator) < DESCENT) & (place >= 0)
+    return torch.where(goes_on, units // model.levels[depth - 1].arch[-1], -1)
+
+
+def _names_of(
+    model: HierarchicallyModular, parameters: Mapping[str, Tensor], depth: int
+) -> list[str]:
+    """Trained parameters that belong to the positions of a level (the last: to the outputs)."""
+    names = [f"module_input_logits.{depth}"]
+    if depth < len(model.levels):
+        shared = [level.num_shared is not None for level in model.levels]
+        if shared[depth]:
+            names.append(f"location_logits.{sum(shared[:depth])}")
+        else:
+            bank = f"banks.{model.bank_of[depth]}."
+            names += [name for name in parameters if name.startswith(bank)]
+    return [name for name in names if parameters[name].requires_grad]
+
+
+def _replace(
+    name: str,
+    parameter: Tensor,
+    mask: Tensor,
+    model: HierarchicallyModular,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> None:
+    """New values with the distribution of the start where `mask` is true, without moments."""
+    if "logits" in name:
+        fresh = torch.randn(parameter.shape, generator=generator)
+    else:
+        _, bank, _, layer = name.split(".")
+        fan_in = model.get_parameter(f"banks.{bank}.weights.{layer}").shape[-1]
+        fresh = (2 * torch.rand(parameter.shape, generator=generator) - 1) / fan_in**0.5
+    mask = mask.view(*mask.shape, *[1] * (parameter.dim() - mask.dim())).to(parameter.device)
+    parameter.copy_(torch.where(mask, fresh.to(parameter.device), parameter))
+    for moment in _moments(optimizer, parameter):
+        moment.masked_fill_(mask, 0.0)
+
+
+def _moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> list[Tensor]:
+    """The optimiser's running averages of a parameter; none before its first step."""
+    return [value for value in optimizer.state.get(parameter, {}).values() if value.dim() > 0]

@@ -124,7 +124,7 @@ def _check(sizes: tuple[int, ...]) -> None:
         most = len(_pairs("and" if depth else "xor", below))
         if count > most:
             kind = "pairs of units" if depth else "disjoint pairs of inputs"
-            raise refuse(f"level {depth + 1} has {count} gates, but {below} give {most} {kind};")
+            raise refuse(f"level {depth + 1} has {count} gates, but {below} give {most} {kind}")
         below = count
 
 

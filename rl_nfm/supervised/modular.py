@@ -7,7 +7,8 @@ so that answering 0 always is right in 75 %.
 
 Differs from the published code: boolean flags need no value; `dataset_split` takes several shares;
 `trials` seeds are trained as one batch; a run writes JSON, a table and a plot, never pickles;
-rows not trained on are split evenly between validation and test.
+rows not trained on are split evenly between validation and test. With `routing_candidates` above 1
+the routing is searched (`rl_nfm.modular.search`), where gradients alone mostly find none.
 """
 
 import dataclasses

@@ -128,6 +128,9 @@ def check_config(config: ModularConfig, tasks: Sequence[BooleanTask], input_size
         ValueError: an arch that does not fit.
     """
     images = config.modularity == IMAGE_MODULARITY
+    for name in () if images else ("data", "data_folder", "img_module_arch"):
+        if getattr(config, name) != getattr(PRESETS[config.preset], name):
+            raise ValueError(f"{name}: has no effect on bits (read with modularity 2 2 3 2 2)")
     if config.model == "mlp":
         first = input_size * (2 if images else 1)
         first += config.num_tasks if config.num_tasks > 1 else 0

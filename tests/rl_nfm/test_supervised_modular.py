@@ -97,6 +97,7 @@ def test_flags_without_value_are_spelled_out_and_others_kept():
         ("--model mlp --use_gumbel", r"use_gumbel: has no effect on model 'mlp'"),
         ("--known_module_locations", r"known_module_locations: has no effect on model"),
         ("--modularity 2 2 3 2 2 --img_module_arch 64 9 2", r"allowed: 64 first and 3 last"),
+        ("--img_module_arch 64 9 3", r"img_module_arch: has no effect on bits"),
         ("--compare nowhere.json", r"compare: nowhere.json is no result of a modular run"),
         ("--model hierarchical", r"model"),
     ],
