@@ -75,12 +75,12 @@ class SortOfClevrConfig(LoopConfig):
 PRESETS = {
     "small": SortOfClevrConfig(
         preset="small",
-        epochs=30,
+        epochs=15,
         questions_per_image=2,
         test_images=500,
         rn_width=128,
         rn_layers=3,
-        eval_every=5,
+        eval_every=3,
     ),
     "paper": SortOfClevrConfig(preset="paper", trials=3),
 }
