@@ -74,8 +74,10 @@ def learning_curves(
 def _draw_training(
     ax: Axes, curves: Sequence[Curve], method: str, color: tuple[float, ...]
 ) -> None:
-    grid = np.linspace(0, max(curve.steps for curve in curves), _GRID_POINTS)
-    _draw_band(ax, grid, np.stack([running_mean(c, grid) for c in curves]), method, color)
+    curves = [curve for curve in curves if len(curve.episode_returns)]
+    if curves:
+        grid = np.linspace(0, max(curve.steps for curve in curves), _GRID_POINTS)
+        _draw_band(ax, grid, np.stack([running_mean(c, grid) for c in curves]), method, color)
 
 
 def _draw_evaluations(

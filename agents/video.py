@@ -6,15 +6,17 @@ so nothing about the episode that is scored changes.
 """
 
 import contextlib
-from collections.abc import Generator, Iterator
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import imageio.v3 as imageio
-import imageio_ffmpeg
 import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
+from imageio_ffmpeg import get_ffmpeg_exe
 from numpy.typing import NDArray
 
 from agents.attention import AttentionView
@@ -62,17 +64,6 @@ def record_first_episode(
                 imageio.imwrite(still, video.still, extension=".png")
 
 
-def _writer(path: Path, size: tuple[int, int]) -> Generator[None, bytes | None, None]:
-    return imageio_ffmpeg.write_frames(
-        str(path),
-        size,
-        fps=FPS,
-        quality=7,
-        output_params=["-preset", "veryfast"],
-        ffmpeg_log_level="error",
-    )
-
-
 class EpisodeVideo:
     """Draws one image per observation of the first game, until its first episode has ended."""
 
@@ -87,7 +78,7 @@ class EpisodeVideo:
         self.game, self.colors, self.attention = game, colors, attention
         self.still: Image | None = None
         self._path, self._stack = path, stack
-        self._writer: Generator[None, bytes | None, None] | None = None
+        self._append: Callable[[Image], None] | None = None
         self.steps, self.score, self.done = 0, 0.0, False
         self._action = 0
 
@@ -107,18 +98,18 @@ class EpisodeVideo:
         self._action = int(step.action[0])
         self._write(self._draw(picture, step.obs[0, -1]))
         self.done = bool(step.info.get("_episode", (False,))[0])
+        if self.done:
+            self._stack.close()  # now, so that a full disk is not found out after hours of play
 
     def _write(self, image: Image) -> None:
         """Append an image; the first one decides the size, in multiples of 16."""
         height, width = (-(-size // 16) * 16 for size in image.shape[:2])
-        if self._writer is None:
-            self._writer = _writer(self._path, (width, height))
-            self._stack.enter_context(contextlib.closing(self._writer))
-            self._writer.send(None)
+        if self._append is None:
             self._size = (height, width)
+            self._append = self._stack.enter_context(_encoder(self._path, self._size))
         canvas = np.zeros((*self._size, 3), np.uint8)
         canvas[: image.shape[0], : image.shape[1]] = image
-        self._writer.send(canvas.tobytes())
+        self._append(canvas)
         if self.steps <= STILL_STEP:
             self.still = canvas
 
@@ -140,6 +131,44 @@ class EpisodeVideo:
 def _scaled(image: Image, width: int) -> Image:
     scaled = cv2.resize(image, (width, _HEIGHT), interpolation=cv2.INTER_NEAREST)
     return np.asarray(scaled, np.uint8)
+
+
+@contextlib.contextmanager
+def _encoder(path: Path, size: tuple[int, int]) -> Iterator[Callable[[Image], None]]:
+    """A function that appends images of a size (height, width) to a video.
+
+    Not `imageio_ffmpeg.write_frames`: that takes no notice when ffmpeg fails at the end.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    raw = f"-f rawvideo -pix_fmt rgb24 -s {size[1]}x{size[0]} -r {FPS} -i -"
+    coded = "-c:v libx264 -preset veryfast -pix_fmt yuv420p"
+    command = [get_ffmpeg_exe(), "-loglevel", "error", "-y", *raw.split(), *coded.split()]
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen([*command, str(path)], stdin=subprocess.PIPE, stderr=errors)
+        assert process.stdin is not None
+        try:
+            yield lambda image: _feed(process, image)
+            process.communicate()
+        except BrokenPipeError:
+            pass  # ffmpeg has given up, and says why
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            process.wait()
+        if process.returncode != 0:
+            errors.seek(0)
+            told = errors.read().decode(errors="replace").strip().splitlines()
+            raise OSError("\n".join([f"video: {path} cannot be written", *told[-3:]]))
+
+
+def _feed(process: "subprocess.Popen[bytes]", image: Image) -> None:
+    assert process.stdin is not None
+    process.stdin.write(image.tobytes())
 
 
 class _ColorTwin:

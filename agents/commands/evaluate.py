@@ -106,10 +106,10 @@ def main(argv: Sequence[str]) -> int:
             progress=True,
             on_step=lambda step: [listener(step) for listener in listeners],
         )
-    content = _content(scores, config, found)
-    if options.json is not None:
-        write_json(options.json, content)
-    print(_text(content))
+        content = _content(scores, config, found)
+        if options.json is not None:
+            write_json(options.json, content)
+        print(_text(content))
     return 0
 
 

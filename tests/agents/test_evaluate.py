@@ -138,7 +138,7 @@ BAD = [
     (["{tmp}/nothing"], "nothing: does not exist"),
     (["{tmp}"], "no last checkpoint in it"),
     (["{tmp}", "--random"], "no last checkpoint in it"),
-    (["debgu", "--random"], "debgu: does not exist"),
+    (["debugg", "--random"], "debugg: does not exist"),
     ([], "PATH"),
     (["{run}", "--episods", "3"], "--episodes"),
     (["{run}", "--episodes", "0"], "episodes: 0 is not allowed"),

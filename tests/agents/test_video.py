@@ -103,6 +103,18 @@ def test_an_interrupted_recording_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("script", ["exit 3", "cat > /dev/null; echo disk full >&2; exit 1"])
+def test_a_failing_encoder_is_an_error(script, tmp_path, monkeypatch):
+    """At once or only at the end, as on a full disk."""
+    (tmp_path / "ffmpeg").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "ffmpeg").chmod(0o755)
+    monkeypatch.setattr(video, "get_ffmpeg_exe", lambda: str(tmp_path / "ffmpeg"))
+    with pytest.raises(OSError, match="cannot be written") as raised:
+        record(tmp_path / "v.mp4", config("memory_cue"), episodes=1)
+    assert ("disk full" in str(raised.value)) == ("disk full" in script)
+    assert [path.name for path in tmp_path.iterdir()] == ["ffmpeg"]
+
+
 def test_protocols_cannot_change_the_rate():
     """FPS is right as long as four emulator frames are one step and no option changes it."""
     assert "frameskip" not in {field.name for field in dataclasses.fields(EnvConfig)}
