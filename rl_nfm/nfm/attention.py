@@ -1,29 +1,28 @@
-"""Sparse attention over slots, as pure functions: the plain path, and the oracle of faster ones.
+"""Sparse attention over slots, as pure functions: the plain path, and the oracle of `kernels`.
 
 Source: paper, section 3 and algorithm 1; sparsifier of Ke et al. 2018 (Sparse Attentive
 Backtracking). Every position of the reading layer attends for itself to its own slots; positions
-never see one another. Scores, softmax and weights are float32 at least, whatever the
-inputs are.
+never see one another. Scores, softmax and weights are float32 at least, whatever the inputs are.
 
-Shapes: B batch, P positions of the reader, H heads, S slots, K and V size of keys and values.
+Shapes: B batch, S.. and T.. sizes of a written and the reading layer, P positions (the product of
+T..), H heads, L slots of all written layers in turn and the null slot, if any, last; K and V size
+of keys and values of one head.
 """
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rl_nfm.nfm.config import TopKMode
+from rl_nfm.nfm.config import Rescale, TopKMode
+from rl_nfm.nfm.rescale import gather_slots
 
 SAB_EPSILON = 1e-7
 
 
-def full_precision(x: Tensor) -> Tensor:
-    """Half precision as float32; float32 and float64 as they are."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
 def masked_top_k(scores: Tensor, k: int) -> Tensor:
-    """Softmax over the k highest scores, [.., S] to weights [.., S]; the others get 0.
+    """Softmax over the k highest scores, [.., L] to weights [.., L]; the others get 0.
 
     The k are chosen by index: with ties at the border still only k are kept. Scores of minus
     infinity get 0 even among the k.
@@ -36,7 +35,7 @@ def masked_top_k(scores: Tensor, k: int) -> Tensor:
 
 
 def sab_top_k(probabilities: Tensor, k: int, *, dense_up_to: int) -> Tensor:
-    """Probabilities less the (k+1)-th highest one, cut at 0 and normalised, [.., S] to [.., S].
+    """Probabilities less the (k+1)-th highest one, cut at 0 and normalised, [.., L] to [.., L].
 
     Unlike in `masked_top_k` the k-th is weighted by its lead over the next. With ties at the border
     fewer than k remain, and none where all are equal: the published definition, kept as it is.
@@ -53,13 +52,27 @@ def sab_top_k(probabilities: Tensor, k: int, *, dense_up_to: int) -> Tensor:
     return kept / (kept.sum(-1, keepdim=True) + SAB_EPSILON)
 
 
-def sparse_weights(scores: Tensor, k: int, mode: TopKMode, dropout: float = 0.0) -> Tensor:
-    """Attention weights [.., S] of scores [.., S].
+def sparse_weights(
+    scores: Tensor,
+    k: int,
+    mode: TopKMode,
+    dropout: float = 0.0,
+    *,
+    masked: Callable[[Tensor, int], Tensor] = masked_top_k,
+) -> Tensor:
+    """Attention weights [.., L] of scores [.., L].
 
     Dropout falls on the probabilities, in the `sab` modes before the cut, as published.
+
+    Args:
+        scores: minus infinity for padding.
+        k: highest number of weights that are not 0, except in `dense`.
+        mode: see `NFMConfig.top_k_mode`.
+        dropout: rate; 0 outside training.
+        masked: `masked_top_k`, or a faster form of it.
     """
     if mode in ("masked", "dense"):
-        weights = masked_top_k(scores, k) if mode == "masked" else scores.softmax(-1)
+        weights = masked(scores, k) if mode == "masked" else scores.softmax(-1)
         return F.dropout(weights, dropout) if dropout else weights
     probabilities = scores.softmax(-1)
     if dropout:
@@ -67,19 +80,68 @@ def sparse_weights(scores: Tensor, k: int, mode: TopKMode, dropout: float = 0.0)
     return sab_top_k(probabilities, k, dense_up_to=k if mode == "sab" else k + 1)
 
 
-def slot_scores(query: Tensor, keys: Tensor, valid: Tensor | None, scale: float) -> Tensor:
-    """Scores [B, P, H, S] float32 of query [B, P, H, K] and keys [B, P, S, H, K].
+def slot_scores(
+    query: Tensor, keys: Sequence[Tensor], heads: int, scale: float, mode: Rescale, null_slot: bool
+) -> Tensor:
+    """Scores of each position's slots.
 
     Args:
-        query: of each position.
-        keys: of each position's slots.
-        valid: bool [P, S]; minus infinity where False.
+        query: [B, T.., H * K].
+        keys: of each written layer, [B, S.., H * K], as many sizes as the query has.
+        heads: H.
         scale: factor of the scores.
+        mode: of rescaling.
+        null_slot: whether a slot of score 0 comes last.
+
+    Returns:
+        float32 [B, P, H, L]; minus infinity where a slot is padding.
     """
-    scores = torch.einsum("bphk,bpshk->bphs", full_precision(query) * scale, full_precision(keys))
-    return scores if valid is None else scores.masked_fill(~valid[:, None, :], float("-inf"))
+    sizes = query.shape[1:-1]
+    q = _by_head(query, heads).flatten(1, -3) * scale
+    scores: list[Tensor] = []
+    for key in keys:
+        slots, valid = gather_slots(key, sizes, mode)
+        k = _by_head(slots, heads).flatten(1, -4)
+        with torch.autocast(q.device.type, enabled=False):  # it would round to half precision
+            score = torch.einsum("bphk,bplhk->bphl", q, k)
+        if valid is not None:
+            padding = ~valid.flatten(0, -2)[:, None]
+            score = score.masked_fill(padding, float("-inf"))
+        scores.append(score)
+    if null_slot:
+        scores.append(torch.zeros_like(scores[0][..., :1]))
+    return torch.cat(scores, dim=-1)
 
 
-def mix_values(weights: Tensor, values: Tensor) -> Tensor:
-    """[B, P, H, V] float32: values [B, P, S, H, V] weighted by [B, P, H, S]."""
-    return torch.einsum("bphs,bpshv->bphv", weights, full_precision(values))
+def mix_values(
+    weights: Tensor, values: Sequence[Tensor], sizes: Sequence[int], mode: Rescale
+) -> Tensor:
+    """Values of each position's slots, weighted.
+
+    Args:
+        weights: [B, P, H, L].
+        values: of each written layer, [B, S.., H * V].
+        sizes: T...
+        mode: of rescaling.
+
+    Returns:
+        [B, T.., H * V], in the values' precision.
+    """
+    heads, first = weights.shape[2], 0
+    read = None
+    for value in values:
+        slots, _ = gather_slots(value, sizes, mode)
+        v = _by_head(slots, heads).flatten(1, -4)
+        w = weights[..., first : first + v.shape[2]]
+        with torch.autocast(v.device.type, enabled=False):
+            part = torch.einsum("bphl,bplhv->bphv", w, v)
+        read = part if read is None else read + part
+        first += v.shape[2]
+    assert read is not None
+    return read.to(values[0].dtype).flatten(2).unflatten(1, tuple(sizes))
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """[.., H * K] as [.., H, K], half precision as float32."""
+    x = x.unflatten(-1, (heads, -1))
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -80,6 +80,8 @@ class Places(nn.Module):
             raise ValueError(f"ranks: {tuple(ranks)} is not allowed: each 0, 1, 2 or 3")
         self.num_places = len(channels)
         self.schedule = make_schedule(config, len(channels))
+        self.num_needed = tuple(map(self._num_needed, range(config.passes)))
+        """Of each pass, how many layers matter: all of the last, others up to their last write."""
         self.places = nn.ModuleList(
             self._make_place(p, i, channels, ranks[i])
             for p in range(1 if config.share_passes else config.passes)
@@ -105,8 +107,7 @@ class Places(nn.Module):
             source_channels=tuple(sorted(sources)),
         )
 
-    def num_needed(self, pass_index: int) -> int:
-        """How many layers of a pass matter: all of the last one, others up to their last write."""
+    def _num_needed(self, pass_index: int) -> int:
         if pass_index == self.config.passes - 1:
             return self.num_places
         mine = self.schedule[pass_index * self.num_places : (pass_index + 1) * self.num_places]
@@ -155,7 +156,7 @@ class NeuralFunctionModule(nn.Module):
         for pass_index, one in enumerate(_lists_of_passes(layers, config)):
             if len(one) != len(channels):
                 raise ValueError(f"channels: {len(channels)} numbers for {len(one)} layers")
-            last = len(one) if config.share_passes else self.places.num_needed(pass_index)
+            last = len(one) if config.share_passes else self.places.num_needed[pass_index]
             self.passes.append(nn.ModuleList(one[:last]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,7 +167,7 @@ class NeuralFunctionModule(nn.Module):
             h = x
             layers = self.passes[pass_index % len(self.passes)]
             assert isinstance(layers, nn.ModuleList)
-            for place, layer in enumerate(layers[: self.places.num_needed(pass_index)]):
+            for place, layer in enumerate(layers[: self.places.num_needed[pass_index]]):
                 h = self.places(layer(h), memory, pass_index=pass_index, place=place)
         return h
 

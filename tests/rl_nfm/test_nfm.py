@@ -336,7 +336,7 @@ def test_official_preset_equals_its_description():
     for p, i in itertools.product(range(2), range(2)):
         x, place = states[p][i], places.places[2 * p + i]
         actual = places(x, memory, pass_index=p, place=i)
-        parts = place.project(x.movedim(1, -1)).movedim(-1, 1)
+        parts = place.project(x.movedim(1, -1)).movedim(-1, 1)  # queries, keys, values
         keys.append(parts[:, -2 * size : -size])
         values.append(parts[:, -size:])
         if p == 0:

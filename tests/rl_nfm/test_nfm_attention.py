@@ -1,15 +1,13 @@
 """Sparse attention weights: hand-worked numbers, exact k, a loop over positions as twin."""
 
+import itertools
+import math
+
 import pytest
 import torch
 
-from rl_nfm.nfm.attention import (
-    masked_top_k,
-    mix_values,
-    sab_top_k,
-    slot_scores,
-    sparse_weights,
-)
+from rl_nfm.nfm import attention, kernels
+from rl_nfm.nfm.attention import masked_top_k, sab_top_k, sparse_weights
 
 # Scores 2, 1 and the null slot's 0: softmax .665241 .244728 .090031; values 3, 5 and 0.
 SCORES = torch.tensor([2.0, 1.0, 0.0])
@@ -89,30 +87,46 @@ def test_minus_infinity_gets_nothing(mode):
     assert scores.grad.isfinite().all()
 
 
-def test_attention_equals_a_loop_over_positions():
+@pytest.mark.parametrize("path", [attention, kernels], ids=["plain", "kernels"])
+@pytest.mark.parametrize("mode", ["space_to_depth", "nearest"])
+def test_attention_equals_a_loop_over_positions(path, mode):
+    if path is kernels and not kernels.available():
+        pytest.skip("no C++ compiler")
     torch.manual_seed(0)
-    batch, positions, heads, slots, size, k = 2, 5, 3, 7, 4, 3
-    query = torch.randn(batch, positions, heads, size)
-    keys = torch.randn(batch, positions, slots, heads, size)
-    values = torch.randn(batch, positions, slots, heads, size + 1)
-    valid = torch.rand(positions, slots) < 0.8
-    valid[:, 0] = True
-    scores = slot_scores(query, keys, valid, 0.5)
-    read = mix_values(masked_top_k(scores, k), values)
-    for b in range(batch):
-        for p in range(positions):
-            for h in range(heads):
-                pairs = [
-                    (0.5 * (query[b, p, h] @ keys[b, p, s, h]).item(), s)
-                    for s in range(slots)
-                    if valid[p, s]
-                ]
-                best = sorted(pairs, reverse=True)[:k]
-                weights = torch.tensor([score for score, _ in best]).softmax(0)
-                expected = sum(
-                    w * values[b, p, s, h] for w, (_, s) in zip(weights, best, strict=True)
-                )
-                torch.testing.assert_close(read[b, p, h], expected, rtol=1e-4, atol=1e-5)
+    heads, size, k, target = 3, 4, 3, (4, 3)
+    sources = [(4, 3), (2, 2), (7, 3), (5, 8)]
+    query = torch.randn(2, *target, heads * size)
+    keys = [torch.randn(2, *s, heads * size) for s in sources]
+    values = [torch.randn(2, *s, heads * (size + 1)) for s in sources]
+    scores = path.slot_scores(query, keys, heads, 0.5, mode, True)
+    read = path.mix_values(path.masked_top_k(scores, k), values, target, mode)
+    for b, row, column, h in itertools.product(range(2), range(4), range(3), range(heads)):
+        q = query[b, row, column].view(heads, size)[h]
+        pairs = [(0.0, torch.zeros(size + 1))]
+        for source, key, value in zip(sources, keys, values, strict=True):
+            spans = []
+            for i, s, t in zip((row, column), source, target, strict=True):
+                finer = s > t and mode == "space_to_depth"
+                end = math.ceil((i + 1) * s / t) if finer else i * s // t + 1
+                spans.append(range(i * s // t, end))
+            for y, x in itertools.product(*spans):
+                score = 0.5 * q @ key[b, y, x].view(heads, size)[h]
+                pairs.append((score.item(), value[b, y, x].view(heads, size + 1)[h]))
+        best = sorted(pairs, key=lambda pair: -pair[0])[:k]
+        weights = torch.tensor([score for score, _ in best]).softmax(0)
+        expected = sum(w * value for w, (_, value) in zip(weights, best, strict=True))
+        actual = read[b, row, column].view(heads, size + 1)[h]
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_does_not_round_scores():
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 1, 3, 3, 8).bfloat16()
+    exact = attention.slot_scores(query.float(), [key.float()], 2, 0.5, "nearest", True)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = attention.slot_scores(query, [key], 2, 0.5, "nearest", True)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, exact, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["masked", "sab", "dense"])

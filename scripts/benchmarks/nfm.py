@@ -1,0 +1,194 @@
+"""Cost of NFM: the `nfm` encoder over its own two-pass backbone without attention.
+
+Forward and backward on 84x84x4 frames. The two are timed in turn: a busy machine slows both, and
+what counts is the ratio of medians. Beside it stand two floors: the ratio that the attention's
+multiply-accumulates alone would give at the backbone's speed, and the one that the bytes it has to
+move alone would give at the speed of a copy measured here. `over floor` divides what was measured
+above 1 by what the sum of both lies above 1.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rl_nfm.encoders import make_encoder
+from rl_nfm.encoders.nfm import NFMEncoder
+from rl_nfm.nfm.places import Place
+
+FRAMES = (4, 84, 84)
+STAGE_SIZES = (21, 11, 6, 3)
+
+
+class Attentive(nn.Module):
+    """The encoder from scaled pixels on, as the backbone takes them."""
+
+    def __init__(self, encoder: NFMEncoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Features [N, D]."""
+        return self.encoder.embed(pixels)
+
+
+class Backbone(nn.Module):
+    """The passes of the same encoder without memory; all of them count in the output."""
+
+    def __init__(self, encoder: NFMEncoder):
+        super().__init__()
+        self.passes, self.tail = encoder.network.passes, encoder.tail
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Features [N, D]."""
+        results = []
+        for layers in self.passes:
+            assert isinstance(layers, nn.ModuleList)
+            h = pixels
+            for layer in layers:
+                h = layer(h)
+            results.append(h)
+        return self.tail(torch.stack(results).sum(dim=0))
+
+
+def make_encoder_pair(args: argparse.Namespace, width: int, kernel: int) -> list[nn.Module]:
+    torch.manual_seed(0)
+    nfm = {"out_kernel": kernel, "rescale": args.rescale}
+    encoder = make_encoder("nfm", obs_shape=FRAMES, width=width, norm=args.norm, nfm=nfm)
+    assert isinstance(encoder, NFMEncoder)
+    encoder.to(device=args.device, memory_format=torch.channels_last)  # pyright: ignore
+    for place in places(encoder):
+        place.use_kernels &= not args.plain
+        if hasattr(place, "gamma"):
+            nn.init.constant_(place.gamma, 0.5)
+    return [Attentive(encoder), Backbone(encoder)]
+
+
+def places(net: nn.Module) -> list[Place]:
+    return [module for module in net.modules() if isinstance(module, Place)]
+
+
+def make_step(
+    net: nn.Module, pixels: Tensor, args: argparse.Namespace, mode: str
+) -> Callable[[], None]:
+    """One forward and backward, as a function without arguments."""
+    run = torch.compile(net, fullgraph=True) if mode == "compiled" else net
+    parameters = list(net.parameters())
+
+    def step() -> None:
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bf16"):
+            loss = run(pixels).float().square().mean()
+        torch.autograd.grad(loss, parameters)
+
+    return step
+
+
+def seconds(step: Callable[[], object], device: str) -> float:
+    start = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def count_macs(net: nn.Module) -> float:
+    """Of a forward of one frame: products of matrices and convolutions."""
+    kept = {place: place.use_kernels for place in places(net)}
+    for place in kept:
+        place.use_kernels = False  # the counter does not see into the kernels
+    pixels = torch.zeros(1, *FRAMES, device=next(net.parameters()).device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(pixels)
+    for place, used in kept.items():
+        place.use_kernels = used
+    return counter.get_total_flops() / 2
+
+
+def count_bytes(width: int, size: int) -> float:
+    """That attention moves at least for one frame, each tensor written and read once a use.
+
+    Forward: states read, queries, keys and values written; each reader reads its query and all rows
+    of memory, writes what it read, its output block's layers and the sum. Backward: twice that.
+    """
+    pixels = [s * s for s in STAGE_SIZES]
+    channels = [width * 2**stage for stage in range(len(pixels))]
+    numbers = 0
+    for stage, (positions, c) in enumerate(zip(pixels, channels, strict=True)):
+        written = sum(pixels) + sum(pixels[: stage + 1])
+        numbers += positions * (c + 256) + positions * (c + 384)  # both passes' projections
+        numbers += positions * 128 + written * 256 + positions * (2 * 128 + 5 * c)
+    return 3.0 * numbers * size
+
+
+def copy_speed(device: str) -> float:
+    """Bytes a second of copying a tensor larger than the caches."""
+    source = torch.zeros(2**26, device=device)
+    target = torch.empty_like(source)
+    best = min(seconds(lambda: target.copy_(source), device) for _ in range(5))
+    return 2 * source.nbytes / best
+
+
+def peak_memory(step: Callable[[], None]) -> int:
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return torch.cuda.max_memory_allocated()
+
+
+def measure(args: argparse.Namespace, width: int, kernel: int, batch: int, mode: str) -> None:
+    pair = make_encoder_pair(args, width, kernel)
+    macs = [count_macs(net) for net in pair]
+    pixels = torch.rand(batch, *FRAMES, device=args.device)
+    pixels = pixels.to(memory_format=torch.channels_last)
+    steps = [make_step(net, pixels, args, mode) for net in pair]
+    for step in steps * 2:  # the first compiles, the second warms the allocator
+        step()
+    before, start = os.times(), time.perf_counter()
+    times = [[seconds(step, args.device) for step in steps] for _ in range(args.repeats)]
+    wall, after = time.perf_counter() - start, os.times()
+    cores = (after.user + after.system - before.user - before.system) / wall
+    ours, theirs = (statistics.median(column) for column in zip(*times, strict=True))
+    best = [min(column) for column in zip(*times, strict=True)]
+    size = 2 if args.dtype == "bf16" else 4
+    by_macs = macs[0] / macs[1] - 1
+    by_bytes = batch * count_bytes(width, size) / copy_speed(args.device) / theirs
+    over = (ours / theirs - 1) / (by_macs + by_bytes)
+    memory = ""
+    if args.device == "cuda":
+        memory = f" | memory {peak_memory(steps[0]) / peak_memory(steps[1]):.2f}x"
+    print(
+        f"width {width:3} out {kernel}x{kernel} batch {batch:3} {args.dtype} {mode:8} | "
+        f"{ours / theirs:.2f}x of {theirs * 1e3:.0f} ms (best {best[0] / best[1]:.2f}x) | "
+        f"floors: MACs {1 + by_macs:.2f}x ({(macs[0] - macs[1]) / 1e6:.0f}M a frame), bytes "
+        f"{1 + by_bytes:.2f}x, over floor {over:.1f} | {cores:.1f} cores{memory}",
+        flush=True,
+    )
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="benchmark.py nfm", description=__doc__)
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 32])
+    parser.add_argument(
+        "--kernels", type=int, nargs="+", default=[1, 3], help="of the output block"
+    )
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 256])
+    parser.add_argument("--modes", nargs="+", default=["eager", "compiled"])
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--norm", choices=["group", "none", "batch"], default="group")
+    parser.add_argument(
+        "--rescale", choices=["space_to_depth", "nearest"], default="space_to_depth"
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--plain", action="store_true", help="without the fused CPU kernels")
+    args = parser.parse_args(argv)
+    for width in args.widths:
+        for kernel in args.kernels:
+            for batch in args.batches:
+                for mode in args.modes:
+                    measure(args, width, kernel, batch, mode)
+                    torch.compiler.reset()

@@ -1,0 +1,190 @@
+"""The fused CPU kernels against the plain path, their oracle."""
+
+import ctypes
+
+import pytest
+import torch
+from torch import Tensor
+
+from rl_nfm.encoders import make_encoder
+from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, attention, kernels
+from rl_nfm.nfm.config import Rescale
+from rl_nfm.nfm.places import Place
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="no C++ compiler")
+
+SOURCES = [(5, 7), (3, 2), (11, 13), (1, 1), (6, 3)]
+TARGET = (5, 7)
+HEADS = 3
+
+
+def make(
+    sizes: tuple[int, ...], width: int, dtype: torch.dtype, *, batch: int = 2, packed: bool = True
+) -> Tensor:
+    """A leaf [B, sizes.., HEADS * width], or a strided view as a split of channels gives it."""
+    channels = HEADS * width
+    x = torch.randn(batch, *sizes, channels if packed else 3 * channels).to(dtype)
+    return (x if packed else x[..., channels : 2 * channels]).detach().requires_grad_()
+
+
+def run(path, query, keys, values, mode: Rescale, k: int) -> list[Tensor]:
+    """Scores, weights, what is read, and the gradients of all inputs."""
+    scores = path.slot_scores(query, keys, HEADS, 0.3, mode, True)
+    weights = path.masked_top_k(scores, k)
+    read = path.mix_values(weights, values, query.shape[1:-1], mode)
+    torch.manual_seed(7)
+    loss = (read.double() * torch.randn(read.shape).double()).sum()
+    return [scores, weights, read, *torch.autograd.grad(loss, [query, *keys, *values])]
+
+
+@pytest.mark.parametrize("mode", ["space_to_depth", "nearest"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("key_size", "value_size"), [(4, 7), (32, 16), (16, 32), (3, 1)])
+@pytest.mark.parametrize("packed", [True, False])
+def test_kernels_equal_the_plain_path(mode, dtype, key_size, value_size, packed):
+    torch.manual_seed(0)
+    query = make(TARGET, key_size, dtype, packed=packed)
+    keys = [make(s, key_size, dtype, packed=packed) for s in SOURCES]
+    values = [make(s, value_size, dtype, packed=packed) for s in SOURCES]
+    plain = run(attention, query, keys, values, mode, 4)
+    fused = run(kernels, query, keys, values, mode, 4)
+    rounding = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2}[dtype]
+    for expected, actual in zip(plain, fused, strict=True):
+        assert actual.dtype == expected.dtype
+        torch.testing.assert_close(actual, expected, rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("sizes", [[(4,), (9,), (2,)], [(2, 3, 2), (3, 2, 5), (1, 4, 2)]])
+def test_one_and_three_dimensions(sizes):
+    torch.manual_seed(0)
+    query = make(sizes[0], 4, torch.float32)
+    keys = [make(s, 4, torch.float32) for s in sizes]
+    values = [make(s, 4, torch.float32) for s in sizes]
+    plain = run(attention, query, keys, values, "space_to_depth", 3)
+    fused = run(kernels, query, keys, values, "space_to_depth", 3)
+    torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 6, 7, 20])
+def test_top_k_equals_the_plain_path(k):
+    torch.manual_seed(k)
+    scores = 4 * torch.randn(3, 5, 2, 7)
+    scores[torch.rand(scores.shape) < 0.3] = float("-inf")
+    scores[..., 0] = 0.1 * torch.randn(3, 5, 2)
+    weigh = torch.randn(scores.shape)
+    results = []
+    for path in (attention, kernels):
+        s = scores.clone().requires_grad_()
+        weights = path.masked_top_k(s, k)
+        (weights * weigh).sum().backward()
+        results.append((weights, s.grad))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
+
+
+def test_ties_keep_the_first():
+    weights = kernels.masked_top_k(torch.tensor([[1.0, 2.0, 2.0, 1.0, 2.0, 1.0]]), 4)
+    # softmax of 2, 2, 2 and the first 1: 1 / (3 + exp(-1)) and exp(-1) / (3 + exp(-1))
+    high, low = 0.296923, 0.109232
+    expected = torch.tensor([[low, high, high, 0.0, high, 0.0]])
+    torch.testing.assert_close(weights, expected, atol=1e-6, rtol=0)
+
+
+def test_gradients_against_finite_differences():
+    torch.manual_seed(1)
+    query = make((2, 3), 2, torch.float64, batch=1)
+    keys = [make(s, 2, torch.float64, batch=1) for s in ((2, 3), (3, 5), (1, 2))]
+
+    def scores(query: Tensor, *keys: Tensor) -> Tensor:
+        s = kernels.slot_scores(query, list(keys), HEADS, 0.3, "space_to_depth", True)
+        return s.masked_fill(s.isneginf(), 0.0)
+
+    assert torch.autograd.gradcheck(scores, (query, *keys))
+    weights = torch.rand(1, 6, HEADS, 1 + 6 + 1 + 1, dtype=torch.float64)
+    valid = ~kernels.slot_scores(query, keys, HEADS, 1.0, "space_to_depth", True).isneginf()
+    weights = torch.where(valid, weights + 0.1, 0.0).requires_grad_()
+
+    def read(weights: Tensor, *values: Tensor) -> Tensor:
+        return kernels.mix_values(weights * valid, values, (2, 3), "space_to_depth")
+
+    assert torch.autograd.gradcheck(lambda *values: read(weights, *values), tuple(keys))
+    (grad,) = torch.autograd.grad(read(weights, *keys).sum(), weights)
+    (plain,) = torch.autograd.grad(
+        attention.mix_values(weights * valid, keys, (2, 3), "space_to_depth").sum(), weights
+    )
+    torch.testing.assert_close(grad[..., :-1], plain[..., :-1])
+
+
+def test_operators_are_well_formed():
+    query = make((2, 3), 2, torch.float32)
+    keys = [make(s, 2, torch.float32) for s in ((2, 3), (3, 5))]
+    options = (HEADS, 0.3, "space_to_depth", True)
+    torch.library.opcheck(torch.ops.rl_nfm.slot_scores, (query, keys, *options))
+    scores = kernels.slot_scores(query, keys, *options).detach().requires_grad_()
+    torch.library.opcheck(torch.ops.rl_nfm.masked_top_k, (scores, 2))
+    weights = kernels.masked_top_k(scores, 2).detach().requires_grad_()
+    torch.library.opcheck(torch.ops.rl_nfm.mix_values, (weights, keys, [2, 3], "space_to_depth"))
+
+
+def test_results_do_not_depend_on_threads():
+    torch.manual_seed(0)
+    query = make(TARGET, 8, torch.float32, batch=5)
+    keys = [make(s, 8, torch.float32, batch=5) for s in SOURCES]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(run(kernels, query, keys, keys, "space_to_depth", 3))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kv_owner", ["source", "reader"])
+def test_network_is_the_same_without_kernels(dtype, kv_owner):
+    torch.manual_seed(0)
+    convs = [
+        [torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 12, 3, stride=2)] for _ in range(2)
+    ]
+    config = NFMConfig(key_size=4, value_size=4, kv_owner=kv_owner)
+    net = NeuralFunctionModule(convs, channels=(8, 12), config=config)
+    for place in net.places.places:
+        if place.parts[0]:
+            torch.nn.init.ones_(place.gamma)
+    x = torch.randn(2, 3, 9, 10)
+    results = []
+    for use in (True, False):
+        for place in net.places.places:
+            assert isinstance(place, Place)
+            place.use_kernels = use
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            y = net(x)
+        grads = torch.autograd.grad(y.float().square().sum(), list(net.parameters()))
+        results.append([y, *grads])
+    rounding = 1e-4 if dtype == torch.float32 else 3e-2
+    for fused, plain in zip(*results, strict=True):
+        assert (fused - plain).norm() <= rounding * plain.norm()
+
+
+@pytest.mark.parametrize("switch", ["RL_NFM_KERNELS=0", "CXX=/nonexistent/compiler"])
+def test_without_a_compiler_the_plain_path_runs(switch, monkeypatch, caplog):
+    monkeypatch.setenv(*switch.split("="))
+    kernels._library.cache_clear()
+    try:
+        assert not kernels.available()
+        net = make_encoder("nfm", obs_shape=(1, 36, 36), width=4, depth=10)
+        features, _ = net(torch.zeros(1, 2, 1, 36, 36, dtype=torch.uint8))
+    finally:
+        kernels._library.cache_clear()
+    assert features.isfinite().all()
+    assert ("slower" in caplog.text) == ("CXX" in switch)
+
+
+def test_build_is_kept_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    built = kernels._build("g++")
+    first = built.stat().st_mtime_ns
+    assert built.parent == tmp_path / "rl_nfm"
+    assert kernels._build("g++").stat().st_mtime_ns == first
+    assert [file.name for file in built.parent.iterdir()] == [built.name]
+    assert ctypes.CDLL(str(built)).scores_forward_bfloat16
