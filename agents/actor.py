@@ -54,8 +54,9 @@ class Actor:
             int64 [E] on the device.
         """
         inside = ~episode_start
-        self.last_action *= inside
-        self.last_reward *= inside
+        # not in place: callers hold these tensors, and arrays that share their memory
+        self.last_action = self.last_action * inside
+        self.last_reward = self.last_reward * inside
         self.episode_step = (self.episode_step + 1) * inside
         reset = episode_start | (self.life_loss & self.resets_on_life_loss)
         extras = {
