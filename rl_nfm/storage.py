@@ -81,6 +81,7 @@ def save_directory(
             _link(source, partial / name)
             digests[name] = digest
         content = {**meta, "kind": kind, "files": digests}
+        content["sha256"] = _meta_sha256(content)
         (partial / META).write_text(json.dumps(content, indent=1), encoding="utf-8")
         _flush(partial / META)
         _flush(partial)
@@ -116,12 +117,20 @@ def load_meta(directory: Path, *, kind: str, skip: tuple[str, ...] = ()) -> dict
         raise CheckpointError(f"{path}: damaged, or not written by rl-nfm") from None
     if found != kind:
         raise CheckpointError(f"{directory}: holds {found!r}, expected {kind!r}")
+    if meta.pop("sha256", None) != _meta_sha256(meta):
+        raise CheckpointError(f"{path}: changed since it was written")
     for name, digest in items:
         if not (directory / name).is_file() or Path(name).name != name:
             raise CheckpointError(f"{directory / name}: missing")
         if not name.startswith(skip) and file_sha256(directory / name) != digest:
             raise CheckpointError(f"{directory / name}: truncated or changed since it was written")
     return meta
+
+
+def _meta_sha256(meta: Mapping[str, Any]) -> str:
+    """Digest of the meta data as JSON gives it back."""
+    plain = json.loads(json.dumps(meta))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

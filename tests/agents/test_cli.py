@@ -1,5 +1,7 @@
 """The command line as a user types it: one message, exit code 2, nothing lost."""
 
+import json
+
 import pytest
 import torch
 
@@ -105,6 +107,18 @@ def test_damaged_checkpoints(capsys, tmp_path):
     (path / "meta.json").write_text('{"kind": "another program", "files": {}}')
     code, _, err = run(capsys, "train", "--resume", str(folder), "--steps", "200")
     assert (code, "another program" in err) == (2, True)
+
+
+@pytest.mark.parametrize("field", ["obs_shape", "num_actions", "counters", "config"])
+def test_tampered_meta_data(field, capsys, tmp_path):
+    folder = tmp_path / "run"
+    assert run(capsys, "train", "debug", "--steps", "100", "--out", str(folder))[0] == 0
+    path = checkpoint.find(folder) / "meta.json"
+    meta = json.loads(path.read_text())
+    meta[field] = "x"
+    path.write_text(json.dumps(meta))
+    code, _, err = run(capsys, "evaluate", str(folder))
+    assert (code, "meta.json: changed since it was written" in err) == (2, True), err
 
 
 def test_help_suffices(capsys):
