@@ -70,7 +70,7 @@ def test_zero_epochs_report_the_untrained_model(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--hiden", "3"], "hiden"),
+        (["--hidden-sizes", "3"], "hidden-sizes"),
         (["--hidden", "0"], "hidden: 0"),
         (["--preset", "huge"], "preset: 'huge' is unknown .allowed: small, paper"),
         (["--preset"], "need a value"),
@@ -88,7 +88,7 @@ def test_bad_input_is_one_clear_error(tmp_path, monkeypatch, flags, message):
 
 def test_unknown_task_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'adding'"):
-        main(["ading"])
+        main(["addin"])
     with pytest.raises(ValueError, match="already registered"):
         register_task("adding", "again")
 
