@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from rl_nfm.supervised.bare_flags import spell_out
 from rl_nfm.supervised.modular_config import PRESETS, USED_BY, ModularConfig
 from rl_nfm.supervised.modular_data import write_tables
-from rl_nfm.supervised.modular_report import read_results, write_report
+from rl_nfm.supervised.modular_report import write_report
 from rl_nfm.supervised.modular_run import Run, means
 from rl_nfm.supervised.options import parse_config, plain, refuse_unused, write_config
 from rl_nfm.supervised.registry import register_task
@@ -34,7 +34,6 @@ def main(argv: Sequence[str]) -> int:
         spell_out(argv, ModularConfig), task=NAME, presets=PRESETS, description=__doc__ or ""
     )
     refuse_unused(config, PRESETS, USED_BY)
-    others = read_results(config.compare)
     runs = {share: Run(config, share) for share in config.dataset_split}
     folder = run_folder(NAME, config, base=config.result_path)
     write_config(folder, dataclasses.replace(config, resume=None), task=NAME)
@@ -66,5 +65,5 @@ def main(argv: Sequence[str]) -> int:
     }
     write_result(result, folder / "result.json", *([config.json] if config.json else []))
     print(f"{NAME} {config.model}, {parameters} parameters: {folder / 'result.json'}")
-    print(write_report(folder, [result, *others]))
+    print(write_report(folder, [result]))
     return 0

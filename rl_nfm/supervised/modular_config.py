@@ -88,8 +88,6 @@ class ModularConfig(RunConfig):
     """Networks of a seed among which its routing is searched; 1: no search, as published."""
     search_every: Size = 50
     """Epochs between replacing the worst candidates."""
-    compare: tuple[Path, ...] = ()
-    """Results (result.json) of other runs to put into this run's table and plot."""
 
 
 PRESETS = {

@@ -1,15 +1,44 @@
 """One table and one plot of modular runs: test accuracy over the number of training rows."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Len
+
+from rl_nfm.configuration import parse_flags
+from rl_nfm.supervised.registry import register_task
+
+NAME = "modular_report"
 Result = dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Options of the report."""
+
+    results: Annotated[tuple[Path, ...], Len(1)]
+    """result.json of modular runs."""
+    out: Path
+    """Folder for table.md and accuracy.png."""
+
+
+@register_task(NAME, "one table and plot of several modular runs")
+def main(argv: Sequence[str]) -> int:
+    """Write the table and plot of finished runs."""
+    config = parse_flags(
+        ReportConfig, argv, prog=f"rl-nfm supervised {NAME}", description=__doc__ or ""
+    )
+    results = read_results(config.results)
+    config.out.mkdir(parents=True, exist_ok=True)
+    print(write_report(config.out, results))
+    return 0
+
+
 def read_results(paths: Sequence[Path]) -> list[Result]:
-    """Results of other modular runs.
+    """Results of modular runs.
 
     Raises:
         ValueError: a file is none.
@@ -21,7 +50,7 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
             if result["task"] != "modular":
                 raise ValueError
         except (OSError, ValueError, KeyError, TypeError):
-            raise ValueError(f"compare: {path} is no result of a modular run") from None
+            raise ValueError(f"results: {path} is no result of a modular run") from None
         results.append(result)
     return results
 
@@ -80,32 +109,31 @@ def _percent(value: float) -> str:
 
 
 def plot(results: Sequence[Result], path: Path) -> None:
-    """Mean test accuracy with the range over seeds, over training rows, as PNG."""
+    """Mean test accuracy with the range over seeds, over training rows, as PNG.
+
+    Results of one label are one line, so sizes may come from several runs.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
     axes = figure.add_subplot()
-    for index, result in enumerate(results):
-        splits = sorted(result["splits"], key=lambda split: split["train_rows"])
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        lines.setdefault(label(result), []).extend(result["splits"])
+    for index, (name, splits) in enumerate(lines.items()):
+        splits.sort(key=lambda split: split["train_rows"])
         # beside each other, so that equal values stay visible
-        rows = [split["train_rows"] + 0.5 * (index - (len(results) - 1) / 2) for split in splits]
+        rows = [split["train_rows"] + 0.5 * (index - (len(lines) - 1) / 2) for split in splits]
         means = [100 * split["mean"]["test_accuracy"] for split in splits]
         tests = [[100 * trial["test_accuracy"] for trial in split["trials"]] for split in splits]
         spread = (
-            [mean - min(test) for mean, test in zip(means, tests, strict=True)],
-            [max(test) - mean for mean, test in zip(means, tests, strict=True)],
+            [max(mean - min(test), 0) for mean, test in zip(means, tests, strict=True)],
+            [max(max(test) - mean, 0) for mean, test in zip(means, tests, strict=True)],
         )
-        axes.errorbar(rows, means, spread, marker="o", capsize=3, label=label(result))
-    splits = sorted(results[0]["splits"], key=lambda split: split["train_rows"])
-    axes.plot(
-        [split["train_rows"] for split in splits],
-        [100 * split["baseline"] for split in splits],
-        color="grey",
-        linestyle="--",
-        marker="_",
-        label="always 0",
-    )
+        axes.errorbar(rows, means, spread, marker="o", capsize=3, label=name)
+    zeros = {split["train_rows"]: 100 * split["baseline"] for s in lines.values() for split in s}
+    axes.plot(sorted(zeros), [zeros[rows] for rows in sorted(zeros)], "--_k", label="always 0")
     axes.set_xlabel("training rows")
-    axes.set_ylabel("accuracy on test rows, % (mean, range over seeds)")
-    axes.legend(fontsize="small")
+    axes.set_ylabel("accuracy on test rows, % (mean and range over seeds)")
+    axes.legend(fontsize="small", loc="lower right")
     figure.savefig(path, dpi=120)

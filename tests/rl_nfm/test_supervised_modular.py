@@ -11,6 +11,7 @@ from rl_nfm.supervised.modular import main
 from rl_nfm.supervised.modular_config import ModularConfig
 from rl_nfm.supervised.modular_data import BitRows, DigitRows, epoch_data, split_rows
 from rl_nfm.supervised.modular_report import format_table, label
+from rl_nfm.supervised.modular_report import main as report
 from rl_nfm.supervised.modular_run import Run, build_model
 from rl_nfm.supervised.seed_batch import SeedBatch, seed_generator
 
@@ -98,7 +99,6 @@ def test_flags_without_value_are_spelled_out_and_others_kept():
         ("--known_module_locations", r"known_module_locations: has no effect on model"),
         ("--modularity 2 2 3 2 2 --img_module_arch 64 9 2", r"allowed: 64 first and 3 last"),
         ("--img_module_arch 64 9 3", r"img_module_arch: has no effect on bits"),
-        ("--compare nowhere.json", r"compare: nowhere.json is no result of a modular run"),
         ("--model hierarchical", r"model"),
     ],
 )
@@ -257,18 +257,29 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path, monkeypatch):
         assert one["trials"] == two["trials"]
 
 
-def test_the_table_and_plot_hold_this_run_and_those_it_is_compared_with(tmp_path):
+def test_a_report_joins_runs(tmp_path):
     run(tmp_path / "a", "--model", "mlp", "--epochs", "1", "--trials", "2")
-    other = str(tmp_path / "a" / "result.json")
-    run(tmp_path / "b", "--epochs", "1", "--dataset_split", "0.25", "0.5", "--compare", other)
-    lines = (tmp_path / "b" / "table.md").read_text().splitlines()
+    run(tmp_path / "b", "--epochs", "1", "--dataset_split", "0.25", "0.5")
+    files = [str(tmp_path / name / "result.json") for name in ("b", "a")]
+    assert report(["--results", *files, "--out", str(tmp_path / "c")]) == 0
+    lines = (tmp_path / "c" / "table.md").read_text().splitlines()
     assert len(lines) == 2 + 2 + 1
     assert lines[2].startswith("| modules, learned routing | 271 | 16 | 1 |")
     assert lines[4].startswith("| MLP | 2990 | 51 | 2 |")
     assert all(line.count("|") == lines[0].count("|") for line in lines)
-    picture = (tmp_path / "b" / "accuracy.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert len(picture) > 10_000
+    for name in ("a", "b", "c"):
+        picture = (tmp_path / name / "accuracy.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        assert len(picture) > 10_000
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"task": "adding"}'])
+def test_a_report_of_something_else_is_refused(tmp_path, content):
+    path = tmp_path / "result.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=r"results: .*result.json is no result of a modular run"):
+        report(["--results", str(path), "--out", str(tmp_path / "c")])
 
 
 def test_a_table_by_hand():
