@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from rl_nfm.encoders.base import FeedForwardEncoder, register_encoder
-from rl_nfm.encoders.resnet import ResNetEncoderConfig, make_tail
+from rl_nfm.encoders.resnet import FrameResNetConfig, make_tail
 from rl_nfm.nfm import NFM_PRESETS, NeuralFunctionModule, NFMConfig
 from rl_nfm.resnet import PreActResNet
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NFMEncoderConfig(ResNetEncoderConfig):
+class NFMEncoderConfig(FrameResNetConfig):
     """Options of the NFM encoder."""
 
     preset: Literal["none", "paper", "official", "official_gan"] = "none"

@@ -6,20 +6,32 @@ their last block), and flattened features, because a position on the screen matt
 """
 
 import dataclasses
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from rl_nfm.encoders.base import FeedForwardEncoder, register_encoder
+from rl_nfm.encoders.base import FeedForwardEncoder, make_encoder, register_encoder
+from rl_nfm.matching import count_parameters, same_params_as
 from rl_nfm.resnet import Norm, PreActResNet, ResNetConfig, make_norm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ResNetEncoderConfig(ResNetConfig):
-    """Options of the ResNet encoder."""
+class FrameResNetConfig(ResNetConfig):
+    """Options of a ResNet that reads frames."""
 
     norm: Norm = "group"
     """Before each convolution: group norm of 16 channels, none, or batch norm."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNetEncoderConfig(FrameResNetConfig):
+    """Options of the ResNet encoder."""
+
+    same_params_as: Literal["none", "nfm"] = "none"
+    """`nfm`: widen until it has about as many parameters as that encoder, given this width, depth,
+    stem and norm, has with its default options. The paper's NFM networks are about twice their
+    baselines."""
 
 
 def make_tail(norm: Norm, channels: int) -> nn.Module:
@@ -35,7 +47,9 @@ class ResNetEncoder(FeedForwardEncoder):
         self, config: ResNetEncoderConfig, *, obs_shape: tuple[int, int, int], num_actions: int
     ):
         super().__init__()
-        del num_actions
+        if config.same_params_as == "nfm":
+            config = _as_wide_as_nfm(config, obs_shape=obs_shape, num_actions=num_actions)
+        self.width = config.width
         self.backbone = PreActResNet(config, in_channels=obs_shape[0])
         self.tail = make_tail(config.norm, self.backbone.stage_channels[-1])
         with torch.no_grad():
@@ -46,3 +60,19 @@ class ResNetEncoder(FeedForwardEncoder):
     def embed(self, pixels: Tensor) -> Tensor:
         """See `FeedForwardEncoder.embed`."""
         return self.tail(self.backbone(pixels))
+
+
+def _as_wide_as_nfm(
+    config: ResNetEncoderConfig, *, obs_shape: tuple[int, int, int], num_actions: int
+) -> ResNetEncoderConfig:
+    """The config of the width at which the parameters match; without `same_params_as`."""
+    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(ResNetConfig)}
+    shape = {"obs_shape": obs_shape, "num_actions": num_actions}
+    with torch.device("meta"):
+        reference = count_parameters(make_encoder("nfm", **shape, **shared))
+
+    def build(width: int) -> ResNetEncoder:
+        return ResNetEncoder(dataclasses.replace(plain, width=width), **shape)
+
+    plain = dataclasses.replace(config, same_params_as="none")
+    return dataclasses.replace(plain, width=same_params_as(reference, build))

@@ -198,3 +198,10 @@ class Place(nn.Module):
 def _with_rank(x: Tensor, dims: int) -> Tensor:
     """[B, S.., C] with sizes of 1 behind S.., up to so many dimensions."""
     return x if x.dim() == dims else x.unflatten(-2, (-1, *[1] * (dims - x.dim())))
+
+
+def set_random_attention(module: nn.Module, on: bool) -> None:
+    """Switch the paper's ablation in a built network: outside training, noise for scores."""
+    for place in module.modules():
+        if isinstance(place, Place):
+            place.random_attention = on

@@ -1,0 +1,109 @@
+"""Attention as arrays: labels of slots, shares by source, how often a slot is among the top k."""
+
+import pytest
+import torch
+from torch import nn
+
+from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, record_attention
+from rl_nfm.nfm.places import NULL_SLOT, Slot
+from rl_nfm.nfm.record import ReaderAttention
+
+
+def make_net(**options) -> NeuralFunctionModule:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 3, stride=2, padding=1)]
+    config = NFMConfig(key_size=3, value_size=3, heads=2, **options)
+    return NeuralFunctionModule(layers, channels=(4, 6), config=config)
+
+
+def test_slots_are_labelled():
+    net = make_net(top_k=2)
+    with record_attention(net) as record:
+        net(torch.randn(5, 3, 6, 4))
+    assert list(record.readers) == [(1, 0), (1, 1)]
+    fine, coarse = record.readers.values()
+    assert fine.slots == (Slot(0, 0, (0, 0)), Slot(0, 1, (0, 0)), Slot(1, 0, (0, 0)), NULL_SLOT)
+    assert fine.weights.shape == (5, 6, 4, 2, 4)
+    window = [(0, 0), (0, 1), (1, 0), (1, 1)]  # 6x4 read at 3x2
+    assert coarse.slots == (
+        *(Slot(0, 0, offset) for offset in window),
+        Slot(0, 1, (0, 0)),
+        *(Slot(1, 0, offset) for offset in window),
+        Slot(1, 1, (0, 0)),
+        NULL_SLOT,
+    )
+    assert coarse.sources == ((0, 0), (0, 1), (1, 0), (1, 1), None)
+    for reader in (fine, coarse):
+        shares = reader.by_source()
+        assert shares.shape == (*reader.weights.shape[:-2], len(reader.sources))
+        torch.testing.assert_close(shares.sum(-1), torch.ones(shares.shape[:-1]))
+        # two of the slots each time, but padding and exact zeros
+        assert reader.top_k_frequency().sum().item() == pytest.approx(2, abs=1e-4)
+
+
+def test_summaries_of_hand_made_weights():
+    slots = (Slot(0, 0, (0,)), Slot(0, 0, (1,)), Slot(0, 1, (0,)), NULL_SLOT)
+    # One position, two heads.
+    weights = torch.tensor([[[[0.6, 0.0, 0.4, 0.0], [0.1, 0.2, 0.3, 0.4]]]])
+    reader = ReaderAttention(pass_index=1, place=0, slots=slots, weights=weights, top_k=2)
+    assert reader.sources == ((0, 0), (0, 1), None)
+    # (.6 + .0 + .1 + .2) / 2, (.4 + .3) / 2, .4 / 2
+    torch.testing.assert_close(reader.by_source()[0, 0], torch.tensor([0.45, 0.35, 0.2]))
+    # chosen: slots 0, 2 by the first head and 2, 3 by the second
+    torch.testing.assert_close(reader.top_k_frequency(), torch.tensor([0.5, 0.0, 1.0, 0.5]))
+
+
+def test_weights_are_those_that_were_used():
+    """The recorded weights, applied to the values by hand, give what the network computes."""
+    net = make_net(rescale="nearest")
+    for place in net.places.places:
+        if place.parts[0]:
+            nn.init.ones_(place.gamma)
+    x = torch.randn(2, 3, 6, 4)
+    with record_attention(net) as record:
+        recorded = net(x)
+    assert torch.equal(recorded, net(x))
+    places = net.places.places
+    first, second = net.passes[0][0](x), net.passes[0][1](net.passes[0][0](x))
+    now = net.passes[1][0](x)
+    values = [
+        places[0].project(first.movedim(1, -1))[..., -6:],
+        places[1].project(second.movedim(1, -1))[..., -6:].repeat_interleave(2, 1),
+        places[2].project(now.movedim(1, -1))[..., -6:],
+    ]
+    values[1] = values[1].repeat_interleave(2, 2)
+    stacked = torch.stack([value.unflatten(-1, (2, 3)) for value in values], dim=-2)
+    weights = record.readers[1, 0].weights[..., :3, None]
+    read = (weights * stacked).sum(-2).flatten(-2)
+    h = now + places[2].out(read).movedim(-1, 1)
+    with record_attention(net):
+        memory: list = []
+        for place, state in enumerate((first, second)):
+            net.places(state, memory, pass_index=0, place=place)
+        torch.testing.assert_close(net.places(now, memory, pass_index=1, place=0), h)
+
+
+def test_nothing_is_recorded_outside():
+    net = make_net()
+    x = torch.randn(1, 3, 6, 4)
+    with record_attention(net) as record:
+        pass
+    net(x)
+    assert not record.readers
+    assert all(place.recorder is None for place in net.places.places)
+
+
+def test_gradients_flow_while_recording():
+    net = make_net()
+    with record_attention(net) as record:
+        net(torch.randn(1, 3, 6, 4)).sum().backward()
+    assert not record.readers[1, 0].weights.requires_grad
+    assert net.places.places[2].gamma.grad is not None
+
+
+def test_networks_without_nfm_are_refused():
+    with (
+        pytest.raises(ValueError, match="Linear holds no Neural Function Module"),
+        record_attention(nn.Linear(2, 2)),
+    ):
+        pass
