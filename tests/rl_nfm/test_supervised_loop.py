@@ -88,7 +88,7 @@ def test_bad_input_is_one_clear_error(tmp_path, monkeypatch, flags, message):
 
 def test_unknown_task_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'adding'"):
-        main(["addin"])
+        main(["adding_"])
     with pytest.raises(ValueError, match="already registered"):
         register_task("adding", "again")
 
