@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from rl_nfm.encoders.base import State, register_encoder
 from rl_nfm.encoders.recurrent import RecurrentConfig, RecurrentEncoder
+from rl_nfm.rims.products import Sequence
 from rl_nfm.rims.step import StepSpec, StepWeights
-from rl_nfm.rims.unroll import Sequence, unroll
+from rl_nfm.rims.unroll import unroll
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,15 +48,15 @@ class LSTMEncoder(RecurrentEncoder):
         """See `RecurrentEncoder.unroll`."""
         hidden, cell = state
         with torch.autocast(x.device.type, enabled=False):
-            drive = nn.functional.linear(x, self.cell.weight_ih)  # [T, B, 4 H]
             weights = StepWeights(
+                input=self.cell.weight_ih.t().unsqueeze(1),
                 hidden=self.cell.weight_hh.t().unsqueeze(0),
                 base=(self.cell.bias_ih + self.cell.bias_hh).view(1, 1, -1),
             )
             result = unroll(
                 StepSpec(cell="lstm", num_active=1),
                 weights,
-                Sequence(drive.unsqueeze(0), reset=reset),
+                Sequence(x.unsqueeze(0), reset=reset),
                 hidden.unsqueeze(0),
                 cell.unsqueeze(0),
             )

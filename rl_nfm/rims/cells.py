@@ -12,26 +12,28 @@ code unless a variant says otherwise (`variants.py`). At each step n RIMs of siz
 Deviations, all without effect on what is computed: blocks are stored as blocks and not in a dense
 matrix that is cleared of all else; parameters that never reach the output do not exist. a_i is a
 scalar, so the input's part of the gates is a_i (x Wv Wi) and is formed for all steps at once, as
-is Wq_i (x Wk), whose product with the state is the logit. Inputs are dropped before the product
-with a_i instead of after it. Among equal logits (as at a zero state) the lower index is active.
+is Wq_i (x Wk), whose product with the state is the logit. Among equal logits (as at a zero state)
+the lower index is active. In all forms dropout acts where the authors' code has it: on what is read
+of the input (before the product with a_i, which is the same) and inside the tanh of step 4.
 """
 
 import math
-from typing import Any, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from rl_nfm.rims.products import Sequence
 from rl_nfm.rims.step import StepSpec, StepWeights
-from rl_nfm.rims.unroll import Sequence, unroll
+from rl_nfm.rims.unroll import unroll
 from rl_nfm.rims.variants import Variant, find_variant
 
 
 class _RIMCell(nn.Module):
     """What LSTM and GRU cells share. T time steps, B batch, F input size, H hidden size."""
 
-    kind = ""
-    gates = 0
+    kind: ClassVar[Literal["lstm", "gru"]]
+    gates: ClassVar[int]
 
     def __init__(
         self,
@@ -46,7 +48,7 @@ class _RIMCell(nn.Module):
         device: Any = None,
         dtype: Any = None,
     ):
-        """See `RIMLSTMCell`."""
+        """Create the parameters; arguments as in `RIM_LSTM`."""
         super().__init__()
         _check(input_size, hidden_size, num_rims, num_active, rim_dropout)
         self.input_size, self.hidden_size = input_size, hidden_size
@@ -129,11 +131,11 @@ class _RIMCell(nn.Module):
         if cell is None and self.kind == "lstm":
             cell = torch.zeros_like(hidden)
         with torch.autocast(x.device.type, enabled=False):
-            weights, key_query, drive, dropout = self._prepare(x)
+            weights, value, key_query, dropout = self._prepare(x)
             result = unroll(
                 self._spec(),
                 weights,
-                Sequence(drive, key_query, valid, dropout, reset),
+                Sequence(value, key_query, valid, dropout, reset),
                 self._split(hidden),
                 None if cell is None else self._split(cell),
                 compiled=self.compiled,
@@ -152,7 +154,7 @@ class _RIMCell(nn.Module):
     def _spec(self) -> StepSpec:
         form = self.variant
         return StepSpec(
-            cell=cast(Any, self.kind),
+            cell=self.kind,
             num_active=self.num_active,
             gate=form.input_gate,
             mask_input=form.mask_input,
@@ -165,23 +167,21 @@ class _RIMCell(nn.Module):
         """Weights of a step, and what of all steps does not depend on the state.
 
         Returns:
-            weights, key queries [n, T, B, s], drive [n, T, B, G] and the communication's dropout
-            [n, T, B, s].
+            weights, what is read of the input [n or 1, T, B, F], key queries [n, T, B, s] and the
+            communication's dropout [n, T, B, s].
         """
-        n, shape = self.num_rims, x.shape[:2]
+        n = self.num_rims
         query = (self.query * self.variant.input_key_size**-0.5).permute(2, 0, 1)  # [keys, n, s]
         key_query = (x @ self.key @ query.flatten(1)).unflatten(-1, (n, -1)).permute(2, 0, 1, 3)
-        value = x @ self.value
-        dropout = None
+        value, dropout = (x @ self.value).unsqueeze(0), None
         if self.training and self.rim_dropout > 0:
-            keep = dropout_mask((n, *value.shape), self.rim_dropout, value)
-            dropped = (value * keep).flatten(1, 2)
-            drive = torch.bmm(dropped, self.weight_ih.transpose(0, 1)).unflatten(1, shape)
-            dropout = dropout_mask(key_query.shape, self.rim_dropout, value)
-        else:
-            drive = (value @ self.weight_ih.flatten(1)).unflatten(-1, (n, -1)).permute(2, 0, 1, 3)
+            keep, scale = dropout_mask((n, *value.shape[1:]), self.rim_dropout, x.device)
+            value = value * scale * keep
+            keep, scale = dropout_mask(key_query.shape, self.rim_dropout, x.device)
+            dropout = keep * x.new_full((), scale)
         base, hidden_bias, rank_query = self._constants(query)
         weights = StepWeights(
+            self.weight_ih,
             self.weight_hh,
             base,
             hidden_bias,
@@ -191,7 +191,7 @@ class _RIMCell(nn.Module):
             self.output,
             None if self.output_bias is None else self.output_bias.view(1, 1, -1),
         )
-        return weights, key_query, drive, dropout
+        return weights, value, key_query, dropout
 
     def _constants(self, query: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What is added to the gates, to the hidden product (GRU) and to the ranking."""
@@ -242,16 +242,16 @@ class RIMGRUCell(_RIMCell):
         return self.run(x.unsqueeze(0), hidden)[1]
 
 
-def dropout_mask(shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
-    """0 with probability p, else 1 / (1 - p); p is rounded to a multiple of 2^-16.
+def dropout_mask(shape: tuple[int, ...], p: float, device: torch.device) -> tuple[Tensor, float]:
+    """Bool, False with probability p, and the factor 1 / (1 - p); p in multiples of 2^-16.
 
     Four decisions from each 64-bit random number: drawn one by one as in `nn.functional.dropout`,
-    they take longer on the CPU than all steps of the layer.
+    they would take a tenth of the layer's time on the CPU.
     """
-    count, drop = math.prod(shape), round(p * 2**16)
-    words = torch.empty(-(-count // 4), dtype=torch.int64, device=like.device)
+    count, drop = math.prod(shape), min(round(p * 2**16), 2**16 - 1)
+    words = torch.empty(-(-count // 4), dtype=torch.int64, device=device)
     chances = words.random_(-(2**63), None).view(torch.int16)[:count].view(shape)
-    return (chances >= drop - 2**15).to(like.dtype).mul_(2**16 / (2**16 - drop))
+    return chances >= drop - 2**15, 2**16 / (2**16 - drop)
 
 
 def _uniform(fan_in: int, *tensors: Tensor | None) -> None:

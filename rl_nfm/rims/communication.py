@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rl_nfm.rims.blocks import tanh
+
 sigmoid_backward = torch.ops.aten.sigmoid_backward
 tanh_backward = torch.ops.aten.tanh_backward
 
@@ -50,7 +52,7 @@ def communicate(
         linear = linear * dropout
     if update.shape[-1] == size:
         return linear, (read, q, k, v, probs)
-    squashed, gate = linear.tanh(), update[..., size:].sigmoid()
+    squashed, gate = tanh(linear), update[..., size:].sigmoid()
     return squashed * gate, (read, q, k, v, probs, squashed, gate)
 
 

@@ -53,7 +53,7 @@ class _RIMLayers(nn.Module):
             bidirectional: add a layer that runs from the last step to the first.
             variant: a name in `VARIANTS`, or a `Variant`.
             rim_dropout: of what RIMs read from the input and from each other (published: 0.1).
-            compiled: compile a step with `torch.compile`.
+            compiled: compile a step with `torch.compile`: a minute at first, then fewer kernels.
             device: of the parameters.
             dtype: of the parameters, in which all is computed, also under autocast.
 

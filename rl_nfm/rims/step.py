@@ -4,9 +4,9 @@ The backward is written by hand because autograd would form the gradient of each
 every step and go over memory about twice as often; here the caller forms them from several steps
 together. Tests compare it with autograd and with finite differences.
 
-Shapes: n RIMs, B batch, s hidden size of one RIM, G = 4 s (LSTM) or 3 s (GRU), h heads, d and e
-sizes of a head's keys and values. Everything in the step is RIM-first, [n, B, ...], so that the
-block-diagonal products are `bmm`.
+Shapes: n RIMs, B batch, F size of what is read of the input, s hidden size of one RIM, G = 4 s
+(LSTM) or 3 s (GRU), h heads, d and e sizes of a head's keys and values. Everything in the step is
+RIM-first, [n, B, ...], so that the block-diagonal products are `bmm`.
 """
 
 import dataclasses
@@ -37,8 +37,10 @@ class StepSpec:
 class StepWeights(NamedTuple):
     """What is the same at every step."""
 
+    input: Tensor
+    """[F, n, G]: from what is read of the input to the gates, in PyTorch's order."""
     hidden: Tensor
-    """[n, s, G], gates in PyTorch's order."""
+    """[n, s, G]."""
     base: Tensor
     """[n, 1, G], added to the gated drive."""
     hidden_bias: Tensor | None = None

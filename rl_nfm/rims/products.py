@@ -1,0 +1,161 @@
+"""The inputs of all steps, and the products with weights that a backward owes to them.
+
+The backward of a step leaves the gradients of what it multiplied with weights. From several steps
+together they become gradients of the weights and of the inputs here. The gates of an inactive RIM
+have none: on the CPU the rows of active ones alone are multiplied.
+
+Shapes as in `step`, and T time steps.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rl_nfm.rims.step import StepGradients, StepInputs, StepSaved, StepWeights, given
+
+CPU_STEPS_PER_PRODUCT = 8
+"""On the CPU few steps are taken together, so that they are still in the cache; on a GPU all, for
+the fewest kernels."""
+
+
+class Sequence(NamedTuple):
+    """What the steps read besides the state."""
+
+    value: Tensor
+    """[n or 1, T, B, F]: what is read of the input, where 1 the same for all RIMs."""
+    key_query: Tensor | None = None
+    """[n, T, B, s], see `StepInputs`."""
+    valid: Tensor | None = None
+    """bool [T, B]: where False, every state is kept."""
+    dropout: Tensor | None = None
+    """[n, T, B, s], see `StepInputs`."""
+    reset: Tensor | None = None
+    """bool [T, B]: the state is zeroed before step t."""
+
+    def drive(self, weight: Tensor) -> Tensor:
+        """[n, T, B, G]: the products of all steps with the input's weight [F, n, G]."""
+        if len(self.value) == 1:
+            flat = self.value[0] @ weight.flatten(1)  # [T, B, n G]
+            return flat.unflatten(-1, weight.shape[1:]).permute(2, 0, 1, 3)
+        product = torch.bmm(self.value.flatten(1, 2), weight.transpose(0, 1))
+        return product.unflatten(1, self.value.shape[1:3])
+
+    def at(self, t: int, drive: Tensor) -> StepInputs:
+        """The inputs of step t."""
+        return StepInputs(
+            drive[:, t],
+            None if self.key_query is None else self.key_query[:, t],
+            None if self.valid is None else self.valid[t].view(1, -1, 1),
+            None if self.dropout is None else self.dropout[:, t],
+        )
+
+    def clear(self, state: Tensor, t: int) -> Tensor:
+        """`state` [n, B, s], zero where step t begins anew; so is a gradient on its way back."""
+        return state if self.reset is None else state.masked_fill(self.reset[t].view(1, -1, 1), 0)
+
+
+class Kept(NamedTuple):
+    """What one step leaves for its backward."""
+
+    hidden: Tensor
+    """[n, B, s], before the step."""
+    cell: Tensor | None
+    saved: StepSaved
+
+
+class Products:
+    """Gradients of the weights and of the sequence, which grow with each step that is added."""
+
+    def __init__(self, weights: StepWeights, sequence: Sequence):
+        zeros = [None if w is None else w.new_zeros(w.shape) for w in weights]
+        self.weights = StepWeights(*zeros)._replace(earlier=None)  # pyright: ignore
+        key_query = sequence.key_query
+        self.sequence = Sequence(
+            sequence.value.new_zeros(sequence.value.shape),
+            None if key_query is None else torch.empty_like(key_query),
+        )
+        self.value, self.input = sequence.value, weights.input
+        on_cpu = sequence.value.device.type == "cpu"
+        self.limit = CPU_STEPS_PER_PRODUCT if on_cpu else sequence.value.shape[1]
+        # Their number is not known beforehand, which neither a GPU's queue nor a compiler takes.
+        self.active_only = on_cpu and not torch.compiler.is_compiling()
+        self.pending: list[tuple[Kept, StepGradients]] = []
+
+    def add(self, t: int, kept: Kept, left: StepGradients) -> None:
+        """What step t left; steps come last to first."""
+        self.pending.append((kept, left))
+        if len(self.pending) == self.limit or t == 0:
+            kept_steps, left_steps = zip(*reversed(self.pending), strict=True)
+            self.pending.clear()
+            self._multiply(slice(t, t + len(kept_steps)), kept_steps, left_steps)
+
+    def _multiply(
+        self, span: slice, kept: tuple[Kept, ...], left: tuple[StepGradients, ...]
+    ) -> None:
+        """Take the steps `span` together; N = T B of them."""
+        weights = self.weights
+        hidden, gates = _stack(k.hidden for k in kept), _stack(x.gates for x in left)
+        product = gates
+        if left[0].product is not left[0].gates:
+            product = _stack(x.product for x in left)
+        active = None
+        if kept[0].saved.active is not None and self.active_only:
+            active = _stack(k.saved.active for k in kept).expand(len(hidden), -1, 1)
+        weights.base.add_(gates.sum(1, keepdim=True))
+        if weights.hidden_bias is not None:
+            weights.hidden_bias.add_(product.sum(1, keepdim=True))
+        gate = None
+        if self.sequence.key_query is not None:
+            gate = _stack(k.saved.gate for k in kept)
+            of_key_query = hidden * _stack(x.logit for x in left)
+            shape = (span.stop - span.start, -1)
+            self.sequence.key_query[:, span] = of_key_query.unflatten(1, shape)
+        self._multiply_blocks(span, hidden, gates, product, gate, active)
+        if weights.project is not None and weights.output is not None:
+            shown, project = _stack(k.saved.shown for k in kept), _stack(x.project for x in left)
+            weights.project.baddbmm_(shown.transpose(1, 2), project)
+            read, output = _stack(k.saved.talk[0] for k in kept), _stack(x.output for x in left)
+            groups = (len(weights.output), -1)
+            weights.output.baddbmm_(
+                read.view(*groups, read.shape[-1]).transpose(1, 2),
+                output.view(*groups, output.shape[-1]),
+            )
+            if weights.output_bias is not None:
+                weights.output_bias.add_(output.sum((0, 1)))
+
+    def _multiply_blocks(
+        self,
+        span: slice,
+        hidden: Tensor,
+        gates: Tensor,
+        product: Tensor,
+        gate: Tensor | None,
+        active: Tensor | None,
+    ) -> None:
+        """Weights of the blocks, and what was read of the input. All tensors are [n, N, ...]."""
+        for i in range(len(hidden)):
+            rows = None if active is None else active[i, :, 0].nonzero().squeeze(1)
+            own = 0 if len(self.value) == 1 else i
+            into = _take(gates[i], rows)
+            if gate is not None:
+                into = into * _take(gate[i], rows)
+            of_product = into if gate is None and product is gates else _take(product[i], rows)
+            self.weights.hidden[i].addmm_(_take(hidden[i], rows).t(), of_product)
+            value = _take(self.value[own, span].flatten(0, 1), rows)
+            self.weights.input[:, i].addmm_(value.t(), into)
+            of_value = self.sequence.value[own, span].view(-1, value.shape[1])
+            read = into @ self.input[:, i].t()
+            if rows is None:
+                of_value.add_(read)
+            else:
+                of_value.index_add_(0, rows, read)
+
+
+def _take(rows_of: Tensor, rows: Tensor | None) -> Tensor:
+    return rows_of if rows is None else rows_of.index_select(0, rows)
+
+
+def _stack(tensors: Any) -> Tensor:
+    """Of several steps [n, B, ...], [n, N, ...]."""
+    return torch.cat([given(tensor) for tensor in tensors], 1)
