@@ -12,6 +12,7 @@ from agents.commands import evaluate as command
 from agents.config import make_config, read_preset, to_plain, write_config
 from agents.evaluate import _bar, _Counter, play
 from envs import human_normalized_score
+from rl_nfm import storage
 from rl_nfm.configuration import read_yaml
 
 KEYS = {
@@ -175,6 +176,8 @@ def test_a_checkpoint_of_another_game_is_refused(trained, tmp_path, capsys):
     shutil.copytree(checkpoint.find(trained), copy)
     meta = json.loads((copy / "meta.json").read_text())
     meta["config"]["game"] = "pong"
+    del meta["sha256"]
+    meta["sha256"] = storage._meta_sha256(meta)  # as if a run had written it
     (copy / "meta.json").write_text(json.dumps(meta))
     code, _, err = run(capsys, "evaluate", copy)
     assert (code, err) == (2, "rl-nfm: pong: has 6 actions, the network was made for 9\n")
