@@ -4,9 +4,8 @@ Source: paper, section 3 and algorithm 1; sparsifier of Ke et al. 2018 (Sparse A
 Backtracking). Every position of the reading layer attends for itself to its own slots; positions
 never see one another. Scores, softmax and weights are float32 at least, whatever the inputs are.
 
-Shapes: B batch, S.. and T.. sizes of a written and the reading layer, P positions (the product of
-T..), H heads, L slots of all written layers in turn and the null slot, if any, last; K and V size
-of keys and values of one head.
+Shapes: B batch, P positions of the reading layer, H heads, L slots of all written layers in turn
+and the null slot, if any, last; K and V size of keys and values of one head.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rl_nfm.nfm.config import Rescale, TopKMode
-from rl_nfm.nfm.rescale import gather_slots
+from rl_nfm.nfm.config import TopKMode
+from rl_nfm.nfm.rescale import Grid, gather_slots
 
 SAB_EPSILON = 1e-7
 
@@ -81,26 +80,25 @@ def sparse_weights(
 
 
 def slot_scores(
-    query: Tensor, keys: Sequence[Tensor], heads: int, scale: float, mode: Rescale, null_slot: bool
+    query: Tensor, keys: Sequence[Tensor], grid: Grid, heads: int, scale: float, null_slot: bool
 ) -> Tensor:
     """Scores of each position's slots.
 
     Args:
-        query: [B, T.., H * K].
-        keys: of each written layer, [B, S.., H * K], as many sizes as the query has.
+        query: [B, P, H * K].
+        keys: of each written layer, [B, its positions, H * K].
+        grid: the sizes behind the positions.
         heads: H.
         scale: factor of the scores.
-        mode: of rescaling.
         null_slot: whether a slot of score 0 comes last.
 
     Returns:
         float32 [B, P, H, L]; minus infinity where a slot is padding.
     """
-    sizes = query.shape[1:-1]
-    q = _by_head(query, heads).flatten(1, -3) * scale
+    q = _by_head(query, heads) * scale
     scores: list[Tensor] = []
-    for key in keys:
-        slots, valid = gather_slots(key, sizes, mode)
+    for key, source in zip(keys, grid.sources, strict=True):
+        slots, valid = gather_slots(key.unflatten(1, source), grid.target, grid.mode)
         k = _by_head(slots, heads).flatten(1, -4)
         with torch.autocast(q.device.type, enabled=False):  # it would round to half precision
             score = torch.einsum("bphk,bplhk->bphl", q, k)
@@ -113,32 +111,27 @@ def slot_scores(
     return torch.cat(scores, dim=-1)
 
 
-def mix_values(
-    weights: Tensor, values: Sequence[Tensor], sizes: Sequence[int], mode: Rescale
-) -> Tensor:
+def mix_values(weights: Tensor, values: Sequence[Tensor], grid: Grid) -> Tensor:
     """Values of each position's slots, weighted.
 
     Args:
         weights: [B, P, H, L].
-        values: of each written layer, [B, S.., H * V].
-        sizes: T...
-        mode: of rescaling.
+        values: of each written layer, [B, its positions, H * V].
+        grid: the sizes behind the positions.
 
     Returns:
-        [B, T.., H * V], in the values' precision.
+        [B, P, H * V], in the values' precision.
     """
     heads, first = weights.shape[2], 0
-    read = None
-    for value in values:
-        slots, _ = gather_slots(value, sizes, mode)
+    parts: list[Tensor] = []
+    for value, source in zip(values, grid.sources, strict=True):
+        slots, _ = gather_slots(value.unflatten(1, source), grid.target, grid.mode)
         v = _by_head(slots, heads).flatten(1, -4)
         w = weights[..., first : first + v.shape[2]]
         with torch.autocast(v.device.type, enabled=False):
-            part = torch.einsum("bphl,bplhv->bphv", w, v)
-        read = part if read is None else read + part
+            parts.append(torch.einsum("bphl,bplhv->bphv", w, v))
         first += v.shape[2]
-    assert read is not None
-    return read.to(values[0].dtype).flatten(2).unflatten(1, tuple(sizes))
+    return sum(parts[1:], parts[0]).to(values[0].dtype).flatten(2)
 
 
 def _by_head(x: Tensor, heads: int) -> Tensor:

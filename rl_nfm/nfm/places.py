@@ -6,8 +6,8 @@ that is the query layer's state in the algorithm. Readings of unclear lines: "j 
 means all of the memory, which spans passes; scores are divided by sqrt(d_k); null key and value are
 zero after projection; projecting before rescaling equals the paper's order and is cheaper.
 
-Shapes: B batch, C channels, S.. and T.. sizes of a written and a reading layer, P positions (the
-product of T..), L slots, H heads, K and V size of keys and values. Inside, channels come last.
+Shapes: B batch, C channels, T.. sizes of a layer, P positions (the product of T..), H heads, K and
+V size of keys and values of one head. Inside, positions are rows: [B, P, ..].
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from rl_nfm.nfm import attention, kernels
 from rl_nfm.nfm.config import NFMConfig
-from rl_nfm.nfm.rescale import window_offsets
-from rl_nfm.resnet import make_norm
+from rl_nfm.nfm.output import OutBlock
+from rl_nfm.nfm.rescale import Grid, window_offsets
 
 if TYPE_CHECKING:
     from rl_nfm.nfm.record import AttentionRecorder
@@ -30,12 +30,14 @@ class Entry(NamedTuple):
 
     pass_index: int
     place: int
+    sizes: tuple[int, ...]
+    """T.. of the layer."""
     state: Tensor | None
-    """[B, S.., C]."""
+    """[B, P, C]."""
     keys: Tensor | None
-    """[B, S.., H * K]."""
+    """[B, P, H * K]."""
     values: Tensor | None
-    """[B, S.., H * V]."""
+    """[B, P, H * V]."""
 
 
 Memory = list[Entry]
@@ -52,35 +54,6 @@ class Slot(NamedTuple):
 
 
 NULL_SLOT = Slot(None, None, None)
-
-
-class _ChannelsFirst(nn.Module):
-    """Applies a module that expects [B, C, T..] to [B, T.., C]."""
-
-    def __init__(self, inner: nn.Module):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x.movedim(-1, 1)).movedim(1, -1)
-
-
-def _out_map(inputs: int, outputs: int, kernel: int, rank: int) -> nn.Module:
-    if kernel == 1 or rank == 0:
-        return nn.Linear(inputs, outputs)
-    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
-    return _ChannelsFirst(conv(inputs, outputs, kernel, padding=kernel // 2))
-
-
-def _make_out(config: NFMConfig, channels: int, rank: int) -> nn.Sequential:
-    """The output block, [B, T.., H * V (+ C)] to [B, T.., C]."""
-    inputs = config.heads * config.value_size + (channels if config.cat_input else 0)
-    layers = [_out_map(inputs, channels, config.out_kernel, rank)]
-    if config.out_layers == 2:
-        if config.out_norm != "none":
-            layers.append(_ChannelsFirst(make_norm(config.out_norm, channels, rank=rank)))
-        layers += [nn.ReLU(), _out_map(channels, channels, config.out_kernel, rank)]
-    return nn.Sequential(*layers)
 
 
 class Visit(NamedTuple):
@@ -128,26 +101,27 @@ class Place(nn.Module):
             return
         widths = () if owned else sorted(set(source_channels))
         self.key_values = nn.ModuleDict({str(c): nn.Linear(c, keys + values) for c in widths})
-        self.out = _make_out(config, channels, rank)
+        self.out = OutBlock(config, channels=channels, rank=rank)
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor, memory: Memory, visit: Visit) -> Tensor:
         """Write x [B, C, T..], then read: x + gamma * out(attention)."""
-        state = x.movedim(1, -1) if x.dim() > 2 else x[:, None]
+        sizes = tuple(x.shape[2:]) or (1,)
+        state = x.flatten(2).transpose(1, 2) if x.dim() > 2 else x[:, None]
         query, keys, values = self._project(state)
         if visit.writes and self.config.kv_owner == "source":
-            memory.append(Entry(visit.pass_index, visit.place, None, keys, values))
+            memory.append(Entry(visit.pass_index, visit.place, sizes, None, keys, values))
         elif visit.writes:
-            memory.append(Entry(visit.pass_index, visit.place, state, None, None))
+            memory.append(Entry(visit.pass_index, visit.place, sizes, state, None, None))
         if not visit.reads:
             return x
-        read = self._attend(query, memory, visit)
+        read = self._attend(query, sizes, memory, visit)
         read = torch.cat([read, state], dim=-1) if self.config.cat_input else read
-        out = self.out(read)
-        return torch.addcmul(x, self.gamma, out.movedim(-1, 1) if x.dim() > 2 else out[:, 0])
+        out = self.out(read, sizes).transpose(1, 2).reshape(x.shape)
+        return torch.addcmul(x, self.gamma, out)
 
     def _project(self, state: Tensor) -> tuple[Tensor, ...]:
-        """Query, keys and values [B, T.., ...], empty where the place has none."""
+        """Query, keys and values [B, P, ..], empty where the place has none."""
         if self.project is None:
             return (state[..., :0],) * 3
         if not self.use_kernels or not kernels.supports(state):
@@ -157,18 +131,16 @@ class Place(nn.Module):
         pairs = zip(weights, biases, strict=True)
         return tuple(F.linear(state, w, b) if len(b) else state[..., :0] for w, b in pairs)
 
-    def _attend(self, query: Tensor, memory: Memory, visit: Visit) -> Tensor:
-        """What the heads read, [B, T.., H * V], for queries [B, T.., H * K]."""
-        config, sizes = self.config, query.shape[1:-1]
+    def _attend(
+        self, query: Tensor, sizes: tuple[int, ...], memory: Memory, visit: Visit
+    ) -> Tensor:
+        """What the heads read, [B, P, H * V], for queries [B, P, H * K]."""
+        config = self.config
         path: Any = kernels if self.use_kernels and kernels.supports(query) else attention
-        pairs = [self._keys_and_values(entry) for entry in memory]
-        rank = max(tensor.dim() for tensor in (query, *(keys for keys, _ in pairs)))
-        keys = [_with_rank(keys, rank) for keys, _ in pairs]
-        values = [_with_rank(values, rank) for _, values in pairs]
-        query = _with_rank(query, rank)
-        target, mode = query.shape[1:-1], config.rescale
+        keys, values = zip(*map(self._keys_and_values, memory), strict=True)
+        grid = Grid.of(sizes, [entry.sizes for entry in memory], config.rescale)
         scale = config.key_size**-0.5 / config.temperature
-        scores = path.slot_scores(query, keys, config.heads, scale, mode, config.null_slot)
+        scores = path.slot_scores(query, keys, grid, config.heads, scale, config.null_slot)
         if self.random_attention and not self.training:
             scores = torch.randn_like(scores).masked_fill(scores.isneginf(), float("-inf"))
         dropout = config.attention_dropout if self.training else 0.0
@@ -178,12 +150,12 @@ class Place(nn.Module):
         if self.recorder is not None:
             slots = [
                 Slot(entry.pass_index, entry.place, offset)
-                for entry, key in zip(memory, keys, strict=True)
-                for offset in window_offsets(key.shape[1:-1], target, mode)
+                for entry, source in zip(memory, grid.sources, strict=True)
+                for offset in window_offsets(source, grid.target, grid.mode)
             ]
             slots += [NULL_SLOT] * config.null_slot
             self.recorder.add(visit, weights.unflatten(1, sizes), slots, config.top_k)
-        return path.mix_values(weights, values, target, mode).flatten(1, -2).unflatten(1, sizes)
+        return path.mix_values(weights, values, grid)
 
     def _keys_and_values(self, entry: Entry) -> tuple[Tensor, Tensor]:
         if entry.state is not None:
@@ -193,11 +165,6 @@ class Place(nn.Module):
         assert entry.keys is not None
         assert entry.values is not None
         return entry.keys, entry.values
-
-
-def _with_rank(x: Tensor, dims: int) -> Tensor:
-    """[B, S.., C] with sizes of 1 behind S.., up to so many dimensions."""
-    return x if x.dim() == dims else x.unflatten(-2, (-1, *[1] * (dims - x.dim())))
 
 
 def set_random_attention(module: nn.Module, on: bool) -> None:

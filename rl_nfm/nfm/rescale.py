@@ -12,6 +12,7 @@ Shapes: B batch, S.. and T.. source and target sizes, L slots, C channels. Chann
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +34,26 @@ def window_offsets(
     """Of each slot, its place in the window: (row, column), rows first."""
     lengths = [window_length(s, t, mode) for s, t in zip(source, target, strict=True)]
     return list(itertools.product(*map(range, lengths)))
+
+
+class Grid(NamedTuple):
+    """Which positions read which rows: sizes of the reader and of the layers in its memory."""
+
+    target: tuple[int, ...]
+    sources: tuple[tuple[int, ...], ...]
+    mode: Rescale
+
+    @staticmethod
+    def of(target: Sequence[int], sources: Sequence[Sequence[int]], mode: Rescale) -> "Grid":
+        """All sizes brought to the same rank, by sizes of 1 at their ends."""
+        rank = max(map(len, (target, *sources)))
+        filled = [(*sizes, *[1] * (rank - len(sizes))) for sizes in (target, *sources)]
+        return Grid(filled[0], tuple(filled[1:]), mode)
+
+    @property
+    def num_slots(self) -> int:
+        """Of one position, in all sources; without the null slot."""
+        return sum(len(window_offsets(source, self.target, self.mode)) for source in self.sources)
 
 
 def gather_slots(

@@ -98,8 +98,13 @@ def test_reading_in_all_passes_wastes_only_the_last_read_of_earlier_ones():
 def out_of_nothing(places: Places, x: Tensor) -> Tensor:
     """x + gamma * out(0), the output where nothing is read."""
     place = places.places[0]
-    nothing = torch.zeros(*x.shape[:1], *x.shape[2:], 2 * 5)
-    return x + place.gamma * place.out(nothing).movedim(-1, 1)
+    nothing = torch.zeros(x.shape[0], x.shape[2:].numel(), 2 * 5)
+    return x + place.gamma * on_map(place.out(nothing, x.shape[2:]), x)
+
+
+def on_map(rows: Tensor, x: Tensor) -> Tensor:
+    """Rows [B, P, C] as a map of the shape of x [B, C, H, W]."""
+    return rows.movedim(-1, 1).reshape(x.shape)
 
 
 @pytest.mark.parametrize("case", ["no_keys_and_values", "real_slots_lose"])
@@ -132,7 +137,8 @@ def test_memory_of_itself_alone_is_a_gate():
     query, key, value = place.project(x.movedim(1, -1)).split([6, 6, 10], dim=-1)
     heads = [t.unflatten(-1, (2, -1)) for t in (query, key, value)]
     gate = ((heads[0] * heads[1]).sum(-1, keepdim=True) / 3**0.5).sigmoid()
-    expected = x + place.gamma * place.out((gate * heads[2]).flatten(-2)).movedim(-1, 1)
+    read = (gate * heads[2]).flatten(-2).flatten(1, 2)
+    expected = x + place.gamma * on_map(place.out(read, (3, 5)), x)
     torch.testing.assert_close(places(x, [], pass_index=0, place=0), expected)
 
 
@@ -358,8 +364,9 @@ def test_official_preset_equals_its_description():
                 w = (w - border).clamp(min=0)
                 w = w / (w.sum() + 1e-7)
             read[at] = sum(a * v[at] for a, v in zip(w, slots[1], strict=False))
-        out = place.out(read.flatten(1, 2).movedim(1, -1)).movedim(-1, 1)
-        torch.testing.assert_close(actual, x + 0.7 * out, rtol=1e-4, atol=1e-5)
+        rows = read.flatten(1, 2).flatten(2).movedim(1, -1)
+        expected = x + 0.7 * on_map(place.out(rows, target), x)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_one_shared_memory_spans_passes():

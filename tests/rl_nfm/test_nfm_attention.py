@@ -8,6 +8,7 @@ import torch
 
 from rl_nfm.nfm import attention, kernels
 from rl_nfm.nfm.attention import masked_top_k, sab_top_k, sparse_weights
+from rl_nfm.nfm.rescale import Grid
 
 # Scores 2, 1 and the null slot's 0: softmax .665241 .244728 .090031; values 3, 5 and 0.
 SCORES = torch.tensor([2.0, 1.0, 0.0])
@@ -95,13 +96,14 @@ def test_attention_equals_a_loop_over_positions(path, mode):
     torch.manual_seed(0)
     heads, size, k, target = 3, 4, 3, (4, 3)
     sources = [(4, 3), (2, 2), (7, 3), (5, 8)]
-    query = torch.randn(2, *target, heads * size)
-    keys = [torch.randn(2, *s, heads * size) for s in sources]
-    values = [torch.randn(2, *s, heads * (size + 1)) for s in sources]
-    scores = path.slot_scores(query, keys, heads, 0.5, mode, True)
-    read = path.mix_values(path.masked_top_k(scores, k), values, target, mode)
+    query = torch.randn(2, math.prod(target), heads * size)
+    keys = [torch.randn(2, math.prod(s), heads * size) for s in sources]
+    values = [torch.randn(2, math.prod(s), heads * (size + 1)) for s in sources]
+    grid = Grid.of(target, sources, mode)
+    scores = path.slot_scores(query, keys, grid, heads, 0.5, True)
+    read = path.mix_values(path.masked_top_k(scores, k), values, grid)
     for b, row, column, h in itertools.product(range(2), range(4), range(3), range(heads)):
-        q = query[b, row, column].view(heads, size)[h]
+        q = query[b, 3 * row + column].view(heads, size)[h]
         pairs = [(0.0, torch.zeros(size + 1))]
         for source, key, value in zip(sources, keys, values, strict=True):
             spans = []
@@ -110,21 +112,23 @@ def test_attention_equals_a_loop_over_positions(path, mode):
                 end = math.ceil((i + 1) * s / t) if finer else i * s // t + 1
                 spans.append(range(i * s // t, end))
             for y, x in itertools.product(*spans):
-                score = 0.5 * q @ key[b, y, x].view(heads, size)[h]
-                pairs.append((score.item(), value[b, y, x].view(heads, size + 1)[h]))
+                at = (b, source[1] * y + x)
+                score = 0.5 * q @ key[at].view(heads, size)[h]
+                pairs.append((score.item(), value[at].view(heads, size + 1)[h]))
         best = sorted(pairs, key=lambda pair: -pair[0])[:k]
         weights = torch.tensor([score for score, _ in best]).softmax(0)
         expected = sum(w * value for w, (_, value) in zip(weights, best, strict=True))
-        actual = read[b, row, column].view(heads, size + 1)[h]
+        actual = read[b, 3 * row + column].view(heads, size + 1)[h]
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_autocast_does_not_round_scores():
     torch.manual_seed(0)
-    query, key = torch.randn(2, 1, 3, 3, 8).bfloat16()
-    exact = attention.slot_scores(query.float(), [key.float()], 2, 0.5, "nearest", True)
+    query, key = torch.randn(2, 1, 9, 8).bfloat16()
+    grid = Grid.of((3, 3), [(3, 3)], "nearest")
+    exact = attention.slot_scores(query.float(), [key.float()], grid, 2, 0.5, True)
     with torch.autocast("cpu", torch.bfloat16):
-        scores = attention.slot_scores(query, [key], 2, 0.5, "nearest", True)
+        scores = attention.slot_scores(query, [key], grid, 2, 0.5, True)
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores, exact, rtol=1e-6, atol=1e-6)
 

@@ -1,15 +1,16 @@
 """The fused CPU kernels against the plain path, their oracle."""
 
 import ctypes
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
 from rl_nfm.encoders import make_encoder
-from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, attention, kernels
-from rl_nfm.nfm.config import Rescale
+from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, attention, build, kernels
 from rl_nfm.nfm.places import Place
+from rl_nfm.nfm.rescale import Grid
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="no C++ compiler")
 
@@ -21,17 +22,17 @@ HEADS = 3
 def make(
     sizes: tuple[int, ...], width: int, dtype: torch.dtype, *, batch: int = 2, packed: bool = True
 ) -> Tensor:
-    """A leaf [B, sizes.., HEADS * width], or a strided view as a split of channels gives it."""
-    channels = HEADS * width
-    x = torch.randn(batch, *sizes, channels if packed else 3 * channels).to(dtype)
+    """A leaf [B, P, HEADS * width], or a strided view as a split of channels gives it."""
+    channels, positions = HEADS * width, math.prod(sizes)
+    x = torch.randn(batch, positions, channels if packed else 3 * channels).to(dtype)
     return (x if packed else x[..., channels : 2 * channels]).detach().requires_grad_()
 
 
-def run(path, query, keys, values, mode: Rescale, k: int) -> list[Tensor]:
+def run(path, query, keys, values, grid: Grid, k: int) -> list[Tensor]:
     """Scores, weights, what is read, and the gradients of all inputs."""
-    scores = path.slot_scores(query, keys, HEADS, 0.3, mode, True)
+    scores = path.slot_scores(query, keys, grid, HEADS, 0.3, True)
     weights = path.masked_top_k(scores, k)
-    read = path.mix_values(weights, values, query.shape[1:-1], mode)
+    read = path.mix_values(weights, values, grid)
     torch.manual_seed(7)
     loss = (read.double() * torch.randn(read.shape).double()).sum()
     return [scores, weights, read, *torch.autograd.grad(loss, [query, *keys, *values])]
@@ -46,8 +47,9 @@ def test_kernels_equal_the_plain_path(mode, dtype, key_size, value_size, packed)
     query = make(TARGET, key_size, dtype, packed=packed)
     keys = [make(s, key_size, dtype, packed=packed) for s in SOURCES]
     values = [make(s, value_size, dtype, packed=packed) for s in SOURCES]
-    plain = run(attention, query, keys, values, mode, 4)
-    fused = run(kernels, query, keys, values, mode, 4)
+    grid = Grid.of(TARGET, SOURCES, mode)
+    plain = run(attention, query, keys, values, grid, 4)
+    fused = run(kernels, query, keys, values, grid, 4)
     rounding = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2}[dtype]
     for expected, actual in zip(plain, fused, strict=True):
         assert actual.dtype == expected.dtype
@@ -60,8 +62,9 @@ def test_one_and_three_dimensions(sizes):
     query = make(sizes[0], 4, torch.float32)
     keys = [make(s, 4, torch.float32) for s in sizes]
     values = [make(s, 4, torch.float32) for s in sizes]
-    plain = run(attention, query, keys, values, "space_to_depth", 3)
-    fused = run(kernels, query, keys, values, "space_to_depth", 3)
+    grid = Grid.of(sizes[0], sizes, "space_to_depth")
+    plain = run(attention, query, keys, values, grid, 3)
+    fused = run(kernels, query, keys, values, grid, 3)
     torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
 
 
@@ -91,49 +94,51 @@ def test_ties_keep_the_first():
 
 def test_gradients_against_finite_differences():
     torch.manual_seed(1)
+    sources = ((2, 3), (3, 5), (1, 2))
+    grid = Grid.of((2, 3), sources, "space_to_depth")
     query = make((2, 3), 2, torch.float64, batch=1)
-    keys = [make(s, 2, torch.float64, batch=1) for s in ((2, 3), (3, 5), (1, 2))]
+    keys = [make(s, 2, torch.float64, batch=1) for s in sources]
 
     def scores(query: Tensor, *keys: Tensor) -> Tensor:
-        s = kernels.slot_scores(query, list(keys), HEADS, 0.3, "space_to_depth", True)
+        s = kernels.slot_scores(query, keys, grid, HEADS, 0.3, True)
         return s.masked_fill(s.isneginf(), 0.0)
 
     assert torch.autograd.gradcheck(scores, (query, *keys))
-    weights = torch.rand(1, 6, HEADS, 1 + 6 + 1 + 1, dtype=torch.float64)
-    valid = ~kernels.slot_scores(query, keys, HEADS, 1.0, "space_to_depth", True).isneginf()
-    weights = torch.where(valid, weights + 0.1, 0.0).requires_grad_()
+    valid = ~kernels.slot_scores(query, keys, grid, HEADS, 1.0, True).isneginf()
+    weights = torch.where(valid, torch.rand(valid.shape, dtype=torch.float64) + 0.1, 0.0)
+    weights.requires_grad_()
 
     def read(weights: Tensor, *values: Tensor) -> Tensor:
-        return kernels.mix_values(weights * valid, values, (2, 3), "space_to_depth")
+        return kernels.mix_values(weights * valid, values, grid)
 
     assert torch.autograd.gradcheck(lambda *values: read(weights, *values), tuple(keys))
     (grad,) = torch.autograd.grad(read(weights, *keys).sum(), weights)
-    (plain,) = torch.autograd.grad(
-        attention.mix_values(weights * valid, keys, (2, 3), "space_to_depth").sum(), weights
-    )
-    torch.testing.assert_close(grad[..., :-1], plain[..., :-1])
+    plain = attention.mix_values(weights * valid, keys, grid)
+    torch.testing.assert_close(grad, torch.autograd.grad(plain.sum(), weights)[0])
 
 
 def test_operators_are_well_formed():
     query = make((2, 3), 2, torch.float32)
     keys = [make(s, 2, torch.float32) for s in ((2, 3), (3, 5))]
-    options = (HEADS, 0.3, "space_to_depth", True)
+    sizes = [2, 3, 2, 3, 3, 5]
+    options = (sizes, "space_to_depth", HEADS, 0.3, True)
     torch.library.opcheck(torch.ops.rl_nfm.slot_scores, (query, keys, *options))
-    scores = kernels.slot_scores(query, keys, *options).detach().requires_grad_()
+    scores = torch.ops.rl_nfm.slot_scores(query, keys, *options).detach().requires_grad_()
     torch.library.opcheck(torch.ops.rl_nfm.masked_top_k, (scores, 2))
     weights = kernels.masked_top_k(scores, 2).detach().requires_grad_()
-    torch.library.opcheck(torch.ops.rl_nfm.mix_values, (weights, keys, [2, 3], "space_to_depth"))
+    torch.library.opcheck(torch.ops.rl_nfm.mix_values, (weights, keys, sizes, "space_to_depth"))
 
 
 def test_results_do_not_depend_on_threads():
     torch.manual_seed(0)
     query = make(TARGET, 8, torch.float32, batch=5)
     keys = [make(s, 8, torch.float32, batch=5) for s in SOURCES]
+    grid = Grid.of(TARGET, SOURCES, "space_to_depth")
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            results.append(run(kernels, query, keys, keys, "space_to_depth", 3))
+            results.append(run(kernels, query, keys, keys, grid, 3))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -169,22 +174,22 @@ def test_network_is_the_same_without_kernels(dtype, kv_owner):
 @pytest.mark.parametrize("switch", ["RL_NFM_KERNELS=0", "CXX=/nonexistent/compiler"])
 def test_without_a_compiler_the_plain_path_runs(switch, monkeypatch, caplog):
     monkeypatch.setenv(*switch.split("="))
-    kernels._library.cache_clear()
+    build.library.cache_clear()
     try:
         assert not kernels.available()
         net = make_encoder("nfm", obs_shape=(1, 36, 36), width=4, depth=10)
         features, _ = net(torch.zeros(1, 2, 1, 36, 36, dtype=torch.uint8))
     finally:
-        kernels._library.cache_clear()
+        build.library.cache_clear()
     assert features.isfinite().all()
     assert ("slower" in caplog.text) == ("CXX" in switch)
 
 
 def test_build_is_kept_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    built = kernels._build("g++")
+    built = build.build("g++")
     first = built.stat().st_mtime_ns
     assert built.parent == tmp_path / "rl_nfm"
-    assert kernels._build("g++").stat().st_mtime_ns == first
+    assert build.build("g++").stat().st_mtime_ns == first
     assert [file.name for file in built.parent.iterdir()] == [built.name]
     assert ctypes.CDLL(str(built)).scores_forward_bfloat16

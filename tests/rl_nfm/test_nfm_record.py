@@ -74,8 +74,8 @@ def test_weights_are_those_that_were_used():
     values[1] = values[1].repeat_interleave(2, 2)
     stacked = torch.stack([value.unflatten(-1, (2, 3)) for value in values], dim=-2)
     weights = record.readers[1, 0].weights[..., :3, None]
-    read = (weights * stacked).sum(-2).flatten(-2)
-    h = now + places[2].out(read).movedim(-1, 1)
+    read = (weights * stacked).sum(-2).flatten(-2).flatten(1, 2)
+    h = now + places[2].out(read, (6, 4)).movedim(-1, 1).reshape(now.shape)
     with record_attention(net):
         memory: list = []
         for place, state in enumerate((first, second)):
