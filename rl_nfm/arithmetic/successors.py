@@ -56,7 +56,11 @@ class ImprovedNeuralArithmeticLogicUnit(ArithmeticLayer):
         return list(accumulator_weight(self.w_hat, self.m_hat).unbind(0))
 
     def regularizer(self) -> Tensor:
-        """Mean of max(20 - |p|, 0) / 20 of each parameter, summed: drives p to +-20."""
+        """Mean of max(20 - |p|, 0) / 20 of each parameter, summed: drives p to +-20.
+
+        Published: counted only once the loss is below 1, together with gradients cut at +-0.1 and
+        new starts of runs that do not improve. What counts when is left to the training loop.
+        """
         kinds = (*self.w_hat, *self.m_hat, self.gate)
         terms = [(1 - p.abs() / INALU_SATURATION).clamp(min=0).mean() for p in kinds]
         return torch.stack(terms).sum()

@@ -8,7 +8,7 @@ Shapes: B batch, P positions of the reading layer, H heads, L slots of all writt
 and the null slot, if any, last; K and V size of keys and values of one head.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -51,14 +51,7 @@ def sab_top_k(probabilities: Tensor, k: int, *, dense_up_to: int) -> Tensor:
     return kept / (kept.sum(-1, keepdim=True) + SAB_EPSILON)
 
 
-def sparse_weights(
-    scores: Tensor,
-    k: int,
-    mode: TopKMode,
-    dropout: float = 0.0,
-    *,
-    masked: Callable[[Tensor, int], Tensor] = masked_top_k,
-) -> Tensor:
+def sparse_weights(scores: Tensor, k: int, mode: TopKMode, dropout: float = 0.0) -> Tensor:
     """Attention weights [.., L] of scores [.., L].
 
     Dropout falls on the probabilities, in the `sab` modes before the cut, as published.
@@ -68,10 +61,9 @@ def sparse_weights(
         k: highest number of weights that are not 0, except in `dense`.
         mode: see `NFMConfig.top_k_mode`.
         dropout: rate; 0 outside training.
-        masked: `masked_top_k`, or a faster form of it.
     """
     if mode in ("masked", "dense"):
-        weights = masked(scores, k) if mode == "masked" else scores.softmax(-1)
+        weights = masked_top_k(scores, k) if mode == "masked" else scores.softmax(-1)
         return F.dropout(weights, dropout) if dropout else weights
     probabilities = scores.softmax(-1)
     if dropout:

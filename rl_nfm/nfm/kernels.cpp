@@ -1,12 +1,14 @@
-// Scores and sums of NFM attention on the CPU, without gathering keys and values into slots.
+// NFM attention with masked top-k on the CPU, without gathering keys and values into slots.
 //
-// A position p of the reader has L slots in each memory entry; table[p * L + l] is the entry's row
-// that slot l stands for, or -1 for padding. Rows hold all heads side by side and are `ld` apart.
-// scores and weights are [B, P, H, S], S the slots of all entries in turn and the null slot, if
-// any, last. Sums run in float (double for double inputs). Forward is parallel over positions,
-// backward over the batch, so that no two threads add to one row: results do not depend on timing.
+// A position p of the reader has `length` slots in each written layer: table[p * length + l] is the
+// row of the layer that slot l stands for, or -1 for padding. Rows hold all heads side by side and
+// lie `ld` apart. Of each position and head the forward notes the k rows it attends to (counted
+// through all layers; -1 for the null slot and for fewer than k) and their weights; the backward
+// touches no others. Sums run in float (double for double inputs). The forward is parallel over
+// positions, the backward over the batch, so that no two threads add to one row: results do not
+// depend on timing.
 //
-// Built by `kernels.py`; `attention.py` holds the plain definitions these are tested against.
+// Built by `build.py`, called by `kernels.py`; `attention.py` is the definition it is tested against.
 
 #include <algorithm>
 #include <cmath>
@@ -31,6 +33,8 @@ inline float widen(bfloat16 x) {
   return result;
 }
 
+inline void narrow(float x, float& to) { to = x; }
+inline void narrow(double x, double& to) { to = x; }
 inline void narrow(float x, bfloat16& to) {  // to the nearest, ties to even; NaN stays NaN
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
@@ -42,9 +46,13 @@ template <typename T>
 using Sum = decltype(widen(T{}));
 
 template <typename T>
-struct Entry {
-  const T* rows;
-  int64_t ld;
+struct Layer {
+  const T* keys;
+  int64_t keys_ld;
+  const T* values;
+  int64_t values_ld;
+  T* grad_keys;  // [B, count, H * K] and [B, count, H * V], added to; null in the forward
+  T* grad_values;
   int64_t count;  // rows of one sample
   const int32_t* table;
   int64_t length;
@@ -78,207 +86,175 @@ inline void add_scaled(A* to, A factor, const T* from, Size n) {
   for (int64_t i = 0; i < n; ++i) to[i] += factor * widen(from[i]);
 }
 
-template <typename T, typename A>
-inline void widen_row(const T* from, A factor, A* to, int64_t n) {
+template <typename T>
+inline void widen_row(const T* from, Sum<T> factor, Sum<T>* to, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) to[i] = factor * widen(from[i]);
 }
 
-// Where gradients are summed, from 0: in their place, or in a buffer that `finish` rounds from.
+// The k highest so far, in falling order; of equal ones the first. Fewer leave minus infinity and
+// row -1. No branches: which slots are high is as good as random.
+template <typename A>
+struct Best {
+  std::vector<A> scores;
+  std::vector<int32_t> rows;
+
+  explicit Best(int64_t k) : scores(k), rows(k) {}
+
+  void clear() {
+    std::fill(scores.begin(), scores.end(), -std::numeric_limits<A>::infinity());
+    std::fill(rows.begin(), rows.end(), -1);
+  }
+  inline void offer(A score, int32_t row) {
+    A* s = scores.data();
+    int32_t* r = rows.data();
+    bool higher = false;  // from the first lower one on, all move down, equal ones too
+    for (size_t j = 0; j < scores.size(); ++j) {
+      higher |= score > s[j];
+      const A other_score = higher ? s[j] : score;
+      const int32_t other_row = higher ? r[j] : row;
+      s[j] = higher ? score : s[j];
+      r[j] = higher ? row : r[j];
+      score = other_score;
+      row = other_row;
+    }
+  }
+};
+
+// Where the backward adds: in place, or for halves in a row of sums that `flush` rounds and adds.
 template <typename T>
 class Totals {
  public:
-  Sum<T>* start(T* to, int64_t n) {
-    to_ = to;
-    if constexpr (std::is_same_v<T, Sum<T>>) {
-      sums_ = to;
-    } else {
-      buffer_.resize(n);
-      sums_ = buffer_.data();
+  Totals(T* to, int64_t rows, int64_t width) : to_(to), width_(width) {
+    if constexpr (!std::is_same_v<T, Sum<T>>) {
+      sums_.assign(rows * width, 0);
+      touched_.assign(rows, false);
     }
-    std::fill_n(sums_, n, Sum<T>(0));
-    return sums_;
   }
-  void finish(int64_t n) {
+  inline Sum<T>* row(int64_t r) {
+    if constexpr (std::is_same_v<T, Sum<T>>) {
+      return to_ + r * width_;
+    } else {
+      touched_[r] = true;
+      return sums_.data() + r * width_;
+    }
+  }
+  void flush() {
     if constexpr (!std::is_same_v<T, Sum<T>>)
-      for (int64_t i = 0; i < n; ++i) narrow(sums_[i], to_[i]);
+      for (size_t r = 0; r < touched_.size(); ++r)
+        if (touched_[r])
+          for (int64_t i = r * width_; i < int64_t(r + 1) * width_; ++i)
+            narrow(widen(to_[i]) + sums_[i], to_[i]);
   }
 
  private:
   T* to_;
-  Sum<T>* sums_;
-  std::vector<Sum<T>> buffer_;
+  int64_t width_;
+  std::vector<Sum<T>> sums_;
+  std::vector<char> touched_;
 };
 
-template <typename T>
-int64_t total_slots(const Entry<T>* entries, int64_t count, bool null_slot) {
-  int64_t slots = null_slot;
-  for (int64_t e = 0; e < count; ++e) slots += entries[e].length;
-  return slots;
-}
+struct Sizes {
+  int64_t layers, batch, positions, heads, key, value, top_k;
+};
 
-// scores[b, p, h, s] = scale * query[b, p, h] . key of slot s
-template <typename T, typename Size>
-void scores_forward(const T* query, int64_t ld, const Entry<T>* entries, int64_t count, int64_t B,
-                    int64_t P, int64_t H, Size K, bool null_slot, double scale,
-                    Sum<T>* scores) {
-  const int64_t S = total_slots(entries, count, null_slot);
+// query [B, P, H * K], ld apart; read [B, P, H * V]; weights and rows [B, P, H, k].
+template <typename T, typename KeySize, typename ValueSize>
+void forward(const T* query, int64_t ld, const Layer<T>* layers, const Sizes& n, KeySize K,
+             ValueSize V, bool null_slot, double scale, T* read, Sum<T>* weights, int32_t* rows) {
+  const int64_t H = n.heads, P = n.positions, k = n.top_k;
 #pragma omp parallel
   {
-    std::vector<Sum<T>> q(H * K);
+    std::vector<Sum<T>> q(H * K), sum(V);
+    std::vector<Best<Sum<T>>> best(H, Best<Sum<T>>(k));
 #pragma omp for
-    for (int64_t at = 0; at < B * P; ++at) {
+    for (int64_t at = 0; at < n.batch * P; ++at) {
       const int64_t b = at / P, p = at % P;
-      Sum<T>* out = scores + at * H * S;
       widen_row(query + at * ld, static_cast<Sum<T>>(scale), q.data(), H * K);
-      for (int64_t e = 0; e < count; ++e) {
-        const Entry<T>& entry = entries[e];
-        for (int64_t l = 0; l < entry.length; ++l, ++out) {
-          const int32_t row = entry.table[p * entry.length + l];
-          const T* key = entry.rows + (b * entry.count + row) * entry.ld;
-          for (int64_t h = 0; h < H; ++h)
-            out[h * S] = row < 0 ? -std::numeric_limits<Sum<T>>::infinity()
-                                 : dot(q.data() + h * K, key + h * K, K);
-        }
-      }
-      if (null_slot)
-        for (int64_t h = 0; h < H; ++h) out[h * S] = 0;
-    }
-  }
-}
-
-template <typename T, typename Size>
-void scores_backward(const Sum<T>* grad, const T* query, int64_t ld, const Entry<T>* entries,
-                     int64_t count, int64_t B, int64_t P, int64_t H, Size K, bool null_slot,
-                     double scale, T* grad_query, T* const* grad_keys) {
-  const int64_t S = total_slots(entries, count, null_slot), C = H * K;
-#pragma omp parallel
-  {
-    std::vector<Sum<T>> q(P * C);
-    Totals<T> query_totals, key_totals;
-#pragma omp for
-    for (int64_t b = 0; b < B; ++b) {
-      for (int64_t p = 0; p < P; ++p)
-        widen_row(query + (b * P + p) * ld, static_cast<Sum<T>>(scale), q.data() + p * C, C);
-      Sum<T>* dq = query_totals.start(grad_query + b * P * C, P * C);
-      int64_t first = 0;
-      for (int64_t e = 0; e < count; first += entries[e].length, ++e) {
-        const Entry<T>& entry = entries[e];
-        Sum<T>* dk = key_totals.start(grad_keys[e] + b * entry.count * C, entry.count * C);
-        for (int64_t p = 0; p < P; ++p)
-          for (int64_t l = 0; l < entry.length; ++l) {
-            const int32_t row = entry.table[p * entry.length + l];
-            if (row < 0) continue;
-            const T* key = entry.rows + (b * entry.count + row) * entry.ld;
-            const Sum<T>* g = grad + (b * P + p) * H * S + first + l;
-            for (int64_t h = 0; h < H; ++h) {
-              const Sum<T> ds = g[h * S];
-              if (ds == 0) continue;  // every slot beyond the top k
-              add_scaled(dq + p * C + h * K, static_cast<Sum<T>>(ds * scale), key + h * K, K);
-              add_scaled(dk + row * C + h * K, ds, q.data() + p * C + h * K, K);
-            }
-          }
-        key_totals.finish(entry.count * C);
-      }
-      query_totals.finish(P * C);
-    }
-  }
-}
-
-// read[b, p, h] = sum over s of weights[b, p, h, s] * value of slot s
-template <typename T, typename Size>
-void mix_forward(const Sum<T>* weights, const Entry<T>* entries, int64_t count, int64_t B,
-                 int64_t P, int64_t H, Size V, bool null_slot, T* read) {
-  const int64_t S = total_slots(entries, count, null_slot), C = H * V;
-#pragma omp parallel
-  {
-    Totals<T> totals;
-#pragma omp for
-    for (int64_t at = 0; at < B * P; ++at) {
-      const int64_t b = at / P, p = at % P;
-      const Sum<T>* w = weights + at * H * S;
-      Sum<T>* sum = totals.start(read + at * C, C);
-      for (int64_t e = 0; e < count; ++e) {
-        const Entry<T>& entry = entries[e];
-        for (int64_t l = 0; l < entry.length; ++l, ++w) {
-          const int32_t row = entry.table[p * entry.length + l];
+      for (auto& one : best) one.clear();
+      int32_t first = 0;
+      for (int64_t e = 0; e < n.layers; first += layers[e].count, ++e) {
+        const Layer<T>& layer = layers[e];
+        for (int64_t l = 0; l < layer.length; ++l) {
+          const int32_t row = layer.table[p * layer.length + l];
           if (row < 0) continue;
-          const T* value = entry.rows + (b * entry.count + row) * entry.ld;
+          const T* key = layer.keys + (b * layer.count + row) * layer.keys_ld;
           for (int64_t h = 0; h < H; ++h)
-            if (w[h * S] != 0) add_scaled(sum + h * V, w[h * S], value + h * V, V);
+            best[h].offer(dot(q.data() + h * K, key + h * K, K), first + row);
         }
       }
-      totals.finish(C);
+      for (int64_t h = 0; h < H; ++h) {
+        if (null_slot) best[h].offer(0, -1);
+        Sum<T>* w = weights + (at * H + h) * k;
+        int32_t* r = rows + (at * H + h) * k;
+        Sum<T> total = 0;
+        for (int64_t j = 0; j < k; ++j)
+          total += w[j] = std::exp(best[h].scores[j] - best[h].scores[0]);
+        std::fill(sum.begin(), sum.end(), Sum<T>(0));
+        for (int64_t j = 0; j < k; ++j) {
+          r[j] = best[h].rows[j];
+          w[j] /= total;
+          if (r[j] < 0) continue;
+          int64_t e = 0, row = r[j];
+          for (; row >= layers[e].count; ++e) row -= layers[e].count;
+          const T* value = layers[e].values + (b * layers[e].count + row) * layers[e].values_ld;
+          add_scaled(sum.data(), w[j], value + h * V, V);
+        }
+        for (int64_t i = 0; i < V; ++i) narrow(sum[i], read[(at * H + h) * V + i]);
+      }
     }
   }
 }
 
-// The gradient of a weight of 0 is left at 0: no sparsifier passes it on.
-template <typename T, typename Size>
-void mix_backward(const T* grad, int64_t ld, const Sum<T>* weights, const Entry<T>* entries,
-                  int64_t count, int64_t B, int64_t P, int64_t H, Size V, bool null_slot,
-                  Sum<T>* grad_weights, T* const* grad_values) {
-  const int64_t S = total_slots(entries, count, null_slot), C = H * V;
+template <typename T, typename KeySize, typename ValueSize>
+void backward(const T* grad, int64_t grad_ld, const T* query, int64_t ld, const Layer<T>* layers,
+              const Sizes& n, KeySize K, ValueSize V, double scale, const Sum<T>* weights,
+              const int32_t* rows, T* grad_query) {
+  const int64_t H = n.heads, P = n.positions, k = n.top_k;
 #pragma omp parallel
   {
-    std::vector<Sum<T>> g(P * C);
-    Totals<T> totals;
+    std::vector<Sum<T>> q(H * K), g(H * V), dq(H * K), dw(k);
 #pragma omp for
-    for (int64_t b = 0; b < B; ++b) {
-      for (int64_t p = 0; p < P; ++p)
-        widen_row(grad + (b * P + p) * ld, Sum<T>(1), g.data() + p * C, C);
-      std::fill_n(grad_weights + b * P * H * S, P * H * S, Sum<T>(0));
-      int64_t first = 0;
-      for (int64_t e = 0; e < count; first += entries[e].length, ++e) {
-        const Entry<T>& entry = entries[e];
-        Sum<T>* dv = totals.start(grad_values[e] + b * entry.count * C, entry.count * C);
-        for (int64_t p = 0; p < P; ++p)
-          for (int64_t l = 0; l < entry.length; ++l) {
-            const int32_t row = entry.table[p * entry.length + l];
-            if (row < 0) continue;
-            const T* value = entry.rows + (b * entry.count + row) * entry.ld;
-            const int64_t at = (b * P + p) * H * S + first + l;
-            for (int64_t h = 0; h < H; ++h) {
-              const Sum<T> w = weights[at + h * S];
-              if (w == 0) continue;
-              const Sum<T>* gh = g.data() + p * C + h * V;
-              grad_weights[at + h * S] = dot(gh, value + h * V, V);
-              add_scaled(dv + row * C + h * V, w, gh, V);
+    for (int64_t b = 0; b < n.batch; ++b) {
+      std::vector<Totals<T>> dk, dv;
+      for (int64_t e = 0; e < n.layers; ++e) {
+        const int64_t count = layers[e].count;
+        dk.emplace_back(layers[e].grad_keys + b * count * H * K, count, H * K);
+        dv.emplace_back(layers[e].grad_values + b * count * H * V, count, H * V);
+      }
+      for (int64_t p = 0; p < P; ++p) {
+        const int64_t at = b * P + p;
+        widen_row(query + at * ld, static_cast<Sum<T>>(scale), q.data(), H * K);
+        widen_row(grad + at * grad_ld, Sum<T>(1), g.data(), H * V);
+        std::fill(dq.begin(), dq.end(), Sum<T>(0));
+        for (int64_t h = 0; h < H; ++h) {
+          const Sum<T>* w = weights + (at * H + h) * k;
+          const int32_t* r = rows + (at * H + h) * k;
+          const auto each = [&](auto use) {
+            for (int64_t j = 0; j < k; ++j) {
+              if (r[j] < 0) continue;
+              int64_t e = 0, row = r[j];
+              for (; row >= layers[e].count; ++e) row -= layers[e].count;
+              use(j, e, row, b * layers[e].count + row);
             }
-          }
-        totals.finish(entry.count * C);
-      }
-    }
-  }
-}
-
-// Softmax over the k highest of each row; of equal ones the first are taken.
-template <typename A>
-void top_k_forward(const A* scores, int64_t rows, int64_t S, int64_t k, A* weights) {
-  const A lowest = -std::numeric_limits<A>::infinity();
-#pragma omp parallel
-  {
-    std::vector<A> best(k);  // the highest so far, in falling order
-    std::vector<int64_t> index(k);
-#pragma omp for
-    for (int64_t r = 0; r < rows; ++r) {
-      const A* s = scores + r * S;
-      int64_t found = 0;
-      for (int64_t i = 0; i < S; ++i) {
-        if (!(s[i] > (found < k ? lowest : best[k - 1]))) continue;
-        int64_t at = found < k ? found++ : k - 1;
-        for (; at > 0 && s[i] > best[at - 1]; --at) {
-          best[at] = best[at - 1];
-          index[at] = index[at - 1];
+          };
+          Sum<T> mean = 0;
+          each([&](int64_t j, int64_t e, int64_t, int64_t at_row) {
+            dw[j] = dot(g.data() + h * V, layers[e].values + at_row * layers[e].values_ld + h * V, V);
+            mean += w[j] * dw[j];
+          });
+          each([&](int64_t j, int64_t e, int64_t row, int64_t at_row) {
+            const Sum<T> ds = w[j] * (dw[j] - mean);
+            const T* key = layers[e].keys + at_row * layers[e].keys_ld + h * K;
+            add_scaled(dq.data() + h * K, static_cast<Sum<T>>(ds * scale), key, K);
+            add_scaled(dk[e].row(row) + h * K, ds, q.data() + h * K, K);
+            add_scaled(dv[e].row(row) + h * V, w[j], g.data() + h * V, V);
+          });
         }
-        best[at] = s[i];
-        index[at] = i;
+        for (int64_t i = 0; i < H * K; ++i) narrow(dq[i], grad_query[at * H * K + i]);
       }
-      A* w = weights + r * S;
-      std::fill_n(w, S, A(0));
-      A sum = 0;
-      for (int64_t i = 0; i < found; ++i) sum += w[index[i]] = std::exp(best[i] - best[0]);
-      for (int64_t i = 0; i < found; ++i) w[index[i]] /= sum;
+      for (auto& totals : dk) totals.flush();
+      for (auto& totals : dv) totals.flush();
     }
   }
 }
@@ -286,48 +262,25 @@ void top_k_forward(const A* scores, int64_t rows, int64_t S, int64_t k, A* weigh
 }  // namespace
 
 #define EXPORT(NAME, T)                                                                            \
-  extern "C" void scores_forward_##NAME(const T* query, int64_t ld, const Entry<T>* entries,       \
-                                        int64_t count, int64_t B, int64_t P, int64_t H, int64_t K, \
-                                        bool null_slot, double scale, Sum<T>* scores) {            \
-    with_size(K, [&](auto K) {                                                                     \
-      scores_forward(query, ld, entries, count, B, P, H, K, null_slot, scale, scores);             \
+  extern "C" void forward_##NAME(const T* query, int64_t ld, const Layer<T>* layers,               \
+                                 const Sizes* n, bool null_slot, double scale, T* read,            \
+                                 Sum<T>* weights, int32_t* rows) {                                 \
+    with_size(n->key, [&](auto K) {                                                                \
+      with_size(n->value, [&](auto V) {                                                            \
+        forward(query, ld, layers, *n, K, V, null_slot, scale, read, weights, rows);               \
+      });                                                                                          \
     });                                                                                            \
   }                                                                                                \
-  extern "C" void scores_backward_##NAME(                                                          \
-      const Sum<T>* grad, const T* query, int64_t ld, const Entry<T>* entries, int64_t count,      \
-      int64_t B, int64_t P, int64_t H, int64_t K, bool null_slot, double scale, T* grad_query,     \
-      T* const* grad_keys) {                                                                       \
-    with_size(K, [&](auto K) {                                                                     \
-      scores_backward(grad, query, ld, entries, count, B, P, H, K, null_slot, scale, grad_query,   \
-                      grad_keys);                                                                  \
-    });                                                                                            \
-  }                                                                                                \
-  extern "C" void mix_forward_##NAME(const Sum<T>* weights, const Entry<T>* entries,               \
-                                     int64_t count, int64_t B, int64_t P, int64_t H, int64_t V,    \
-                                     bool null_slot, T* read) {                                    \
-    with_size(V, [&](auto V) {                                                                     \
-      mix_forward(weights, entries, count, B, P, H, V, null_slot, read);                           \
-    });                                                                                            \
-  }                                                                                                \
-  extern "C" void mix_backward_##NAME(                                                             \
-      const T* grad, int64_t ld, const Sum<T>* weights, const Entry<T>* entries, int64_t count,    \
-      int64_t B, int64_t P, int64_t H, int64_t V, bool null_slot, Sum<T>* grad_weights,            \
-      T* const* grad_values) {                                                                     \
-    with_size(V, [&](auto V) {                                                                     \
-      mix_backward(grad, ld, weights, entries, count, B, P, H, V, null_slot, grad_weights,         \
-                   grad_values);                                                                   \
+  extern "C" void backward_##NAME(const T* grad, int64_t grad_ld, const T* query, int64_t ld,      \
+                                  const Layer<T>* layers, const Sizes* n, double scale,            \
+                                  const Sum<T>* weights, const int32_t* rows, T* grad_query) {     \
+    with_size(n->key, [&](auto K) {                                                                \
+      with_size(n->value, [&](auto V) {                                                            \
+        backward(grad, grad_ld, query, ld, layers, *n, K, V, scale, weights, rows, grad_query);    \
+      });                                                                                          \
     });                                                                                            \
   }
 
 EXPORT(float32, float)
 EXPORT(float64, double)
 EXPORT(bfloat16, bfloat16)
-
-extern "C" void top_k_forward_float32(const float* scores, int64_t rows, int64_t S, int64_t k,
-                                      float* weights) {
-  top_k_forward(scores, rows, S, k, weights);
-}
-extern "C" void top_k_forward_float64(const double* scores, int64_t rows, int64_t S, int64_t k,
-                                      double* weights) {
-  top_k_forward(scores, rows, S, k, weights);
-}

@@ -1,9 +1,14 @@
-"""The functions of `attention`, fused for the CPU: `slot_scores`, `masked_top_k`, `mix_values`.
+"""`attention.attend` with masked top-k, fused for the CPU.
 
 In plain PyTorch the cost of NFM on a CPU is memory traffic: keys and values copied into slots,
-products written out before they are summed. The C++ beside this file (`kernels.cpp`) reads every
-row where it lies. It is built with the system's compiler when first needed, in about two seconds,
-and kept in the user's cache. They are PyTorch operators, so `torch.compile` takes them as they are.
+products written out before they are summed, and in the backward a whole gradient of the memory for
+each of its readers. The C++ beside this file reads every row where it lies, goes back only to the k
+rows that a head attended to, and adds to one gradient of the memory for all readers. It is built
+with the system's compiler when first needed, in a few seconds, and kept in the user's cache.
+
+That the readers share one gradient takes a detour: a reader hands on the memory's keys and values
+to the next one. So each tensor has one user, and the gradient that comes back from that user can
+be added to in place.
 
 Without a compiler, or with RL_NFM_KERNELS=0 in the environment, the plain path is used.
 """
@@ -26,18 +31,6 @@ from rl_nfm.nfm.rescale import Grid, gather_slots
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 
-class _Entry(ctypes.Structure):
-    """`Entry` of the C++ file."""
-
-    _fields_ = [
-        ("rows", ctypes.c_void_p),
-        ("ld", ctypes.c_int64),
-        ("count", ctypes.c_int64),
-        ("table", ctypes.c_void_p),
-        ("length", ctypes.c_int64),
-    ]
-
-
 def available() -> bool:
     """Whether the kernels can be used here; builds them at the first call."""
     return library() is not None
@@ -48,13 +41,250 @@ def supports(query: Tensor) -> bool:
     return query.device.type == "cpu" and query.dtype in _SUFFIX
 
 
+def attend(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    grid: Grid,
+    *,
+    heads: int,
+    scale: float,
+    top_k: int,
+    null_slot: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """What the heads read with masked top-k; of equal scores the first slots are kept.
+
+    Args:
+        query: [B, P, H * K].
+        keys: of each written layer, [B, its positions, H * K].
+        values: likewise, [B, its positions, H * V].
+        grid: the sizes behind the positions.
+        heads: H.
+        scale: factor of the scores.
+        top_k: slots that a head may attend to.
+        null_slot: whether there is one of score 0 and value 0.
+
+    Returns:
+        [B, P, H * V], and keys and values for the next reader, which must take these.
+    """
+    sizes = list(itertools.chain(grid.target, *grid.sources))
+    top_k = min(top_k, grid.num_slots + null_slot)
+    options = (sizes, grid.mode, heads, scale, top_k, null_slot)
+    if torch.compiler.is_compiling():
+        return _attend(query, list(keys), list(values), *options)[0], list(keys), list(values)
+    read, *memory = _Attend.apply(options, query, *keys, *values)
+    return read, memory[: len(keys)], memory[len(keys) :]
+
+
+class _Attend(torch.autograd.Function):
+    """Query, keys and values to what is read, keys and values."""
+
+    @staticmethod
+    def forward(ctx: Any, options: tuple[Any, ...], query: Tensor, *memory: Tensor) -> Any:
+        half = len(memory) // 2
+        read, weights, rows = _run_forward(query, memory[:half], memory[half:], *options)
+        ctx.save_for_backward(query, weights, rows, *memory)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        return read, *(tensor.view_as(tensor) for tensor in memory)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        query, weights, rows, *memory = ctx.saved_tensors
+        # From the next reader, or for the last one none; nobody else holds them.
+        sums = [
+            _zeros(tensor) if g is None else g.contiguous()
+            for g, tensor in zip(grads[1:], memory, strict=True)
+        ]
+        if grads[0] is None:
+            return None, None, *sums
+        grad = _run_backward(grads[0], query, memory, weights, rows, sums, *ctx.options)
+        return None, grad, *sums
+
+
+# What `torch.compile` sees: the same without the detour, which it does not follow.
+
+
+@torch.library.custom_op("rl_nfm::attend", mutates_args=(), device_types="cpu")
+def _attend(
+    query: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    sizes: list[int],
+    mode: str,
+    heads: int,
+    scale: float,
+    top_k: int,
+    null_slot: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _run_forward(query, keys, values, sizes, mode, heads, scale, top_k, null_slot)
+
+
+@_attend.register_fake
+def _empty_results(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    sizes: list[int],
+    mode: str,
+    heads: int,
+    scale: float,
+    top_k: int,
+    null_slot: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    del keys, sizes, mode, scale, null_slot
+    chosen = (*query.shape[:2], heads, top_k)
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    return (
+        query.new_empty((*query.shape[:2], values[0].shape[-1])),
+        query.new_empty(chosen, dtype=dtype),
+        query.new_empty(chosen, dtype=torch.int32),
+    )
+
+
+@torch.library.custom_op("rl_nfm::attend_backward", mutates_args=(), device_types="cpu")
+def _attend_backward(
+    grad: Tensor,
+    query: Tensor,
+    memory: list[Tensor],
+    weights: Tensor,
+    rows: Tensor,
+    sizes: list[int],
+    mode: str,
+    heads: int,
+    scale: float,
+    top_k: int,
+    null_slot: bool,
+) -> list[Tensor]:
+    sums = [_zeros(tensor) for tensor in memory]
+    options = (sizes, mode, heads, scale, top_k, null_slot)
+    return [_run_backward(grad, query, memory, weights, rows, sums, *options), *sums]
+
+
+@_attend_backward.register_fake
+def _empty_gradients(grad: Tensor, query: Tensor, memory: list[Tensor], *rest: Any) -> list[Tensor]:
+    del grad, rest
+    return [tensor.new_empty(tensor.shape) for tensor in (query, *memory)]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    query, keys, values, *ctx.options = inputs
+    _, weights, rows = output
+    ctx.mark_non_differentiable(weights, rows)
+    ctx.save_for_backward(query, weights, rows, *keys, *values)
+
+
+def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    query, weights, rows, *memory = ctx.saved_tensors
+    grad_query, *sums = _attend_backward(grad, query, memory, weights, rows, *ctx.options)
+    half = len(memory) // 2
+    return grad_query, sums[:half], sums[half:], *[None] * len(ctx.options)
+
+
+_attend.register_autograd(_differentiate, setup_context=_save)
+
+
+class _Layer(ctypes.Structure):
+    """`Layer` of the C++ file."""
+
+    _fields_ = [
+        ("keys", ctypes.c_void_p),
+        ("keys_ld", ctypes.c_int64),
+        ("values", ctypes.c_void_p),
+        ("values_ld", ctypes.c_int64),
+        ("grad_keys", ctypes.c_void_p),
+        ("grad_values", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("table", ctypes.c_void_p),
+        ("length", ctypes.c_int64),
+    ]
+
+
+def _run_forward(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    sizes: list[int],
+    mode: str,
+    heads: int,
+    scale: float,
+    top_k: int,
+    null_slot: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is read, and of each head the weights and rows [B, P, H, k] that it attended to."""
+    read, weights, rows = _empty_results(
+        query, keys, values, sizes, mode, heads, scale, top_k, null_slot
+    )
+    queries = _rows(query)
+    layers, keep = _layers(keys, values, sizes, mode)
+    _call(
+        "forward", query.dtype, _pointer(queries), _int(queries.stride(0)), layers,
+        _sizes(query, read, len(keys), heads, top_k), ctypes.c_bool(null_slot),
+        ctypes.c_double(scale), _pointer(read), _pointer(weights), _pointer(rows),
+    )  # fmt: skip
+    del keep
+    return read, weights, rows
+
+
+def _run_backward(
+    grad: Tensor,
+    query: Tensor,
+    memory: Sequence[Tensor],
+    weights: Tensor,
+    rows: Tensor,
+    sums: Sequence[Tensor],
+    sizes: list[int],
+    mode: str,
+    heads: int,
+    scale: float,
+    top_k: int,
+    null_slot: bool,
+) -> Tensor:
+    """The query's gradient; those of keys and values are added to `sums`."""
+    del null_slot
+    half = len(memory) // 2
+    grad_query = query.new_empty(query.shape)
+    reads, queries = _rows(grad), _rows(query)
+    layers, keep = _layers(memory[:half], memory[half:], sizes, mode)
+    for layer, grad_keys, grad_values in zip(layers, sums[:half], sums[half:], strict=True):
+        layer.grad_keys, layer.grad_values = grad_keys.data_ptr(), grad_values.data_ptr()
+    _call(
+        "backward", query.dtype, _pointer(reads), _int(reads.stride(0)), _pointer(queries),
+        _int(queries.stride(0)), layers, _sizes(query, grad, half, heads, top_k),
+        ctypes.c_double(scale), _pointer(weights), _pointer(rows), _pointer(grad_query),
+    )  # fmt: skip
+    del keep
+    return grad_query
+
+
+def _zeros(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+
+
 @lru_cache(maxsize=256)
 def _table(source: tuple[int, ...], target: tuple[int, ...], mode: Rescale) -> np.ndarray:
-    """int32 [P, L]: the row of the source that each slot of each position is; -1 for padding."""
+    """int32 [P, slots]: which row of the source each slot of each position is; -1 is padding."""
     rows = torch.arange(math.prod(source), dtype=torch.float64).view(1, *source, 1)
     slots, valid = gather_slots(rows, target, mode)
     table = slots[0, ..., 0] if valid is None else slots[0, ..., 0].where(valid, -1.0)
     return np.ascontiguousarray(table.flatten(0, -2).numpy().astype(np.int32))
+
+
+def _layers(
+    keys: Sequence[Tensor], values: Sequence[Tensor], sizes: list[int], mode: Any
+) -> tuple[Any, list[Any]]:
+    """C array of the memory's layers, and what must outlive the call."""
+    rank = len(sizes) // (len(keys) + 1)
+    target, *sources = (tuple(sizes[i : i + rank]) for i in range(0, len(sizes), rank))
+    keep: list[Any] = []
+    layers = (_Layer * len(keys))()
+    for layer, key, value, source in zip(layers, keys, values, sources, strict=True):
+        key_rows, value_rows, table = _rows(key), _rows(value), _table(source, target, mode)
+        layer.keys, layer.keys_ld = key_rows.data_ptr(), key_rows.stride(0)
+        layer.values, layer.values_ld = value_rows.data_ptr(), value_rows.stride(0)
+        layer.count, layer.table, layer.length = key.shape[1], table.ctypes.data, table.shape[1]
+        keep += [key_rows, value_rows, table]
+    return layers, keep
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -63,238 +293,22 @@ def _rows(tensor: Tensor) -> Tensor:
     return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
 
 
-def _entries(tensors: Sequence[Tensor], grid: Grid) -> tuple[Any, list[Any]]:
-    """C array of entries, and what must outlive the call."""
-    keep: list[Any] = []
-    entries = (_Entry * len(tensors))()
-    for entry, tensor, source in zip(entries, tensors, grid.sources, strict=True):
-        rows, table = _rows(tensor), _table(source, grid.target, grid.mode)
-        entry.rows, entry.ld, entry.count = rows.data_ptr(), rows.stride(0), tensor.shape[1]
-        entry.table, entry.length = table.ctypes.data, table.shape[1]
-        keep += [rows, table]
-    return entries, keep
+def _sizes(query: Tensor, read: Tensor, layers: int, heads: int, top_k: int) -> Any:
+    """`Sizes` of the C++ file."""
+    batch, positions, keys = query.shape
+    sizes = (layers, batch, positions, heads, keys // heads, read.shape[-1] // heads, top_k)
+    return (ctypes.c_int64 * 7)(*sizes)
 
 
 def _pointer(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
+def _int(number: int) -> ctypes.c_int64:
+    return ctypes.c_int64(number)
+
+
 def _call(name: str, dtype: torch.dtype, *args: Any) -> None:
     built = library()
     assert built is not None
-    wrapped = [
-        ctypes.c_bool(a) if isinstance(a, bool) else ctypes.c_int64(a) if isinstance(a, int) else a
-        for a in args
-    ]
-    getattr(built, f"{name}_{_SUFFIX[dtype]}")(*wrapped)
-
-
-def _flat(grid: Grid) -> list[int]:
-    """The sizes of a grid as an operator takes them: of the target, then of each source."""
-    return list(itertools.chain(grid.target, *grid.sources))
-
-
-def _grid(sizes: list[int], num_sources: int, mode: str) -> Grid:
-    rank = len(sizes) // (num_sources + 1)
-    target, *sources = (tuple(sizes[i : i + rank]) for i in range(0, len(sizes), rank))
-    return Grid(target, tuple(sources), mode)  # pyright: ignore[reportArgumentType]
-
-
-def slot_scores(
-    query: Tensor, keys: Sequence[Tensor], grid: Grid, heads: int, scale: float, null_slot: bool
-) -> Tensor:
-    """See `attention.slot_scores`."""
-    return _slot_scores(query, list(keys), _flat(grid), grid.mode, heads, scale, null_slot)
-
-
-@torch.library.custom_op("rl_nfm::slot_scores", mutates_args=(), device_types="cpu")
-def _slot_scores(
-    query: Tensor,
-    keys: list[Tensor],
-    sizes: list[int],
-    mode: str,
-    heads: int,
-    scale: float,
-    null_slot: bool,
-) -> Tensor:
-    scores = _new_scores(query, keys, sizes, mode, heads, scale, null_slot)
-    rows = _rows(query)
-    entries, keep = _entries(keys, _grid(sizes, len(keys), mode))
-    batch, positions, _, _ = scores.shape
-    _call(
-        "scores_forward", query.dtype, _pointer(rows), rows.stride(0), entries, len(keys), batch,
-        positions, heads, rows.shape[1] // heads, null_slot, ctypes.c_double(scale),
-        _pointer(scores),
-    )  # fmt: skip
-    del keep
-    return scores
-
-
-@_slot_scores.register_fake
-def _new_scores(
-    query: Tensor,
-    keys: list[Tensor],
-    sizes: list[int],
-    mode: str,
-    heads: int,
-    scale: float,
-    null_slot: bool,
-) -> Tensor:
-    del scale
-    slots = _grid(sizes, len(keys), mode).num_slots + null_slot
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return query.new_empty((*query.shape[:2], heads, slots), dtype=dtype)
-
-
-@torch.library.custom_op("rl_nfm::slot_scores_backward", mutates_args=(), device_types="cpu")
-def _scores_backward(
-    grad: Tensor,
-    query: Tensor,
-    keys: list[Tensor],
-    sizes: list[int],
-    mode: str,
-    scale: float,
-    null_slot: bool,
-) -> list[Tensor]:
-    grads = _new_grads(grad, query, keys, sizes, mode, scale, null_slot)
-    grad, rows = grad.contiguous(), _rows(query)
-    entries, keep = _entries(keys, _grid(sizes, len(keys), mode))
-    batch, positions, heads, _ = grad.shape
-    pointers = (ctypes.c_void_p * len(keys))(*(g.data_ptr() for g in grads[1:]))
-    _call(
-        "scores_backward", query.dtype, _pointer(grad), _pointer(rows), rows.stride(0), entries,
-        len(keys), batch, positions, heads, rows.shape[1] // heads, null_slot,
-        ctypes.c_double(scale), _pointer(grads[0]), pointers,
-    )  # fmt: skip
-    del keep
-    return grads
-
-
-@_scores_backward.register_fake
-def _new_grads(
-    grad: Tensor,
-    query: Tensor,
-    keys: list[Tensor],
-    sizes: list[int],
-    mode: str,
-    scale: float,
-    null_slot: bool,
-) -> list[Tensor]:
-    del grad, sizes, mode, scale, null_slot
-    return [t.new_empty(t.shape) for t in (query, *keys)]
-
-
-def _save_scores(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    del output
-    query, keys, sizes, mode, _, scale, null_slot = inputs
-    ctx.save_for_backward(query, *keys)
-    ctx.options = sizes, mode, scale, null_slot
-
-
-def _differentiate_scores(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    query, *keys = ctx.saved_tensors
-    grad_query, *grad_keys = _scores_backward(grad, query, keys, *ctx.options)
-    return grad_query, grad_keys, None, None, None, None, None
-
-
-_slot_scores.register_autograd(_differentiate_scores, setup_context=_save_scores)
-
-
-def mix_values(weights: Tensor, values: Sequence[Tensor], grid: Grid) -> Tensor:
-    """See `attention.mix_values`; the gradient of a weight of 0 is given as 0.
-
-    No sparsifier passes that gradient on: a slot has the weight 0 because it was cut.
-    """
-    return _mix_values(weights, list(values), _flat(grid), grid.mode)
-
-
-@torch.library.custom_op("rl_nfm::mix_values", mutates_args=(), device_types="cpu")
-def _mix_values(weights: Tensor, values: list[Tensor], sizes: list[int], mode: str) -> Tensor:
-    read = _new_read(weights, values, sizes, mode)
-    weights, grid = weights.contiguous(), _grid(sizes, len(values), mode)
-    entries, keep = _entries(values, grid)
-    batch, positions, heads, slots = weights.shape
-    _call(
-        "mix_forward", read.dtype, _pointer(weights), entries, len(values), batch, positions,
-        heads, read.shape[-1] // heads, slots > grid.num_slots, _pointer(read),
-    )  # fmt: skip
-    del keep
-    return read
-
-
-@_mix_values.register_fake
-def _new_read(weights: Tensor, values: list[Tensor], sizes: list[int], mode: str) -> Tensor:
-    del sizes, mode
-    return values[0].new_empty((*weights.shape[:2], values[0].shape[-1]))
-
-
-@torch.library.custom_op("rl_nfm::mix_values_backward", mutates_args=(), device_types="cpu")
-def _mix_backward(
-    grad: Tensor, weights: Tensor, values: list[Tensor], sizes: list[int], mode: str
-) -> list[Tensor]:
-    grads = _new_mix_grads(grad, weights, values, sizes, mode)
-    rows, weights, grid = _rows(grad), weights.contiguous(), _grid(sizes, len(values), mode)
-    entries, keep = _entries(values, grid)
-    batch, positions, heads, slots = weights.shape
-    pointers = (ctypes.c_void_p * len(values))(*(g.data_ptr() for g in grads[1:]))
-    _call(
-        "mix_backward", grad.dtype, _pointer(rows), rows.stride(0), _pointer(weights), entries,
-        len(values), batch, positions, heads, rows.shape[1] // heads, slots > grid.num_slots,
-        _pointer(grads[0]), pointers,
-    )  # fmt: skip
-    del keep
-    return grads
-
-
-@_mix_backward.register_fake
-def _new_mix_grads(
-    grad: Tensor, weights: Tensor, values: list[Tensor], sizes: list[int], mode: str
-) -> list[Tensor]:
-    del grad, sizes, mode
-    return [t.new_empty(t.shape) for t in (weights, *values)]
-
-
-def _save_mix(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    del output
-    weights, values, *ctx.options = inputs
-    ctx.save_for_backward(weights, *values)
-
-
-def _differentiate_mix(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    weights, *values = ctx.saved_tensors
-    grad_weights, *grad_values = _mix_backward(grad, weights, values, *ctx.options)
-    return grad_weights, grad_values, None, None
-
-
-_mix_values.register_autograd(_differentiate_mix, setup_context=_save_mix)
-
-
-@torch.library.custom_op("rl_nfm::masked_top_k", mutates_args=(), device_types="cpu")
-def masked_top_k(scores: Tensor, k: int) -> Tensor:
-    """See `attention.masked_top_k`; of equal scores the first are kept."""
-    scores = scores.contiguous()
-    weights = torch.empty_like(scores)
-    slots = scores.shape[-1]
-    rows = scores.numel() // slots
-    _call("top_k_forward", scores.dtype, _pointer(scores), rows, slots, k, _pointer(weights))
-    return weights
-
-
-@masked_top_k.register_fake
-def _new_weights(scores: Tensor, k: int) -> Tensor:
-    del k
-    return scores.new_empty(scores.shape)
-
-
-def _save_top_k(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    del inputs
-    ctx.save_for_backward(output)
-
-
-def _differentiate_top_k(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    (weights,) = ctx.saved_tensors
-    # Softmax's own backward: a weight of 0 gets none.
-    return torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype), None
-
-
-masked_top_k.register_autograd(_differentiate_top_k, setup_context=_save_top_k)
+    getattr(built, f"{name}_{_SUFFIX[dtype]}")(*args)

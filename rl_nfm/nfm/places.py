@@ -10,13 +10,14 @@ Shapes: B batch, C channels, T.. sizes of a layer, P positions (the product of T
 V size of keys and values of one head. Inside, positions are rows: [B, P, ..].
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rl_nfm.nfm import attention, kernels
+from rl_nfm.nfm import kernels
+from rl_nfm.nfm.attention import mix_values, slot_scores, sparse_weights
 from rl_nfm.nfm.config import NFMConfig
 from rl_nfm.nfm.output import OutBlock
 from rl_nfm.nfm.rescale import Grid, window_offsets
@@ -136,26 +137,37 @@ class Place(nn.Module):
     ) -> Tensor:
         """What the heads read, [B, P, H * V], for queries [B, P, H * K]."""
         config = self.config
-        path: Any = kernels if self.use_kernels and kernels.supports(query) else attention
         keys, values = zip(*map(self._keys_and_values, memory), strict=True)
         grid = Grid.of(sizes, [entry.sizes for entry in memory], config.rescale)
         scale = config.key_size**-0.5 / config.temperature
-        scores = path.slot_scores(query, keys, grid, config.heads, scale, config.null_slot)
-        if self.random_attention and not self.training:
-            scores = torch.randn_like(scores).masked_fill(scores.isneginf(), float("-inf"))
         dropout = config.attention_dropout if self.training else 0.0
-        weights = attention.sparse_weights(
-            scores, config.top_k, config.top_k_mode, dropout, masked=path.masked_top_k
-        )
+        noise = self.random_attention and not self.training
+        common = config.top_k_mode == "masked" and not dropout and not noise
+        if common and self.recorder is None and self.use_kernels and kernels.supports(query):
+            read, keys, values = kernels.attend(
+                query, keys, values, grid, heads=config.heads, scale=scale, top_k=config.top_k,
+                null_slot=config.null_slot,
+            )  # fmt: skip
+            if config.kv_owner == "source":
+                for n, entry in enumerate(memory):
+                    memory[n] = entry._replace(keys=keys[n], values=values[n])
+            return read
+        scores = slot_scores(query, keys, grid, config.heads, scale, config.null_slot)
+        if noise:
+            scores = torch.randn_like(scores).masked_fill(scores.isneginf(), float("-inf"))
+        weights = sparse_weights(scores, config.top_k, config.top_k_mode, dropout)
         if self.recorder is not None:
-            slots = [
-                Slot(entry.pass_index, entry.place, offset)
-                for entry, source in zip(memory, grid.sources, strict=True)
-                for offset in window_offsets(source, grid.target, grid.mode)
-            ]
-            slots += [NULL_SLOT] * config.null_slot
-            self.recorder.add(visit, weights.unflatten(1, sizes), slots, config.top_k)
-        return path.mix_values(weights, values, grid)
+            labels = self._labels(memory, grid)
+            self.recorder.add(visit, weights.unflatten(1, sizes), labels, config.top_k)
+        return mix_values(weights, values, grid)
+
+    def _labels(self, memory: Memory, grid: Grid) -> list[Slot]:
+        slots = [
+            Slot(entry.pass_index, entry.place, offset)
+            for entry, source in zip(memory, grid.sources, strict=True)
+            for offset in window_offsets(source, grid.target, grid.mode)
+        ]
+        return slots + [NULL_SLOT] * self.config.null_slot
 
     def _keys_and_values(self, entry: Entry) -> tuple[Tensor, Tensor]:
         if entry.state is not None:

@@ -88,10 +88,10 @@ def test_minus_infinity_gets_nothing(mode):
     assert scores.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("path", [attention, kernels], ids=["plain", "kernels"])
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "kernels"])
 @pytest.mark.parametrize("mode", ["space_to_depth", "nearest"])
-def test_attention_equals_a_loop_over_positions(path, mode):
-    if path is kernels and not kernels.available():
+def test_attention_equals_a_loop_over_positions(fused, mode):
+    if fused and not kernels.available():
         pytest.skip("no C++ compiler")
     torch.manual_seed(0)
     heads, size, k, target = 3, 4, 3, (4, 3)
@@ -100,8 +100,12 @@ def test_attention_equals_a_loop_over_positions(path, mode):
     keys = [torch.randn(2, math.prod(s), heads * size) for s in sources]
     values = [torch.randn(2, math.prod(s), heads * (size + 1)) for s in sources]
     grid = Grid.of(target, sources, mode)
-    scores = path.slot_scores(query, keys, grid, heads, 0.5, True)
-    read = path.mix_values(path.masked_top_k(scores, k), values, grid)
+    if fused:
+        options = {"heads": heads, "scale": 0.5, "top_k": k, "null_slot": True}
+        read = kernels.attend(query, keys, values, grid, **options)[0]
+    else:
+        scores = attention.slot_scores(query, keys, grid, heads, 0.5, True)
+        read = attention.mix_values(attention.masked_top_k(scores, k), values, grid)
     for b, row, column, h in itertools.product(range(2), range(4), range(3), range(heads)):
         q = query[b, 3 * row + column].view(heads, size)[h]
         pairs = [(0.0, torch.zeros(size + 1))]

@@ -28,14 +28,21 @@ def make(
     return (x if packed else x[..., channels : 2 * channels]).detach().requires_grad_()
 
 
-def run(path, query, keys, values, grid: Grid, k: int) -> list[Tensor]:
-    """Scores, weights, what is read, and the gradients of all inputs."""
-    scores = path.slot_scores(query, keys, grid, HEADS, 0.3, True)
-    weights = path.masked_top_k(scores, k)
-    read = path.mix_values(weights, values, grid)
+def attend(query, keys, values, grid: Grid, k: int, *, fused: bool, null_slot: bool = True):
+    """What the heads read."""
+    if fused:
+        options = {"heads": HEADS, "scale": 0.3, "top_k": k, "null_slot": null_slot}
+        return kernels.attend(query, keys, values, grid, **options)[0]
+    scores = attention.slot_scores(query, keys, grid, HEADS, 0.3, null_slot)
+    return attention.mix_values(attention.masked_top_k(scores, k), values, grid)
+
+
+def run(query, keys, values, grid: Grid, k: int, *, fused: bool, **options) -> list[Tensor]:
+    """What is read, and the gradients of all inputs."""
+    read = attend(query, keys, values, grid, k, fused=fused, **options)
     torch.manual_seed(7)
     loss = (read.double() * torch.randn(read.shape).double()).sum()
-    return [scores, weights, read, *torch.autograd.grad(loss, [query, *keys, *values])]
+    return [read, *torch.autograd.grad(loss, [query, *keys, *values])]
 
 
 @pytest.mark.parametrize("mode", ["space_to_depth", "nearest"])
@@ -48,8 +55,8 @@ def test_kernels_equal_the_plain_path(mode, dtype, key_size, value_size, packed)
     keys = [make(s, key_size, dtype, packed=packed) for s in SOURCES]
     values = [make(s, value_size, dtype, packed=packed) for s in SOURCES]
     grid = Grid.of(TARGET, SOURCES, mode)
-    plain = run(attention, query, keys, values, grid, 4)
-    fused = run(kernels, query, keys, values, grid, 4)
+    plain = run(query, keys, values, grid, 4, fused=False)
+    fused = run(query, keys, values, grid, 4, fused=True)
     rounding = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2}[dtype]
     for expected, actual in zip(plain, fused, strict=True):
         assert actual.dtype == expected.dtype
@@ -63,33 +70,76 @@ def test_one_and_three_dimensions(sizes):
     keys = [make(s, 4, torch.float32) for s in sizes]
     values = [make(s, 4, torch.float32) for s in sizes]
     grid = Grid.of(sizes[0], sizes, "space_to_depth")
-    plain = run(attention, query, keys, values, grid, 3)
-    fused = run(kernels, query, keys, values, grid, 3)
+    plain = run(query, keys, values, grid, 3, fused=False)
+    fused = run(query, keys, values, grid, 3, fused=True)
     torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("k", [1, 2, 4, 6, 7, 20])
-def test_top_k_equals_the_plain_path(k):
+@pytest.mark.parametrize("k", [1, 2, 4, 9, 100])
+@pytest.mark.parametrize("null_slot", [True, False])
+def test_any_k_with_and_without_null_slot(k, null_slot):
     torch.manual_seed(k)
-    scores = 4 * torch.randn(3, 5, 2, 7)
-    scores[torch.rand(scores.shape) < 0.3] = float("-inf")
-    scores[..., 0] = 0.1 * torch.randn(3, 5, 2)
-    weigh = torch.randn(scores.shape)
+    sources = [(2, 2), (5, 3), (3, 3)]
+    query = make((2, 2), 4, torch.float64, batch=3)
+    keys = [make(s, 4, torch.float64, batch=3) for s in sources]
+    values = [make(s, 5, torch.float64, batch=3) for s in sources]
+    grid = Grid.of((2, 2), sources, "space_to_depth")
+    plain = run(query, keys, values, grid, k, fused=False, null_slot=null_slot)
+    fused = run(query, keys, values, grid, k, fused=True, null_slot=null_slot)
+    torch.testing.assert_close(fused, plain, rtol=1e-9, atol=1e-12)
+
+
+def test_readers_in_turn_add_to_one_gradient():
+    torch.manual_seed(0)
+    sources = [TARGET, (3, 2), (6, 4)]
+    queries = [make(TARGET, 4, torch.float64) for _ in range(3)]
+    keys = [make(s, 4, torch.float64) for s in sources]
+    values = [make(s, 4, torch.float64) for s in sources]
+    options = {"heads": HEADS, "scale": 0.3, "top_k": 4, "null_slot": True}
     results = []
-    for path in (attention, kernels):
-        s = scores.clone().requires_grad_()
-        weights = path.masked_top_k(s, k)
-        (weights * weigh).sum().backward()
-        results.append((weights, s.grad))
-    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
+    for fused in (True, False):
+        handed_keys, handed_values, reads = keys, values, []
+        for query, count in zip(queries, (2, 3, 3), strict=True):  # one layer is written between
+            grid = Grid.of(TARGET, sources[:count], "space_to_depth")
+            memory = [*handed_keys[:count]], [*handed_values[:count]]
+            if fused:
+                read, *handed = kernels.attend(query, *memory, grid, **options)
+                handed_keys = [*handed[0], *keys[count:]]
+                handed_values = [*handed[1], *values[count:]]
+            else:
+                read = attend(query, *memory, grid, 4, fused=False)
+            reads.append(read)
+        loss = sum((n + 1) * read.square().sum() for n, read in enumerate(reads))
+        assert isinstance(loss, Tensor)
+        inputs = [*queries, *keys, *values]
+        first = torch.autograd.grad(loss, inputs, retain_graph=True)
+        again = torch.autograd.grad(loss, inputs)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        results.append(first)
+    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-12)
+
+
+def test_a_reader_whose_result_is_unused_passes_gradients_on():
+    keys = [torch.randn(1, 4, HEADS * 2, requires_grad=True)]
+    query, grid = torch.randn(1, 4, HEADS * 2), Grid.of((2, 2), [(2, 2)], "nearest")
+    options = {"heads": HEADS, "scale": 0.3, "top_k": 2, "null_slot": True}
+    _, handed, values = kernels.attend(query, keys, [k.clone() for k in keys], grid, **options)
+    (2 * handed[0] + values[0]).sum().backward()
+    assert keys[0].grad is not None
+    torch.testing.assert_close(keys[0].grad, torch.full_like(keys[0], 3.0))
 
 
 def test_ties_keep_the_first():
-    weights = kernels.masked_top_k(torch.tensor([[1.0, 2.0, 2.0, 1.0, 2.0, 1.0]]), 4)
+    scores = [1.0, 2.0, 2.0, 1.0, 2.0, 1.0]
+    keys = [torch.full((1, 1, 1), score) for score in scores]
+    values = list(torch.eye(6).view(6, 1, 1, 6))
+    grid = Grid.of((1,), [(1,)] * 6, "nearest")
+    options = {"heads": 1, "scale": 1.0, "top_k": 4, "null_slot": False}
+    read, *_ = kernels.attend(torch.ones(1, 1, 1), keys, values, grid, **options)
     # softmax of 2, 2, 2 and the first 1: 1 / (3 + exp(-1)) and exp(-1) / (3 + exp(-1))
     high, low = 0.296923, 0.109232
-    expected = torch.tensor([[low, high, high, 0.0, high, 0.0]])
-    torch.testing.assert_close(weights, expected, atol=1e-6, rtol=0)
+    expected = torch.tensor([low, high, high, 0.0, high, 0.0])
+    torch.testing.assert_close(read.flatten(), expected, atol=1e-6, rtol=0)
 
 
 def test_gradients_against_finite_differences():
@@ -98,47 +148,34 @@ def test_gradients_against_finite_differences():
     grid = Grid.of((2, 3), sources, "space_to_depth")
     query = make((2, 3), 2, torch.float64, batch=1)
     keys = [make(s, 2, torch.float64, batch=1) for s in sources]
+    values = [make(s, 3, torch.float64, batch=1) for s in sources]
 
-    def scores(query: Tensor, *keys: Tensor) -> Tensor:
-        s = kernels.slot_scores(query, keys, grid, HEADS, 0.3, True)
-        return s.masked_fill(s.isneginf(), 0.0)
+    def read(query: Tensor, *memory: Tensor) -> Tensor:
+        return attend(query, memory[:3], memory[3:], grid, 3, fused=True)
 
-    assert torch.autograd.gradcheck(scores, (query, *keys))
-    valid = ~kernels.slot_scores(query, keys, grid, HEADS, 1.0, True).isneginf()
-    weights = torch.where(valid, torch.rand(valid.shape, dtype=torch.float64) + 0.1, 0.0)
-    weights.requires_grad_()
-
-    def read(weights: Tensor, *values: Tensor) -> Tensor:
-        return kernels.mix_values(weights * valid, values, grid)
-
-    assert torch.autograd.gradcheck(lambda *values: read(weights, *values), tuple(keys))
-    (grad,) = torch.autograd.grad(read(weights, *keys).sum(), weights)
-    plain = attention.mix_values(weights * valid, keys, grid)
-    torch.testing.assert_close(grad, torch.autograd.grad(plain.sum(), weights)[0])
+    assert torch.autograd.gradcheck(read, (query, *keys, *values))
 
 
 def test_operators_are_well_formed():
     query = make((2, 3), 2, torch.float32)
     keys = [make(s, 2, torch.float32) for s in ((2, 3), (3, 5))]
+    values = [make(s, 4, torch.float32) for s in ((2, 3), (3, 5))]
     sizes = [2, 3, 2, 3, 3, 5]
-    options = (sizes, "space_to_depth", HEADS, 0.3, True)
-    torch.library.opcheck(torch.ops.rl_nfm.slot_scores, (query, keys, *options))
-    scores = torch.ops.rl_nfm.slot_scores(query, keys, *options).detach().requires_grad_()
-    torch.library.opcheck(torch.ops.rl_nfm.masked_top_k, (scores, 2))
-    weights = kernels.masked_top_k(scores, 2).detach().requires_grad_()
-    torch.library.opcheck(torch.ops.rl_nfm.mix_values, (weights, keys, sizes, "space_to_depth"))
+    options = (sizes, "space_to_depth", HEADS, 0.3, 4, True)
+    torch.library.opcheck(torch.ops.rl_nfm.attend, (query, keys, values, *options))
 
 
 def test_results_do_not_depend_on_threads():
     torch.manual_seed(0)
     query = make(TARGET, 8, torch.float32, batch=5)
     keys = [make(s, 8, torch.float32, batch=5) for s in SOURCES]
+    values = [make(s, 8, torch.float32, batch=5) for s in SOURCES]
     grid = Grid.of(TARGET, SOURCES, "space_to_depth")
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            results.append(run(kernels, query, keys, keys, grid, 3))
+            results.append(run(query, keys, values, grid, 3, fused=True))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -192,4 +229,4 @@ def test_build_is_kept_in_the_cache(tmp_path, monkeypatch):
     assert built.parent == tmp_path / "rl_nfm"
     assert build.build("g++").stat().st_mtime_ns == first
     assert [file.name for file in built.parent.iterdir()] == [built.name]
-    assert ctypes.CDLL(str(built)).scores_forward_bfloat16
+    assert ctypes.CDLL(str(built)).forward_bfloat16
