@@ -131,11 +131,11 @@ class _RIMCell(nn.Module):
         if cell is None and self.kind == "lstm":
             cell = torch.zeros_like(hidden)
         with torch.autocast(x.device.type, enabled=False):
-            weights, value, key_query, dropout = self._prepare(x)
+            weights, sequence = self._prepare(x)
             result = unroll(
                 self._spec(),
                 weights,
-                Sequence(value, key_query, valid, dropout, reset),
+                sequence._replace(valid=valid, reset=reset),
                 self._split(hidden),
                 None if cell is None else self._split(cell),
                 compiled=self.compiled,
@@ -163,22 +163,18 @@ class _RIMCell(nn.Module):
             key_size=form.key_size,
         )
 
-    def _prepare(self, x: Tensor) -> tuple[StepWeights, Tensor, Tensor, Tensor | None]:
-        """Weights of a step, and what of all steps does not depend on the state.
-
-        Returns:
-            weights, what is read of the input [n or 1, T, B, F], key queries [n, T, B, s] and the
-            communication's dropout [n, T, B, s].
-        """
+    def _prepare(self, x: Tensor) -> tuple[StepWeights, Sequence]:
+        """Weights of a step, and what of all steps does not depend on the state."""
         n = self.num_rims
         query = (self.query * self.variant.input_key_size**-0.5).permute(2, 0, 1)  # [keys, n, s]
         key_query = (x @ self.key @ query.flatten(1)).unflatten(-1, (n, -1)).permute(2, 0, 1, 3)
-        value, dropout = (x @ self.value).unsqueeze(0), None
+        sequence = Sequence(x @ self.value, key_query=key_query)
         if self.training and self.rim_dropout > 0:
-            keep, scale = dropout_mask((n, *value.shape[1:]), self.rim_dropout, x.device)
-            value = value * scale * keep
-            keep, scale = dropout_mask(key_query.shape, self.rim_dropout, x.device)
-            dropout = keep * x.new_full((), scale)
+            keep, scale = dropout_mask((n, *sequence.value.shape), self.rim_dropout, x.device)
+            shown, _ = dropout_mask(key_query.shape, self.rim_dropout, x.device)
+            sequence = sequence._replace(
+                value=sequence.value * scale, keep=keep, dropout=shown * x.new_full((), scale)
+            )
         base, hidden_bias, rank_query = self._constants(query)
         weights = StepWeights(
             self.weight_ih,
@@ -191,7 +187,7 @@ class _RIMCell(nn.Module):
             self.output,
             None if self.output_bias is None else self.output_bias.view(1, 1, -1),
         )
-        return weights, value, key_query, dropout
+        return weights, sequence
 
     def _constants(self, query: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What is added to the gates, to the hidden product (GRU) and to the ranking."""

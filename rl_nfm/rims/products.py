@@ -23,7 +23,9 @@ class Sequence(NamedTuple):
     """What the steps read besides the state."""
 
     value: Tensor
-    """[n or 1, T, B, F]: what is read of the input, where 1 the same for all RIMs."""
+    """[T, B, F]: what is read of the input."""
+    keep: Tensor | None = None
+    """bool [n, T, B, F]: where False, a RIM reads 0 instead (dropout)."""
     key_query: Tensor | None = None
     """[n, T, B, s], see `StepInputs`."""
     valid: Tensor | None = None
@@ -35,11 +37,11 @@ class Sequence(NamedTuple):
 
     def drive(self, weight: Tensor) -> Tensor:
         """[n, T, B, G]: the products of all steps with the input's weight [F, n, G]."""
-        if len(self.value) == 1:
-            flat = self.value[0] @ weight.flatten(1)  # [T, B, n G]
+        if self.keep is None:
+            flat = self.value @ weight.flatten(1)  # [T, B, n G]
             return flat.unflatten(-1, weight.shape[1:]).permute(2, 0, 1, 3)
-        product = torch.bmm(self.value.flatten(1, 2), weight.transpose(0, 1))
-        return product.unflatten(1, self.value.shape[1:3])
+        value = torch.where(self.keep, self.value, 0.0).flatten(1, 2)
+        return torch.bmm(value, weight.transpose(0, 1)).unflatten(1, self.value.shape[:2])
 
     def at(self, t: int, drive: Tensor) -> StepInputs:
         """The inputs of step t."""
@@ -73,11 +75,11 @@ class Products:
         key_query = sequence.key_query
         self.sequence = Sequence(
             sequence.value.new_zeros(sequence.value.shape),
-            None if key_query is None else torch.empty_like(key_query),
+            key_query=None if key_query is None else torch.empty_like(key_query),
         )
-        self.value, self.input = sequence.value, weights.input
+        self.value, self.keep, self.input = sequence.value, sequence.keep, weights.input
         on_cpu = sequence.value.device.type == "cpu"
-        self.limit = CPU_STEPS_PER_PRODUCT if on_cpu else sequence.value.shape[1]
+        self.limit = CPU_STEPS_PER_PRODUCT if on_cpu else len(sequence.value)
         # Their number is not known beforehand, which neither a GPU's queue nor a compiler takes.
         self.active_only = on_cpu and not torch.compiler.is_compiling()
         self.pending: list[tuple[Kept, StepGradients]] = []
@@ -134,18 +136,20 @@ class Products:
         active: Tensor | None,
     ) -> None:
         """Weights of the blocks, and what was read of the input. All tensors are [n, N, ...]."""
+        value = self.value[span].flatten(0, 1)
+        of_value = self.sequence.value[span].view(value.shape)
         for i in range(len(hidden)):
             rows = None if active is None else active[i, :, 0].nonzero().squeeze(1)
-            own = 0 if len(self.value) == 1 else i
             into = _take(gates[i], rows)
             if gate is not None:
                 into = into * _take(gate[i], rows)
             of_product = into if gate is None and product is gates else _take(product[i], rows)
             self.weights.hidden[i].addmm_(_take(hidden[i], rows).t(), of_product)
-            value = _take(self.value[own, span].flatten(0, 1), rows)
-            self.weights.input[:, i].addmm_(value.t(), into)
-            of_value = self.sequence.value[own, span].view(-1, value.shape[1])
-            read = into @ self.input[:, i].t()
+            own, read = _take(value, rows), into @ self.input[:, i].t()
+            if self.keep is not None:
+                keep = _take(self.keep[i, span].flatten(0, 1), rows)
+                own, read = torch.where(keep, own, 0.0), torch.where(keep, read, 0.0)
+            self.weights.input[:, i].addmm_(own.t(), into)
             if rows is None:
                 of_value.add_(read)
             else:

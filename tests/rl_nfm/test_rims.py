@@ -232,7 +232,7 @@ def test_all_active_without_gate_and_communication_is_independent_lstm_cells():
         base=torch.stack([(cell.bias_ih + cell.bias_hh)[None] for cell in cells]),
     )
     spec = StepSpec(cell="lstm", num_active=n)
-    result = unroll(spec, weights, Sequence(x[None]), hidden, memory)
+    result = unroll(spec, weights, Sequence(x), hidden, memory)
     assert result.active.all()
     for i, cell in enumerate(cells):
         state = (hidden[i], memory[i])
