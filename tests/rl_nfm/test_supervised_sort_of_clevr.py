@@ -20,6 +20,7 @@ from rl_nfm.supervised.clevr_data import (
     touches_held_out,
 )
 from rl_nfm.supervised.cli import main
+from rl_nfm.supervised.sort_of_clevr import SortOfClevrConfig, SortOfClevrTask
 
 
 @pytest.fixture(scope="module")
@@ -264,3 +265,14 @@ def test_the_small_preset_learns_relations(tmp_path, model):
     assert main(["sort_of_clevr", "--model", model, "--out", str(tmp_path / "run")]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["mean"]["relational"] >= QUESTION_ONLY_CEILING + 0.05
+
+
+def test_annealed_and_fixed_step_sizes():
+    rates = []
+    for anneal in (True, False):
+        task = object.__new__(SortOfClevrTask)  # the schedule needs no data
+        task.config = SortOfClevrConfig(epochs=4, anneal=anneal)
+        rates.append([task.learning_rate(epoch) for epoch in range(4)])
+    half = 0.5**0.5  # cos of 45 degrees
+    assert rates[0] == pytest.approx([1e-3, 5e-4 * (1 + half), 5e-4, 5e-4 * (1 - half)])
+    assert rates[1] == [1e-3] * 4
