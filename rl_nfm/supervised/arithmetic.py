@@ -42,11 +42,12 @@ from rl_nfm.supervised.options import (
     parse_config,
     plain,
     refuse_unused,
+    run_folder,
     write_config,
 )
 from rl_nfm.supervised.registry import register_task
 from rl_nfm.supervised.reporting import MetricsLog, versions, write_result
-from rl_nfm.supervised.seed_batch import SeedBatch, run_folder, seed_generator
+from rl_nfm.supervised.seed_batch import SeedBatch, seed_generator
 
 NAME = "arithmetic"
 TEST_SAMPLES = 10_000
@@ -237,7 +238,7 @@ def main(argv: Sequence[str]) -> int:
     _check(config)
     refuse_unused(config, PRESETS, USED_BY)
     run = Run(config)
-    folder = run_folder(NAME, config)
+    folder = run_folder(config, task=NAME)
     write_config(folder, dataclasses.replace(config, resume=None), task=NAME)
     run.train(folder)
     rows, summary = summarise(run.history, run.threshold, config.eval_every, run.batch.seeds)

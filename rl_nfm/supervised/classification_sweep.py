@@ -7,14 +7,13 @@ broken sweep goes on where it stopped when it is started again with the same fla
 
 import dataclasses
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rl_nfm.supervised.classification import PRESETS, ClassificationConfig, ClassificationTask
 from rl_nfm.supervised.loop import run_trials
-from rl_nfm.supervised.options import parse_config
+from rl_nfm.supervised.options import parse_config, run_folder
 from rl_nfm.supervised.registry import register_task
 from rl_nfm.supervised.reporting import write_result
 
@@ -62,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError("resume: start the sweep again with the same --out instead")
     if config.model != "nfm":
         raise ValueError(f"model: the sweep trains both, {config.model!r} alone is classification")
-    out = config.out or Path("runs") / "supervised" / f"{NAME}-{time.strftime('%Y%m%d-%H%M%S')}"
+    out = config.out or run_folder(config, task=NAME)
     table = []
     for name, (row, published) in rows(config).items():
         result = _run(out / name, row)

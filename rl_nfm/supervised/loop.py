@@ -6,19 +6,17 @@ to the device), while its checkpoints are pickles and it brings a dozen packages
 """
 
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from rl_nfm.supervised.options import (
-    CONFIG_FILE,
     choose_device,
     parse_config,
     plain,
     refuse_unused,
+    run_folder,
     write_config,
 )
 from rl_nfm.supervised.registry import register_task
@@ -63,7 +61,7 @@ def run_trials(name: str, task: type[Task[Any]], config: LoopConfig) -> dict[str
         OSError: a file cannot be written.
     """
     device = choose_device(config.device)
-    folder = _run_folder(name, config)
+    folder = run_folder(config, task=name)
     rows, baselines = [], {}
     for index in range(config.trials):
         trial = Trial(task, config, device, folder / f"trial{index}", config.seed + index)
@@ -86,14 +84,3 @@ def run_trials(name: str, task: type[Task[Any]], config: LoopConfig) -> dict[str
     print(f"{name}: {config.trials} trial(s), {folder / 'result.json'}")
     print(format_metrics(mean, deviation, baselines))
     return result
-
-
-def _run_folder(name: str, config: LoopConfig) -> Path:
-    if config.resume is not None:
-        return config.resume
-    model = vars(config).get("model", "model")
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = config.out or Path("runs") / "supervised" / f"{name}-{model}-{stamp}"
-    if (folder / CONFIG_FILE).exists():
-        raise ValueError(f"out: {folder} already holds a run; continue it with --resume {folder}")
-    return folder

@@ -19,10 +19,15 @@ from rl_nfm.supervised.modular_config import PRESETS, USED_BY, ModularConfig
 from rl_nfm.supervised.modular_data import write_tables
 from rl_nfm.supervised.modular_report import write_report
 from rl_nfm.supervised.modular_run import Run, means
-from rl_nfm.supervised.options import parse_config, plain, refuse_unused, write_config
+from rl_nfm.supervised.options import (
+    parse_config,
+    plain,
+    refuse_unused,
+    run_folder,
+    write_config,
+)
 from rl_nfm.supervised.registry import register_task
 from rl_nfm.supervised.reporting import versions, write_result
-from rl_nfm.supervised.seed_batch import run_folder
 
 NAME = "modular"
 
@@ -35,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     )
     refuse_unused(config, PRESETS, USED_BY)
     runs = {share: Run(config, share) for share in config.dataset_split}
-    folder = run_folder(NAME, config, base=config.result_path)
+    folder = run_folder(config, task=NAME, base=config.result_path)
     write_config(folder, dataclasses.replace(config, resume=None), task=NAME)
     if config.dataset_path is not None:
         write_tables(config.dataset_path, config.modularity, next(iter(runs.values())).tasks)

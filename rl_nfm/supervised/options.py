@@ -8,7 +8,9 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -19,7 +21,7 @@ from annotated_types import Ge, Gt
 from rl_nfm.configuration import parse_flags, validate
 
 CONFIG_FILE = "config.json"
-FREE_ON_RESUME = frozenset({"json", "resume", "device", "epochs", "trials"})
+FREE_ON_RESUME = frozenset({"json", "resume", "device", "epochs", "updates", "trials"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class RunConfig:
     out: Path | None = None
     """Folder of the run (default: runs/supervised/TASK-MODEL-TIME)."""
     resume: Path | None = None
-    """Continue the run in this folder; only epochs, trials, device and json may differ."""
+    """Continue the run in this folder; only epochs, updates, trials, device and json may differ."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of the first trial; the next trials use the next seeds."""
     trials: Annotated[int, Gt(0)] = 1
@@ -107,6 +109,26 @@ def write_config(run: Path, config: RunConfig, *, task: str) -> None:
     run.mkdir(parents=True, exist_ok=True)
     content = json.dumps({"task": task, "config": plain(config)}, indent=1)
     (run / CONFIG_FILE).write_text(content + "\n", encoding="utf-8")
+
+
+def run_folder(config: RunConfig, *, task: str, base: Path = Path("runs/supervised")) -> Path:
+    """The folder of a run: the resumed one, `out`, or a new one below `base`.
+
+    Raises:
+        ValueError: `out` already holds a run.
+    """
+    if config.resume is not None:
+        return config.resume
+    if config.out is None:
+        words = [task, vars(config).get("model"), time.strftime("%Y%m%d-%H%M%S")]
+        name = "-".join(word for word in words if word)
+        names = (f"{name}-{n}" if n else name for n in itertools.count())
+        return next(base / name for name in names if not (base / name).exists())
+    if (config.out / CONFIG_FILE).exists():
+        raise ValueError(
+            f"out: {config.out} already holds a run; continue it with --resume {config.out}"
+        )
+    return config.out
 
 
 def plain(config: Any) -> dict[str, Any]:

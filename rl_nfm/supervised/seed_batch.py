@@ -6,7 +6,6 @@ it updates each as alone. On such models most of the time is overhead of each op
 seeds cost little more than one.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from rl_nfm.storage import load_meta, load_tensors, save_directory
-from rl_nfm.supervised.options import CONFIG_FILE, RunConfig
 
 KIND = "rl-nfm supervised seeds"
 
@@ -119,18 +117,3 @@ class SeedBatch:
 def seed_generator(seed: int, step: int) -> torch.Generator:
     """A generator for one seed's randomness from `step` on: the same alone and in a batch."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
-
-
-def run_folder(name: str, config: RunConfig, base: Path = Path("runs/supervised")) -> Path:
-    """The folder of a run: the resumed one, `out`, or a new one below `base`.
-
-    Raises:
-        ValueError: `out` already holds a run.
-    """
-    if config.resume is not None:
-        return config.resume
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = config.out or base / f"{name}-{vars(config)['model']}-{stamp}"
-    if (folder / CONFIG_FILE).exists():
-        raise ValueError(f"out: {folder} already holds a run; continue it with --resume {folder}")
-    return folder

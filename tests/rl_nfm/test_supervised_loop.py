@@ -1,9 +1,10 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from rl_nfm.supervised import adding
+from rl_nfm.supervised import adding, options
 from rl_nfm.supervised.cli import main
 from rl_nfm.supervised.registry import register_task, task_names
 from rl_nfm.supervised.reporting import mean_and_deviation, read_metrics
@@ -144,3 +145,12 @@ def test_adding_targets_are_the_sums_of_the_marked_numbers():
         assert marked[0] < 3 <= marked[1]  # one in each half
         assert target == pytest.approx(sum(row[index][0] for index in marked))
     assert (targets.var() - adding.BASELINE_MSE).abs() < 0.1
+
+
+def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(options.time, "strftime", lambda form: "20260102-030405")
+    config = adding.PRESETS["small"]
+    first = options.run_folder(config, task="adding", base=tmp_path)
+    assert first == tmp_path / f"adding-{config.model}-20260102-030405"
+    options.write_config(first, config, task="adding")
+    assert options.run_folder(config, task="adding", base=tmp_path) == Path(f"{first}-1")
