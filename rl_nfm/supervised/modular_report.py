@@ -115,7 +115,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    figure = Figure(figsize=(7.5, 6), layout="constrained")
     axes = figure.add_subplot()
     lines: dict[str, list[dict[str, Any]]] = {}
     for result in results:
@@ -135,5 +135,5 @@ def plot(results: Sequence[Result], path: Path) -> None:
     axes.plot(sorted(zeros), [zeros[rows] for rows in sorted(zeros)], "--_k", label="always 0")
     axes.set_xlabel("training rows")
     axes.set_ylabel("accuracy on test rows, % (mean and range over seeds)")
-    axes.legend(fontsize="small", loc="lower right")
+    figure.legend(fontsize="small", loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)

@@ -73,12 +73,13 @@ PRESETS = {
     "small": StackedDigitsConfig(
         preset="small",
         data="digits",
-        epochs=12,
+        epochs=20,
+        batch_size=16,  # the first thousand updates learn nothing yet
         train_frames=6000,
         validation_frames=400,
         test_frames=1500,
         width=8,
-        eval_every=3,
+        eval_every=4,
     ),
     "paper": StackedDigitsConfig(preset="paper"),
 }
