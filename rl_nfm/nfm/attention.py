@@ -112,7 +112,7 @@ def mix_values(weights: Tensor, values: Sequence[Tensor], grid: Grid) -> Tensor:
         grid: the sizes behind the positions.
 
     Returns:
-        [B, P, H * V], in the values' precision.
+        [B, P, H * V], in the first values' precision.
     """
     heads, first = weights.shape[2], 0
     parts: list[Tensor] = []

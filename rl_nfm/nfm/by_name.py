@@ -10,6 +10,7 @@ network, where a lower rank counts as having sizes of 1; or channels last, as to
 
 import copy
 import difflib
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,29 +62,41 @@ class NFMWrapper(nn.Module):
         )
         copies = 0 if config.share_passes else config.passes - 1
         self.passes = nn.ModuleList([*(copy.deepcopy(model) for _ in range(copies)), model])
-        self._memory: Memory | None = None
-        self._pass_index = 0
+        self._now = _Now()
         for network in self.passes:
             for place, name in enumerate(self.names):
                 network.get_submodule(name).register_forward_hook(_PlaceHook(self, place))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns, in the last pass."""
-        self._memory = []
-        result = None
-        for pass_index in range(self.places.config.passes):
-            self._pass_index = pass_index
-            result = self.passes[pass_index % len(self.passes)](*args, **kwargs)
-        self._memory = None
+        result, now = None, self._now
+        now.memory = []
+        try:
+            for pass_index in range(self.places.config.passes):
+                now.pass_index = pass_index
+                result = self.passes[pass_index % len(self.passes)](*args, **kwargs)
+        finally:
+            now.memory = None
         return result
 
     def visit(self, place: int, output: Tensor) -> Tensor:
         """What the network goes on with instead of a place's output."""
-        if self._memory is None:  # a pass's network called on its own
+        now = self._now
+        if now.memory is None:  # a pass's network called on its own
             return output
         x = output.movedim(self.channel_dim, 1)
-        x = self.places(x, self._memory, pass_index=self._pass_index, place=place)
+        x = self.places(x, now.memory, pass_index=now.pass_index, place=place)
         return x.movedim(1, self.channel_dim)
+
+
+class _Now(threading.local):
+    """The forward that this thread is in."""
+
+    memory: Memory | None = None
+    pass_index = 0
+
+    def __reduce__(self) -> tuple[type["_Now"], tuple[()]]:
+        return _Now, ()
 
 
 class _PlaceHook:

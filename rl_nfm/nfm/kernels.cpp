@@ -98,14 +98,17 @@ template <typename A>
 struct Best {
   std::vector<A> scores;
   std::vector<int32_t> rows;
+  bool nan = false;  // whether any score was; the sum of weights, and so all of them, then is
 
   explicit Best(int64_t k) : scores(k), rows(k) {}
 
   void clear() {
     std::fill(scores.begin(), scores.end(), -std::numeric_limits<A>::infinity());
     std::fill(rows.begin(), rows.end(), -1);
+    nan = false;
   }
   inline void offer(A score, int32_t row) {
+    nan |= score != score;
     A* s = scores.data();
     int32_t* r = rows.data();
     bool higher = false;  // from the first lower one on, all move down, equal ones too
@@ -190,7 +193,9 @@ void forward(const T* query, int64_t ld, const Layer<T>* layers, const Sizes& n,
         Sum<T> total = 0;
         for (int64_t j = 0; j < k; ++j)
           total += w[j] = std::exp(best[h].scores[j] - best[h].scores[0]);
-        std::fill(sum.begin(), sum.end(), Sum<T>(0));
+        const Sum<T> start = best[h].nan ? std::numeric_limits<Sum<T>>::quiet_NaN() : Sum<T>(0);
+        total += start;
+        std::fill(sum.begin(), sum.end(), start);
         for (int64_t j = 0; j < k; ++j) {
           r[j] = best[h].rows[j];
           w[j] /= total;

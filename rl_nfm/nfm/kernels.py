@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl_nfm.nfm.attention import masked_top_k, mix_values, slot_scores
 from rl_nfm.nfm.build import library
 from rl_nfm.nfm.config import Rescale
 from rl_nfm.nfm.rescale import Grid, gather_slots
@@ -36,9 +37,16 @@ def available() -> bool:
     return library() is not None
 
 
-def supports(query: Tensor) -> bool:
-    """Whether the kernels take such a tensor."""
-    return query.device.type == "cpu" and query.dtype in _SUFFIX
+def supports(query: Tensor, keys: Sequence[Tensor] = (), values: Sequence[Tensor] = ()) -> bool:
+    """Whether the kernels take such tensors: on the CPU, of one type and batch size."""
+    return (
+        query.device.type == "cpu"
+        and query.dtype in _SUFFIX
+        and all(
+            x.dtype == query.dtype and x.device == query.device and x.shape[0] == query.shape[0]
+            for x in (*keys, *values)
+        )
+    )
 
 
 def attend(
@@ -65,15 +73,41 @@ def attend(
         null_slot: whether there is one of score 0 and value 0.
 
     Returns:
-        [B, P, H * V], and keys and values for the next reader, which must take these.
+        [B, P, H * V], and keys and values for the next reader, which must take these; they are for
+        no one else, because the gradient that comes back with them is written to.
+
+    Raises:
+        ValueError: tensors that `supports` refuses, or whose sizes do not fit each other.
     """
+    _check(query, keys, values, grid, heads)
     sizes = list(itertools.chain(grid.target, *grid.sources))
     top_k = min(top_k, grid.num_slots + null_slot)
     options = (sizes, grid.mode, heads, scale, top_k, null_slot)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        # Nothing to hand on: what is made without gradients would cut the memory for later readers.
         return _attend(query, list(keys), list(values), *options)[0], list(keys), list(values)
     read, *memory = _Attend.apply(options, query, *keys, *values)
     return read, memory[: len(keys)], memory[len(keys) :]
+
+
+def _check(
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], grid: Grid, heads: int
+) -> None:
+    """See `attend`; the kernels follow these sizes without looking."""
+    counts = [math.prod(source) for source in grid.sources]
+    sizes = [x.shape[1] for x in keys] + [x.shape[1] for x in values]
+    widths = {x.shape[2] for x in (query, *keys)}, {x.shape[2] for x in values}
+    if (
+        not supports(query, keys, values)
+        or sizes != counts * 2
+        or query.shape[1] != math.prod(grid.target)
+        or any(len(width) != 1 or min(width) % heads for width in widths)
+    ):
+        shapes = [[tuple(x.shape) for x in tensors] for tensors in ([query], keys, values)]
+        raise ValueError(
+            f"query, keys and values of {shapes} in {query.dtype} do not fit each other or "
+            f"positions {grid.target} of {grid.sources} with {heads} heads"
+        )
 
 
 class _Attend(torch.autograd.Function):
@@ -98,8 +132,38 @@ class _Attend(torch.autograd.Function):
         ]
         if grads[0] is None:
             return None, None, *sums
+        if torch.is_grad_enabled():
+            return None, *_plain_gradients(query, memory, grads, *ctx.options)
         grad = _run_backward(grads[0], query, memory, weights, rows, sums, *ctx.options)
         return None, grad, *sums
+
+
+def _plain_gradients(
+    query: Tensor,
+    memory: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    sizes: list[int],
+    mode: Any,
+    heads: int,
+    scale: float,
+    top_k: int,
+    null_slot: bool,
+) -> list[Tensor | None]:
+    """The same gradients in plain PyTorch, which can be differentiated again."""
+    half, (target, *sources) = len(memory) // 2, _split(sizes, len(memory) // 2)
+    inputs = [x.view_as(x) for x in (query, *memory)]  # no path but the direct one
+    scores = slot_scores(
+        inputs[0], inputs[1 : half + 1], Grid.of(target, sources, mode), heads, scale, null_slot
+    )
+    read = mix_values(
+        masked_top_k(scores, top_k), inputs[half + 1 :], Grid.of(target, sources, mode)
+    )
+    wanted = [x for x in inputs if x.requires_grad]
+    found = iter(torch.autograd.grad(read, wanted, grads[0], create_graph=True))
+    own = [next(found) if x.requires_grad else None for x in inputs]
+    handed = [None, *grads[1:]]
+    pairs = zip(own, handed, strict=True)
+    return [b if a is None else a if b is None else a + b for a, b in pairs]
 
 
 # What `torch.compile` sees: the same without the detour, which it does not follow.
@@ -264,7 +328,8 @@ def _zeros(tensor: Tensor) -> Tensor:
 @lru_cache(maxsize=256)
 def _table(source: tuple[int, ...], target: tuple[int, ...], mode: Rescale) -> np.ndarray:
     """int32 [P, slots]: which row of the source each slot of each position is; -1 is padding."""
-    rows = torch.arange(math.prod(source), dtype=torch.float64).view(1, *source, 1)
+    rows = torch.arange(math.prod(source), dtype=torch.float64, device="cpu")
+    rows = rows.view(1, *source, 1)
     slots, valid = gather_slots(rows, target, mode)
     table = slots[0, ..., 0] if valid is None else slots[0, ..., 0].where(valid, -1.0)
     return np.ascontiguousarray(table.flatten(0, -2).numpy().astype(np.int32))
@@ -274,8 +339,7 @@ def _layers(
     keys: Sequence[Tensor], values: Sequence[Tensor], sizes: list[int], mode: Any
 ) -> tuple[Any, list[Any]]:
     """C array of the memory's layers, and what must outlive the call."""
-    rank = len(sizes) // (len(keys) + 1)
-    target, *sources = (tuple(sizes[i : i + rank]) for i in range(0, len(sizes), rank))
+    target, *sources = _split(sizes, len(keys))
     keep: list[Any] = []
     layers = (_Layer * len(keys))()
     for layer, key, value, source in zip(layers, keys, values, sources, strict=True):
@@ -285,6 +349,12 @@ def _layers(
         layer.count, layer.table, layer.length = key.shape[1], table.ctypes.data, table.shape[1]
         keep += [key_rows, value_rows, table]
     return layers, keep
+
+
+def _split(sizes: list[int], layers: int) -> list[tuple[int, ...]]:
+    """The target's size and that of each layer."""
+    rank = len(sizes) // (layers + 1)
+    return [tuple(sizes[i : i + rank]) for i in range(0, len(sizes), rank)]
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ Shapes: B batch, C channels, T.. sizes of a layer, P positions (the product of T
 V size of keys and values of one head. Inside, positions are rows: [B, P, ..].
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,11 @@ class Place(nn.Module):
         self.out = OutBlock(config, channels=channels, rank=rank)
         self.gamma = nn.Parameter(torch.zeros(()))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also on a machine without the compiler of the one that pickled it."""
+        super().__setstate__(state)
+        self.use_kernels = self.use_kernels and kernels.available()
+
     def forward(self, x: Tensor, memory: Memory, visit: Visit) -> Tensor:
         """Write x [B, C, T..], then read: x + gamma * out(attention)."""
         sizes = tuple(x.shape[2:]) or (1,)
@@ -125,7 +130,10 @@ class Place(nn.Module):
         """Query, keys and values [B, P, ..], empty where the place has none."""
         if self.project is None:
             return (state[..., :0],) * 3
-        if not self.use_kernels or not kernels.supports(state):
+        plain = type(self.project) is nn.Linear and not (
+            self.project._forward_hooks or self.project._forward_pre_hooks
+        )
+        if not (plain and self.use_kernels and kernels.supports(state)):
             return self.project(state).split(self.parts, dim=-1)
         # As fast as one product, and the kernels read rows that lie side by side twice as fast.
         weights, biases = self.project.weight.split(self.parts), self.project.bias.split(self.parts)
@@ -143,7 +151,8 @@ class Place(nn.Module):
         dropout = config.attention_dropout if self.training else 0.0
         noise = self.random_attention and not self.training
         common = config.top_k_mode == "masked" and not dropout and not noise
-        if common and self.recorder is None and self.use_kernels and kernels.supports(query):
+        fused = common and self.recorder is None and self.use_kernels
+        if fused and kernels.supports(query, keys, values):
             read, keys, values = kernels.attend(
                 query, keys, values, grid, heads=config.heads, scale=scale, top_k=config.top_k,
                 null_slot=config.null_slot,
@@ -159,7 +168,7 @@ class Place(nn.Module):
         if self.recorder is not None:
             labels = self._labels(memory, grid)
             self.recorder.add(visit, weights.unflatten(1, sizes), labels, config.top_k)
-        return mix_values(weights, values, grid)
+        return mix_values(weights, values, grid).to(query.dtype)
 
     def _labels(self, memory: Memory, grid: Grid) -> list[Slot]:
         slots = [

@@ -126,6 +126,8 @@ class _RIMCell(nn.Module):
             and which RIMs were updated, bool [T, B, n].
         """
         x = x.to(self.query.dtype)
+        if valid is not None:
+            x = x.masked_fill(~valid.unsqueeze(-1), 0)  # nor does nan there reach a gradient
         if hidden is None:
             hidden = x.new_zeros(x.shape[1], self.hidden_size)
         if cell is None and self.kind == "lstm":

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rl_nfm.rims.products import Kept, Products, Sequence
 from rl_nfm.rims.step import (
@@ -123,8 +122,9 @@ class _Unroll(torch.autograd.Function):
         return tuple(result)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if torch.is_grad_enabled():
+            raise RuntimeError("RIMs have no second derivative: call without create_graph=True")
         # The caller's `backward()` may stand inside autocast, which would reach in here.
         with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
             return None, None, *_run_backward(ctx, *grads[:-1])

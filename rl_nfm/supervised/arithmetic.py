@@ -13,7 +13,6 @@ below that of a perfect solution whose first weights are off by 1e-5. Two layers
 same. All seeds train as one batch; a seed's run is the same alone and among others.
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -143,6 +142,8 @@ class Run:
         self.threshold = self.task.threshold()
         self.history = torch.zeros(0, 3, config.trials)
         """Evaluation, (interpolation error, extrapolation error, sparsity error), seed."""
+        self.evaluated: list[int] = []
+        """Updates at each evaluation."""
         self.updates = 0
         self.seconds = 0.0
 
@@ -152,7 +153,7 @@ class Run:
         if (folder / "checkpoint").is_dir():
             meta, more = self.batch.load(folder / "checkpoint")
             self.updates, self.seconds = meta["updates"], meta["seconds"]
-            self.history = more["history"]
+            self.history, self.evaluated = more["history"], meta["evaluated"]
         log = MetricsLog(folder, last_epoch=self.updates)
         bar = tqdm(total=config.updates, initial=self.updates, unit="update", disable=None)
         while self.updates < config.updates:
@@ -168,7 +169,12 @@ class Run:
             log.write(self.updates, {**dict(zip(names, middle, strict=True)), "solved": solved})
             self.batch.save(
                 folder / "checkpoint",
-                {"config": plain(config), "updates": self.updates, "seconds": self.seconds},
+                {
+                    "config": plain(config),
+                    "updates": self.updates,
+                    "evaluated": self.evaluated,
+                    "seconds": self.seconds,
+                },
                 {"history": self.history},
             )
         bar.close()
@@ -216,6 +222,7 @@ class Run:
             errors.append((outputs - targets).square().mean(1))
         row = torch.stack([*errors, sparsity]).cpu()
         self.history = torch.cat([self.history, row[None]])
+        self.evaluated.append(self.updates)
 
 
 def _check(config: ArithmeticConfig) -> None:
@@ -239,9 +246,9 @@ def main(argv: Sequence[str]) -> int:
     refuse_unused(config, PRESETS, USED_BY)
     run = Run(config)
     folder = run_folder(config, task=NAME)
-    write_config(folder, dataclasses.replace(config, resume=None), task=NAME)
+    write_config(folder, config, task=NAME)
     run.train(folder)
-    rows, summary = summarise(run.history, run.threshold, config.eval_every, run.batch.seeds)
+    rows, summary = summarise(run.history, run.threshold, run.evaluated, run.batch.seeds)
     result = {
         "task": NAME,
         "config": plain(config),

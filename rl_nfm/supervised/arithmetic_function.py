@@ -121,14 +121,14 @@ def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float
 
 
 def summarise(
-    history: Tensor, threshold: float, eval_every: int, seeds: Sequence[int]
+    history: Tensor, threshold: float, evaluated: Sequence[int], seeds: Sequence[int]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of seeds and the summary of a run.
 
     Args:
         history: [evaluations, 3, S]: interpolation, extrapolation and sparsity errors.
         threshold: extrapolation errors below it are successes.
-        eval_every: updates between evaluations.
+        evaluated: updates at each evaluation.
         seeds: S of them.
 
     Returns:
@@ -144,7 +144,7 @@ def summarise(
             {
                 "seed": seed,
                 "success": errors[1] < threshold,
-                "solved_at": (int(below[0]) + 1) * eval_every if len(below) else None,
+                "solved_at": evaluated[int(below[0])] if len(below) else None,
                 "interpolation": errors[0],
                 "extrapolation": errors[1],
                 "sparsity_error": errors[2],

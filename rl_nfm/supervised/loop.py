@@ -5,7 +5,6 @@ plain loop, because on one device Lightning Fabric would replace about five of i
 to the device), while its checkpoints are pickles and it brings a dozen packages along.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,7 +65,7 @@ def run_trials(name: str, task: type[Task[Any]], config: LoopConfig) -> dict[str
     for index in range(config.trials):
         trial = Trial(task, config, device, folder / f"trial{index}", config.seed + index)
         if index == 0:  # not before data and model could be made: a failed start leaves no run
-            write_config(folder, dataclasses.replace(config, resume=None), task=name)
+            write_config(folder, config, task=name)
         rows.append(trial.run())
         baselines = trial.task.baselines()
     mean, deviation = mean_and_deviation([row["metrics"] for row in rows])

@@ -11,7 +11,6 @@ rows not trained on are split evenly between validation and test. With `routing_
 the routing is searched (`rl_nfm.modular.search`), where gradients alone mostly find none.
 """
 
-import dataclasses
 from collections.abc import Sequence
 
 from rl_nfm.supervised.bare_flags import spell_out
@@ -41,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     refuse_unused(config, PRESETS, USED_BY)
     runs = {share: Run(config, share) for share in config.dataset_split}
     folder = run_folder(config, task=NAME, base=config.result_path)
-    write_config(folder, dataclasses.replace(config, resume=None), task=NAME)
+    write_config(folder, config, task=NAME)
     if config.dataset_path is not None:
         write_tables(config.dataset_path, config.modularity, next(iter(runs.values())).tasks)
     splits = []

@@ -105,10 +105,23 @@ def read_config(run: Path, cls: type[ConfigT], *, task: str) -> ConfigT:
 
 
 def write_config(run: Path, config: RunConfig, *, task: str) -> None:
-    """Write `config` as plain JSON into a run folder."""
+    """Write `config` as plain JSON into a run folder, which is then taken.
+
+    Raises:
+        ValueError: another run has taken it.
+    """
     run.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"task": task, "config": plain(config)}, indent=1)
-    (run / CONFIG_FILE).write_text(content + "\n", encoding="utf-8")
+    values = plain(dataclasses.replace(config, resume=None))
+    content = json.dumps({"task": task, "config": values}, indent=1)
+    try:
+        with (run / CONFIG_FILE).open("w" if config.resume else "x", encoding="utf-8") as file:
+            file.write(content + "\n")
+    except FileExistsError:
+        raise _taken(run) from None
+
+
+def _taken(run: Path) -> ValueError:
+    return ValueError(f"out: {run} already holds a run; continue it with --resume {run}")
 
 
 def run_folder(config: RunConfig, *, task: str, base: Path = Path("runs/supervised")) -> Path:
@@ -125,9 +138,7 @@ def run_folder(config: RunConfig, *, task: str, base: Path = Path("runs/supervis
         names = (f"{name}-{n}" if n else name for n in itertools.count())
         return next(base / name for name in names if not (base / name).exists())
     if (config.out / CONFIG_FILE).exists():
-        raise ValueError(
-            f"out: {config.out} already holds a run; continue it with --resume {config.out}"
-        )
+        raise _taken(config.out)
     return config.out
 
 

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -244,3 +245,28 @@ def test_readme_snippets():
     for reader in record.readers.values():
         print(reader.sources, reader.top_k_frequency())
     assert list(record.readers) == [(1, 0), (1, 1)]
+
+
+def test_threads_do_not_share_a_forward():
+    torch.manual_seed(0)
+    net = NFMWrapper(
+        nn.Sequential(*(nn.Linear(6, 6) for _ in range(4))), ["0", "2"], example=torch.rand(1, 6)
+    ).eval()
+    inputs = [torch.randn(n, 6) for n in (1, 2, 3, 4) * 20]
+    with torch.no_grad():
+        alone = [net(x) for x in inputs]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(torch.no_grad()(net), inputs))
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_failed_forward_leaves_nothing_behind():
+    net = NFMWrapper(
+        nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), ["0"], example=torch.rand(1, 6)
+    )
+    with pytest.raises(RuntimeError):
+        net(torch.randn(2, 5))
+    x = torch.randn(2, 6)
+    assert torch.equal(copy.deepcopy(net)(x), net(x))
+    assert net.passes[1](x).shape == (2, 6)  # on its own, without NFM

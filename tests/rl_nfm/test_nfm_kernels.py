@@ -2,13 +2,15 @@
 
 import ctypes
 import math
+import pickle
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils import prune
 
 from rl_nfm.encoders import make_encoder
-from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, attention, build, kernels
+from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, NFMWrapper, attention, build, kernels
 from rl_nfm.nfm.places import Place
 from rl_nfm.nfm.rescale import Grid
 
@@ -117,6 +119,117 @@ def test_readers_in_turn_add_to_one_gradient():
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
         results.append(first)
     torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-12)
+
+
+def test_a_reader_without_gradients_leaves_the_memory_to_later_ones():
+    torch.manual_seed(0)
+    keys = [make(TARGET, 4, torch.float64)]
+    values = [make(TARGET, 4, torch.float64)]
+    query, grid = make(TARGET, 4, torch.float64), Grid.of(TARGET, [TARGET], "nearest")
+    options = {"heads": HEADS, "scale": 0.3, "top_k": 1, "null_slot": True}
+    with torch.no_grad():
+        _, *handed = kernels.attend(query, keys, values, grid, **options)
+    kernels.attend(query, *handed, grid, **options)[0].square().sum().backward()
+    assert keys[0].grad is not None
+    assert values[0].grad is not None
+    assert values[0].grad.any()
+
+
+def test_second_derivatives():
+    torch.manual_seed(2)
+    sources = ((2, 2), (3, 4))
+    grid = Grid.of((2, 2), sources, "space_to_depth")
+    query = make((2, 2), 2, torch.float64, batch=1)
+    memory = [make(s, 2, torch.float64, batch=1) for s in sources * 2]
+    options = {"heads": HEADS, "scale": 0.7, "top_k": 2, "null_slot": True}
+
+    def two_readers(query: Tensor, *memory: Tensor) -> Tensor:
+        read, *handed = kernels.attend(query, memory[:2], memory[2:], grid, **options)
+        return read + 2 * kernels.attend(query, *handed, grid, **options)[0]
+
+    assert torch.autograd.gradgradcheck(two_readers, (query, *memory))
+
+
+def test_nan_is_passed_on():
+    query = make(TARGET, 4, torch.float32).detach()
+    keys, values = [make(TARGET, 4, torch.float32).detach() for _ in range(2)]
+    query[0, 3, :4] = math.nan  # one head of one position
+    keys[1, 5, -4:] = math.nan  # the last head of the position that reads it
+    grid = Grid.of(TARGET, [TARGET], "nearest")
+    options = {"heads": HEADS, "scale": 1.0, "top_k": 2, "null_slot": True}
+    read, *_ = kernels.attend(query, [keys], [values], grid, **options)
+    expected = torch.zeros_like(read, dtype=torch.bool)
+    expected[0, 3, :4] = True
+    expected[1, 5, -4:] = True
+    assert torch.equal(read.isnan(), expected)
+
+
+@pytest.mark.parametrize("wrong", ["type", "batch", "positions", "width", "heads"])
+def test_tensors_that_do_not_fit_are_refused(wrong):
+    query, key = torch.randn(2, 4, 6), torch.randn(2, 4, 6)
+    value, heads = torch.randn(2, 4, 3), 3
+    match wrong:
+        case "type":
+            key = key.bfloat16()
+        case "batch":
+            value = value[:1]
+        case "positions":
+            key = key[:, :2]
+        case "width":
+            key = key[..., :3]
+        case "heads":
+            heads = 2
+    grid = Grid.of((2, 2), [(2, 2)], "nearest")
+    options = {"heads": heads, "scale": 1.0, "top_k": 2, "null_slot": True}
+    with pytest.raises(ValueError, match="do not fit each other"):
+        kernels.attend(query, [key], [value], grid, **options)
+
+
+def make_mlp_with_nfm() -> NFMWrapper:
+    torch.manual_seed(0)
+    mlp = torch.nn.Sequential(*(torch.nn.Linear(6, 6) for _ in range(4)))
+    net = NFMWrapper(mlp, ["0", "1", "2"], example=torch.rand(1, 6))
+    for place in net.places.places:
+        if hasattr(place, "gamma"):
+            torch.nn.init.ones_(place.gamma)
+    return net
+
+
+def test_layers_of_other_precisions_fall_back_to_the_plain_path():
+    net = make_mlp_with_nfm()
+    forward = net.passes[1][1].forward
+
+    def in_full_precision(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return forward(x.float())
+
+    net.passes[1][1].forward = in_full_precision
+    x, results = torch.randn(5, 6), []
+    for use in (True, False):
+        for place in net.places.places:
+            place.use_kernels = use
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(net(x).float())
+    results[0].sum().backward()
+    torch.testing.assert_close(*results, rtol=3e-2, atol=3e-2)
+
+
+def test_a_projection_with_hooks_is_called():
+    net = make_mlp_with_nfm()
+    place = net.places.places[0]
+    prune.l1_unstructured(place.project, "weight", amount=0.5)
+    for _ in range(2):  # the second fails if the weight is that of the first graph
+        net(torch.randn(3, 6)).sum().backward()
+
+
+def test_pickled_where_there_is_a_compiler_and_used_where_there_is_none(monkeypatch):
+    net = make_mlp_with_nfm()
+    x, data = torch.randn(3, 6), pickle.dumps(net)
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    for place in net.places.places:
+        place.use_kernels = False
+    assert torch.equal(pickle.loads(data)(x), net(x))
 
 
 def test_a_reader_whose_result_is_unused_passes_gradients_on():

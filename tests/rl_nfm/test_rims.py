@@ -501,3 +501,19 @@ def test_softmax_across_rims_divides_the_input():
     i, _, g, o = (gates + cell.bias_hh[0]).chunk(4, -1)
     wanted = o.sigmoid() * (i.sigmoid() * g.tanh()).tanh()
     torch.testing.assert_close(cell.run(x)[0][0, :, :4], wanted)
+
+
+def test_a_second_derivative_is_refused():
+    cell = make("lstm")
+    x = torch.randn(2, 3, 7, dtype=F64, requires_grad=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(cell.run(x)[0].sum(), x, create_graph=True)
+
+
+def test_what_an_ignored_input_holds_reaches_no_gradient():
+    cell = make("lstm")
+    x = torch.randn(3, 2, 7, dtype=F64)
+    x[1, 0] = float("nan")
+    valid = torch.tensor([[True, True], [False, True], [True, True]])
+    cell.run(x, valid=valid)[0].sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in cell.parameters())

@@ -77,13 +77,13 @@ def test_summary_by_hand():
             [[0.2, 0.7, nan], [0.2, 0.1, nan], [0.3, 0.3, 0.3]],
         ]
     )
-    rows, summary = summarise(history, 1.0, 1000, [7, 8, 9])
+    rows, summary = summarise(history, 1.0, [1000, 1500, 2500], [7, 8, 9])
     assert [row["seed"] for row in rows] == [7, 8, 9]
     assert [row["success"] for row in rows] == [True, False, False]
-    assert [row["solved_at"] for row in rows] == [2000, 1000, None]
+    assert [row["solved_at"] for row in rows] == [1500, 1000, None]
     assert rows[0]["sparsity_error"] == pytest.approx(0.3)
     assert summary["success_rate"] == pytest.approx(1 / 3)
-    assert summary["solved_at_median"] == 2000
+    assert summary["solved_at_median"] == 1500
 
 
 def test_ramp_by_hand():
@@ -176,7 +176,7 @@ def test_success_is_being_closer_than_the_perturbed_perfect_solution(shift, succ
         weights[0] = perfect + shift * (1 - 2 * perfect)
         trained.batch.parameters["layers.1.raw_weight"][0] = 1.0
     trained.evaluate()
-    rows, _ = summarise(trained.history, trained.threshold, 1000, [0, 1])
+    rows, _ = summarise(trained.history, trained.threshold, trained.evaluated, [0, 1])
     assert [row["success"] for row in rows] == [success, False]
     assert rows[0]["sparsity_error"] == pytest.approx(shift, abs=1e-7)
 

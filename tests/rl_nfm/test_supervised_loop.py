@@ -154,3 +154,5 @@ def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, 
     assert first == tmp_path / f"adding-{config.model}-20260102-030405"
     options.write_config(first, config, task="adding")
     assert options.run_folder(config, task="adding", base=tmp_path) == Path(f"{first}-1")
+    with pytest.raises(ValueError, match="already holds a run"):  # both had looked before
+        options.write_config(first, config, task="adding")
