@@ -23,8 +23,12 @@ JOBS: dict[str, tuple[list[str], int]] = {
         120,
     ),
     "env": ([*BENCHMARK, "env"], 120),
-    "nfm": ([*BENCHMARK, "nfm"], 180),
-    "rims": ([*BENCHMARK, "rims"], 120),
+    "nfm": ([*BENCHMARK, "nfm", "--device", "cuda", "--dtype", "bf16"], 180),
+    "nfm, written layers": (
+        [*BENCHMARK, "nfm", "--device", "cuda", "--dtype", "bf16", "--written", "1", "2", "4", "8"],
+        60,
+    ),
+    "rims": ([*BENCHMARK, "rims", "--device", "cuda"], 120),
 }
 """Name, command and limit in seconds, in order of importance."""
 BUDGET_SECONDS = 560

@@ -5,6 +5,8 @@ what counts is the ratio of medians. Beside it stand two floors: the ratio that 
 multiply-accumulates alone would give at the backbone's speed, and the one that the bytes it has to
 move alone would give at the speed of a copy measured here. `over floor` divides what was measured
 above 1 by what the sum of both lies above 1.
+
+`--written` instead times one reader of so many written layers of equal size (16x16, 64 channels).
 """
 
 import argparse
@@ -21,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rl_nfm.encoders import make_encoder
 from rl_nfm.encoders.nfm import NFMEncoder
+from rl_nfm.nfm import NeuralFunctionModule, NFMConfig
 from rl_nfm.nfm.places import Place
 
 FRAMES = (4, 84, 84)
@@ -172,6 +175,32 @@ def measure(args: argparse.Namespace, width: int, kernel: int, batch: int, mode:
     )
 
 
+def measure_written(args: argparse.Namespace, counts: list[int], batch: int) -> None:
+    """Time of one reader over the layers that it reads; the layers themselves do nothing."""
+    steps = []
+    for count in counts:
+        config = NFMConfig(passes=1, read_places=(count - 1,), rescale=args.rescale)
+        net = NeuralFunctionModule(
+            [nn.Identity() for _ in range(count)], channels=[64] * count, config=config
+        ).to(args.device)
+        nn.init.ones_(net.places.places[-1].gamma)  # pyright: ignore
+        for place in places(net):
+            place.use_kernels &= not args.plain
+        steps.append(
+            make_step(net, torch.rand(batch, 64, 16, 16, device=args.device), args, "eager")
+        )
+    for step in steps * 2:
+        step()
+    times = [[seconds(step, args.device) for step in steps] for _ in range(args.repeats)]
+    medians = [statistics.median(column) for column in zip(*times, strict=True)]
+    for count, median in zip(counts, medians, strict=True):
+        more = ""
+        if count > counts[0]:
+            slope = (median - medians[0]) / (count - counts[0])
+            more = f", {slope * 1e3:.2f} ms for each layer beyond {counts[0]}"
+        print(f"written {count:3} batch {batch:3} {args.dtype} | {median * 1e3:.2f} ms{more}")
+
+
 def keep_freed_memory() -> None:
     """Have glibc reuse freed blocks of any size.
 
@@ -198,10 +227,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--rescale", choices=["space_to_depth", "nearest"], default="space_to_depth"
     )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=["cpu", "cuda"], default=default)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--written", type=int, nargs="+", help="written layers, rising")
     parser.add_argument("--plain", action="store_true", help="without the fused CPU kernels")
     args = parser.parse_args(argv)
+    if args.written:
+        for batch in args.batches:
+            measure_written(args, args.written, batch)
+        return
     for width in args.widths:
         for kernel in args.kernels:
             for batch in args.batches:
