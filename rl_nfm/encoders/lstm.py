@@ -56,7 +56,7 @@ class LSTMEncoder(RecurrentEncoder):
             result = unroll(
                 StepSpec(cell="lstm", num_active=1),
                 weights,
-                Sequence(x.unsqueeze(0), reset=reset),
+                Sequence(x, reset=reset),
                 hidden.unsqueeze(0),
                 cell.unsqueeze(0),
             )
