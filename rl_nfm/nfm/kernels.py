@@ -18,7 +18,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ def attend(
     _check(query, keys, values, grid, heads)
     sizes = list(itertools.chain(grid.target, *grid.sources))
     top_k = min(top_k, grid.num_slots + null_slot)
-    options = (sizes, grid.mode, heads, scale, top_k, null_slot)
+    options = _Options(sizes, grid.mode, heads, scale, top_k, null_slot)
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         # Nothing to hand on: what is made without gradients would cut the memory for later readers.
         return _attend(query, list(keys), list(values), *options)[0], list(keys), list(values)
@@ -110,13 +110,25 @@ def _check(
         )
 
 
+class _Options(NamedTuple):
+    """What a call needs besides tensors, in the order in which the operators take it."""
+
+    sizes: list[int]
+    """Of the reader and of each written layer, one after the other."""
+    mode: Any
+    heads: int
+    scale: float
+    top_k: int
+    null_slot: bool
+
+
 class _Attend(torch.autograd.Function):
     """Query, keys and values to what is read, keys and values."""
 
     @staticmethod
-    def forward(ctx: Any, options: tuple[Any, ...], query: Tensor, *memory: Tensor) -> Any:
+    def forward(ctx: Any, options: _Options, query: Tensor, *memory: Tensor) -> Any:
         half = len(memory) // 2
-        read, weights, rows = _run_forward(query, memory[:half], memory[half:], *options)
+        read, weights, rows = _run_forward(query, memory[:half], memory[half:], options)
         ctx.save_for_backward(query, weights, rows, *memory)
         ctx.options = options
         ctx.set_materialize_grads(False)
@@ -125,6 +137,8 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         query, weights, rows, *memory = ctx.saved_tensors
+        if grads[0] is not None and torch.is_grad_enabled():
+            return None, *_plain_gradients(query, memory, grads, ctx.options)
         # From the next reader, or for the last one none; nobody else holds them.
         sums = [
             _zeros(tensor) if g is None else g.contiguous()
@@ -132,9 +146,7 @@ class _Attend(torch.autograd.Function):
         ]
         if grads[0] is None:
             return None, None, *sums
-        if torch.is_grad_enabled():
-            return None, *_plain_gradients(query, memory, grads, *ctx.options)
-        grad = _run_backward(grads[0], query, memory, weights, rows, sums, *ctx.options)
+        grad = _run_backward(grads[0], query, memory, weights, rows, sums, ctx.options)
         return None, grad, *sums
 
 
@@ -142,22 +154,16 @@ def _plain_gradients(
     query: Tensor,
     memory: Sequence[Tensor],
     grads: Sequence[Tensor | None],
-    sizes: list[int],
-    mode: Any,
-    heads: int,
-    scale: float,
-    top_k: int,
-    null_slot: bool,
+    options: _Options,
 ) -> list[Tensor | None]:
     """The same gradients in plain PyTorch, which can be differentiated again."""
-    half, (target, *sources) = len(memory) // 2, _split(sizes, len(memory) // 2)
+    half = len(memory) // 2
+    target, *sources = _split(options.sizes, half)
+    grid = Grid.of(target, sources, options.mode)
     inputs = [x.view_as(x) for x in (query, *memory)]  # no path but the direct one
-    scores = slot_scores(
-        inputs[0], inputs[1 : half + 1], Grid.of(target, sources, mode), heads, scale, null_slot
-    )
-    read = mix_values(
-        masked_top_k(scores, top_k), inputs[half + 1 :], Grid.of(target, sources, mode)
-    )
+    keys, values = inputs[1 : half + 1], inputs[half + 1 :]
+    scores = slot_scores(inputs[0], keys, grid, options.heads, options.scale, options.null_slot)
+    read = mix_values(masked_top_k(scores, options.top_k), values, grid)
     wanted = [x for x in inputs if x.requires_grad]
     found = iter(torch.autograd.grad(read, wanted, grads[0], create_graph=True))
     own = [next(found) if x.requires_grad else None for x in inputs]
@@ -181,7 +187,8 @@ def _attend(
     top_k: int,
     null_slot: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _run_forward(query, keys, values, sizes, mode, heads, scale, top_k, null_slot)
+    options = _Options(sizes, mode, heads, scale, top_k, null_slot)
+    return _run_forward(query, keys, values, options)
 
 
 @_attend.register_fake
@@ -221,8 +228,8 @@ def _attend_backward(
     null_slot: bool,
 ) -> list[Tensor]:
     sums = [_zeros(tensor) for tensor in memory]
-    options = (sizes, mode, heads, scale, top_k, null_slot)
-    return [_run_backward(grad, query, memory, weights, rows, sums, *options), *sums]
+    options = _Options(sizes, mode, heads, scale, top_k, null_slot)
+    return [_run_backward(grad, query, memory, weights, rows, sums, options), *sums]
 
 
 @_attend_backward.register_fake
@@ -268,23 +275,16 @@ def _run_forward(
     query: Tensor,
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
-    sizes: list[int],
-    mode: str,
-    heads: int,
-    scale: float,
-    top_k: int,
-    null_slot: bool,
+    options: _Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What is read, and of each head the weights and rows [B, P, H, k] that it attended to."""
-    read, weights, rows = _empty_results(
-        query, keys, values, sizes, mode, heads, scale, top_k, null_slot
-    )
+    read, weights, rows = _empty_results(query, keys, values, *options)
     queries = _rows(query)
-    layers, keep = _layers(keys, values, sizes, mode)
+    layers, keep = _layers(keys, values, options)
     _call(
         "forward", query.dtype, _pointer(queries), _int(queries.stride(0)), layers,
-        _sizes(query, read, len(keys), heads, top_k), ctypes.c_bool(null_slot),
-        ctypes.c_double(scale), _pointer(read), _pointer(weights), _pointer(rows),
+        _sizes(query, read, len(keys), options), ctypes.c_bool(options.null_slot),
+        ctypes.c_double(options.scale), _pointer(read), _pointer(weights), _pointer(rows),
     )  # fmt: skip
     del keep
     return read, weights, rows
@@ -297,25 +297,19 @@ def _run_backward(
     weights: Tensor,
     rows: Tensor,
     sums: Sequence[Tensor],
-    sizes: list[int],
-    mode: str,
-    heads: int,
-    scale: float,
-    top_k: int,
-    null_slot: bool,
+    options: _Options,
 ) -> Tensor:
     """The query's gradient; those of keys and values are added to `sums`."""
-    del null_slot
     half = len(memory) // 2
     grad_query = query.new_empty(query.shape)
     reads, queries = _rows(grad), _rows(query)
-    layers, keep = _layers(memory[:half], memory[half:], sizes, mode)
+    layers, keep = _layers(memory[:half], memory[half:], options)
     for layer, grad_keys, grad_values in zip(layers, sums[:half], sums[half:], strict=True):
         layer.grad_keys, layer.grad_values = grad_keys.data_ptr(), grad_values.data_ptr()
     _call(
         "backward", query.dtype, _pointer(reads), _int(reads.stride(0)), _pointer(queries),
-        _int(queries.stride(0)), layers, _sizes(query, grad, half, heads, top_k),
-        ctypes.c_double(scale), _pointer(weights), _pointer(rows), _pointer(grad_query),
+        _int(queries.stride(0)), layers, _sizes(query, grad, half, options),
+        ctypes.c_double(options.scale), _pointer(weights), _pointer(rows), _pointer(grad_query),
     )  # fmt: skip
     del keep
     return grad_query
@@ -336,14 +330,14 @@ def _table(source: tuple[int, ...], target: tuple[int, ...], mode: Rescale) -> n
 
 
 def _layers(
-    keys: Sequence[Tensor], values: Sequence[Tensor], sizes: list[int], mode: Any
+    keys: Sequence[Tensor], values: Sequence[Tensor], options: _Options
 ) -> tuple[Any, list[Any]]:
     """C array of the memory's layers, and what must outlive the call."""
-    target, *sources = _split(sizes, len(keys))
+    target, *sources = _split(options.sizes, len(keys))
     keep: list[Any] = []
     layers = (_Layer * len(keys))()
     for layer, key, value, source in zip(layers, keys, values, sources, strict=True):
-        key_rows, value_rows, table = _rows(key), _rows(value), _table(source, target, mode)
+        key_rows, value_rows, table = _rows(key), _rows(value), _table(source, target, options.mode)
         layer.keys, layer.keys_ld = key_rows.data_ptr(), key_rows.stride(0)
         layer.values, layer.values_ld = value_rows.data_ptr(), value_rows.stride(0)
         layer.count, layer.table, layer.length = key.shape[1], table.ctypes.data, table.shape[1]
@@ -363,10 +357,11 @@ def _rows(tensor: Tensor) -> Tensor:
     return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
 
 
-def _sizes(query: Tensor, read: Tensor, layers: int, heads: int, top_k: int) -> Any:
+def _sizes(query: Tensor, read: Tensor, layers: int, options: _Options) -> Any:
     """`Sizes` of the C++ file."""
     batch, positions, keys = query.shape
-    sizes = (layers, batch, positions, heads, keys // heads, read.shape[-1] // heads, top_k)
+    heads, values = options.heads, read.shape[-1]
+    sizes = (layers, batch, positions, heads, keys // heads, values // heads, options.top_k)
     return (ctypes.c_int64 * 7)(*sizes)
 
 
