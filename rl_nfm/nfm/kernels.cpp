@@ -8,7 +8,7 @@
 // positions, the backward over the batch, so that no two threads add to one row: results do not
 // depend on timing.
 //
-// Built by `build.py`, called by `kernels.py`; `attention.py` is the definition it is tested against.
+// Built by `rl_nfm/cpp.py`, called by `kernels.py`; `attention.py` is the definition it is tested against.
 
 #include <algorithm>
 #include <cmath>

@@ -18,23 +18,25 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rl_nfm.cpp import library
 from rl_nfm.nfm.attention import masked_top_k, mix_values, slot_scores
-from rl_nfm.nfm.build import library
 from rl_nfm.nfm.config import Rescale
 from rl_nfm.nfm.rescale import Grid, gather_slots
 
+SOURCE = Path(__file__).with_name("kernels.cpp")
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 
 def available() -> bool:
     """Whether the kernels can be used here; builds them at the first call."""
-    return library() is not None
+    return library(SOURCE) is not None
 
 
 def supports(query: Tensor, keys: Sequence[Tensor] = (), values: Sequence[Tensor] = ()) -> bool:
@@ -374,6 +376,6 @@ def _int(number: int) -> ctypes.c_int64:
 
 
 def _call(name: str, dtype: torch.dtype, *args: Any) -> None:
-    built = library()
+    built = library(SOURCE)
     assert built is not None
     getattr(built, f"{name}_{_SUFFIX[dtype]}")(*args)

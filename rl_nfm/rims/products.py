@@ -1,4 +1,4 @@
-"""The inputs of all steps, and the products with weights that a backward owes to them.
+"""The inputs and results of all steps, and the products with weights that a backward owes to them.
 
 The backward of a step leaves the gradients of what it multiplied with weights. From several steps
 together they become gradients of the weights and of the inputs here. The gates of an inactive RIM
@@ -60,6 +60,19 @@ class Sequence(NamedTuple):
         return state if self.reset is None else state.masked_fill(self.reset[t].view(1, -1, 1), 0)
 
 
+class Unrolled(NamedTuple):
+    """The results of all steps."""
+
+    output: Tensor
+    """[T, B, n, s]."""
+    hidden: Tensor
+    """[n, B, s], after the last step."""
+    cell: Tensor | None
+    """[n, B, s]; None for a GRU."""
+    active: Tensor
+    """bool [T, B, n]: which states were updated."""
+
+
 class Kept(NamedTuple):
     """What one step leaves for its backward."""
 
@@ -67,6 +80,22 @@ class Kept(NamedTuple):
     """[n, B, s], before the step."""
     cell: Tensor | None
     saved: StepSaved
+
+
+class StepBlock(NamedTuple):
+    """Several steps side by side, with the gradients that they left: [n, N, ...], N = steps B."""
+
+    hidden: Tensor
+    gates: Tensor
+    product: Tensor
+    """The same tensor as `gates` where they are equal."""
+    active: Tensor | None
+    """bool [n, N, 1]; None: all."""
+    gate: Tensor | None
+    shown: Tensor | None
+    project: Tensor | None
+    read: Tensor | None
+    output: Tensor | None
 
 
 class Products:
@@ -93,56 +122,41 @@ class Products:
         if len(self.pending) == self.limit or t == 0:
             kept_steps, left_steps = zip(*reversed(self.pending), strict=True)
             self.pending.clear()
-            self._multiply(slice(t, t + len(kept_steps)), kept_steps, left_steps)
+            span = slice(t, t + len(kept_steps))
+            block = _side_by_side(kept_steps, left_steps)
+            if self.sequence.key_query is not None:
+                of_key_query = block.hidden * _stack(x.logit for x in left_steps)
+                shape = (len(kept_steps), -1)
+                self.sequence.key_query[:, span] = of_key_query.unflatten(1, shape)
+            self.multiply(span, block)
 
-    def _multiply(
-        self, span: slice, kept: tuple[Kept, ...], left: tuple[StepGradients, ...]
-    ) -> None:
-        """Take the steps `span` together; N = T B of them."""
+    def multiply(self, span: slice, block: StepBlock) -> None:
+        """Add the products of the steps `span`; the gradient of `key_query` is the caller's."""
         weights = self.weights
-        hidden, gates = _stack(k.hidden for k in kept), _stack(x.gates for x in left)
-        product = gates
-        if left[0].product is not left[0].gates:
-            product = _stack(x.product for x in left)
-        active = None
-        if kept[0].saved.active is not None and self.active_only:
-            active = _stack(k.saved.active for k in kept).expand(len(hidden), -1, 1)
-        weights.base.add_(gates.sum(1, keepdim=True))
+        weights.base.add_(block.gates.sum(1, keepdim=True))
         if weights.hidden_bias is not None:
-            weights.hidden_bias.add_(product.sum(1, keepdim=True))
-        gate = None
-        if self.sequence.key_query is not None:
-            gate = _stack(k.saved.gate for k in kept)
-            of_key_query = hidden * _stack(x.logit for x in left)
-            shape = (span.stop - span.start, -1)
-            self.sequence.key_query[:, span] = of_key_query.unflatten(1, shape)
-        self._multiply_blocks(span, hidden, gates, product, gate, active)
-        if weights.project is not None and weights.output is not None:
-            shown, project = _stack(k.saved.shown for k in kept), _stack(x.project for x in left)
-            weights.project.baddbmm_(shown.transpose(1, 2), project)
-            read, output = _stack(k.saved.talk[0] for k in kept), _stack(x.output for x in left)
-            groups = (len(weights.output), -1)
-            weights.output.baddbmm_(
-                read.view(*groups, read.shape[-1]).transpose(1, 2),
-                output.view(*groups, output.shape[-1]),
-            )
-            if weights.output_bias is not None:
-                weights.output_bias.add_(output.sum((0, 1)))
+            weights.hidden_bias.add_(block.product.sum(1, keepdim=True))
+        self._multiply_blocks(span, block)
+        if weights.project is None or weights.output is None:
+            return
+        shown, project = given(block.shown), given(block.project)
+        read, output = given(block.read), given(block.output)
+        weights.project.baddbmm_(shown.transpose(1, 2), project)
+        for i in range(len(read)):
+            shared = weights.output[i % len(weights.output)]
+            shared.addmm_(read[i].t(), output[i])
+        if weights.output_bias is not None:
+            weights.output_bias.add_(output.sum((0, 1)))
 
-    def _multiply_blocks(
-        self,
-        span: slice,
-        hidden: Tensor,
-        gates: Tensor,
-        product: Tensor,
-        gate: Tensor | None,
-        active: Tensor | None,
-    ) -> None:
-        """Weights of the blocks, and what was read of the input. All tensors are [n, N, ...]."""
+    def _multiply_blocks(self, span: slice, block: StepBlock) -> None:
+        """Weights of the blocks, and what was read of the input."""
+        hidden, gates, product, active, gate, *_ = block
         value = self.value[span].flatten(0, 1)
         of_value = self.sequence.value[span].view(value.shape)
         for i in range(len(hidden)):
-            rows = None if active is None else active[i, :, 0].nonzero().squeeze(1)
+            rows = None
+            if active is not None and self.active_only:
+                rows = active[i, :, 0].nonzero().squeeze(1)
             into = _take(gates[i], rows)
             if gate is not None:
                 into = into * _take(gate[i], rows)
@@ -157,6 +171,25 @@ class Products:
                 of_value.add_(read)
             else:
                 of_value.index_add_(0, rows, read)
+
+
+def _side_by_side(kept: tuple[Kept, ...], left: tuple[StepGradients, ...]) -> StepBlock:
+    hidden, gates = _stack(k.hidden for k in kept), _stack(x.gates for x in left)
+    same = left[0].product is left[0].gates
+    active, talk = kept[0].saved.active, bool(kept[0].saved.talk)
+    if active is not None:
+        active = _stack(k.saved.active for k in kept).expand(len(hidden), -1, 1)
+    return StepBlock(
+        hidden,
+        gates,
+        gates if same else _stack(x.product for x in left),
+        active,
+        None if kept[0].saved.gate is None else _stack(k.saved.gate for k in kept),
+        _stack(k.saved.shown for k in kept) if talk else None,
+        _stack(x.project for x in left) if talk else None,
+        _stack(k.saved.talk[0] for k in kept) if talk else None,
+        _stack(x.output for x in left) if talk else None,
+    )
 
 
 def _take(rows_of: Tensor, rows: Tensor | None) -> Tensor:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rl_nfm.rims.products import Kept, Products, Sequence
+from rl_nfm.rims import kernels
+from rl_nfm.rims.products import Kept, Products, Sequence, Unrolled
 from rl_nfm.rims.step import (
     StepSaved,
     StepSpec,
@@ -23,28 +24,6 @@ from rl_nfm.rims.step import (
     step_backward,
     step_forward,
 )
-
-
-class Unrolled(NamedTuple):
-    """Result of `unroll`."""
-
-    output: Tensor
-    """[T, B, n, s]."""
-    hidden: Tensor
-    """[n, B, s], after the last step."""
-    cell: Tensor | None
-    """[n, B, s]; None for a GRU."""
-    active: Tensor
-    """bool [T, B, n]: which states were updated."""
-
-
-def _steps(compiled: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    return _compiled_steps() if compiled else (step_forward, step_backward)
-
-
-@functools.cache
-def _compiled_steps() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    return torch.compile(step_forward), torch.compile(step_backward)
 
 
 def unroll(
@@ -64,59 +43,40 @@ def unroll(
         sequence: inputs of all steps.
         hidden: state before the first step.
         cell: likewise; None for a GRU.
-        compiled: compile a step with `torch.compile` (a minute at first, then fewer kernels).
+        compiled: compile a step with `torch.compile` (a minute at first, then fewer kernels); on
+            the CPU the C++ of `kernels`, used otherwise, is faster.
     """
     tensors = (*weights, *sequence, hidden, cell)
     with torch.autocast(hidden.device.type, enabled=False):
+        loop = _choose(compiled, tensors)
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-            return Unrolled(*_Unroll.apply(spec, compiled, *tensors))
+            return Unrolled(*_Unroll.apply(spec, loop, *tensors))
         drive = sequence.drive(weights.input)
-        return _run(spec, compiled, weights, sequence, drive, hidden, cell, None)
+        return loop.forward(spec, weights, sequence, drive, hidden, cell, keep=False)[0]
 
 
-def _run(
-    spec: StepSpec,
-    compiled: bool,
-    weights: StepWeights,
-    sequence: Sequence,
-    drive: Tensor,
-    hidden: Tensor,
-    cell: Tensor | None,
-    kept: list[Kept] | None,
-) -> Unrolled:
-    """The loop; fills `kept` if there is a backward to come."""
-    forward = _steps(compiled)[0]
-    outputs, actives = [], []
-    for t in range(drive.shape[1]):
-        hidden = sequence.clear(hidden, t)
-        cell = None if cell is None else sequence.clear(cell, t)
-        new_hidden, new_cell, saved = forward(spec, weights, sequence.at(t, drive), hidden, cell)
-        if kept is not None:
-            kept.append(Kept(hidden, cell, saved))
-        hidden, cell = new_hidden, new_cell
-        outputs.append(hidden.transpose(0, 1))
-        actives.append(saved.active)
-    output = torch.stack(outputs)
-    if actives[0] is None:
-        active = torch.ones(output.shape[:-1], dtype=torch.bool, device=output.device)
-    else:
-        active = torch.stack([x.squeeze(-1).t() for x in actives]).expand(output.shape[:-1])
-    return Unrolled(output, hidden, cell, active)
+class Loop(NamedTuple):
+    """One way to run all steps."""
+
+    forward: Callable[..., tuple[Unrolled, list[Any]]]
+    """Also what the backward needs, if asked to `keep` it."""
+    backward: Callable[..., tuple[Products, Tensor, Tensor | None]]
+    """Gradients of the products and of the first states, from what was kept and those of the
+    outputs and of the last states."""
 
 
 class _Unroll(torch.autograd.Function):
     """`unroll` with its backward."""
 
     @staticmethod
-    def forward(ctx: Any, spec: StepSpec, compiled: bool, *tensors: Any) -> Any:
-        count, kept = len(StepWeights._fields), []
+    def forward(ctx: Any, spec: StepSpec, loop: Loop, *tensors: Any) -> Any:
+        count = len(StepWeights._fields)
         weights, (*rest, hidden, cell) = StepWeights(*tensors[:count]), tensors[count:]
         sequence = Sequence(*rest)
         drive = sequence.drive(weights.input)
-        result = _run(spec, compiled, weights, sequence, drive, hidden, cell, kept)
-        flat = [x for k in kept for x in (k.hidden, k.cell, *k.saved[:-1], *k.saved.talk)]
-        ctx.save_for_backward(*weights, *sequence, drive, *flat)
-        ctx.spec, ctx.compiled, ctx.steps = spec, compiled, len(kept)
+        result, kept = loop.forward(spec, weights, sequence, drive, hidden, cell, keep=True)
+        ctx.save_for_backward(*weights, *sequence, drive, *kept)
+        ctx.spec, ctx.loop = spec, loop
         ctx.mark_non_differentiable(result.active)
         ctx.set_materialize_grads(False)
         return tuple(result)
@@ -125,43 +85,99 @@ class _Unroll(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         if torch.is_grad_enabled():
             raise RuntimeError("RIMs have no second derivative: call without create_graph=True")
+        tensors, count = ctx.saved_tensors, len(StepWeights._fields)
+        weights, tensors = StepWeights(*tensors[:count]), tensors[count:]
+        sequence = Sequence(*tensors[: len(Sequence._fields)])
+        drive, *kept = tensors[len(Sequence._fields) :]
         # The caller's `backward()` may stand inside autocast, which would reach in here.
-        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
-            return None, None, *_run_backward(ctx, *grads[:-1])
+        with torch.autocast(drive.device.type, enabled=False):
+            products, of_hidden, of_cell = ctx.loop.backward(
+                ctx.spec, weights, sequence, drive, kept, grads[:-1]
+            )
+        return None, None, *products.weights, *products.sequence, of_hidden, of_cell
 
 
-def _run_backward(
-    ctx: Any, of_output: Tensor | None, of_hidden: Tensor | None, of_cell: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    """Gradients of weights, sequence and first states, from those of the results."""
-    weights, sequence, drive, kept = _restore(ctx.saved_tensors, ctx.steps)
-    backward = _steps(ctx.compiled)[1]
+def _forward(
+    step: Callable[..., Any],
+    spec: StepSpec,
+    weights: StepWeights,
+    sequence: Sequence,
+    drive: Tensor,
+    hidden: Tensor,
+    cell: Tensor | None,
+    *,
+    keep: bool,
+) -> tuple[Unrolled, list[Tensor | None]]:
+    outputs, actives, kept = [], [], []
+    for t in range(drive.shape[1]):
+        hidden = sequence.clear(hidden, t)
+        cell = None if cell is None else sequence.clear(cell, t)
+        new_hidden, new_cell, saved = step(spec, weights, sequence.at(t, drive), hidden, cell)
+        if keep:
+            kept += [hidden, cell, *saved[:-1], *saved.talk]
+        hidden, cell = new_hidden, new_cell
+        outputs.append(hidden.transpose(0, 1))
+        actives.append(saved.active)
+    output = torch.stack(outputs)
+    if actives[0] is None:
+        active = torch.ones(output.shape[:-1], dtype=torch.bool, device=output.device)
+    else:
+        active = torch.stack([x.squeeze(-1).t() for x in actives]).expand(output.shape[:-1])
+    return Unrolled(output, hidden, cell, active), kept
+
+
+def _backward(
+    step: Callable[..., Any],
+    spec: StepSpec,
+    weights: StepWeights,
+    sequence: Sequence,
+    drive: Tensor,
+    saved: list[Any],
+    grads: tuple[Tensor | None, ...],
+) -> tuple[Products, Tensor, Tensor | None]:
+    kept = _restore(saved, drive.shape[1])
+    of_output, of_hidden, of_cell = grads
     zeros = torch.zeros_like(kept[0].hidden)
     of_hidden = zeros if of_hidden is None else of_hidden
-    if ctx.spec.cell == "lstm" and of_cell is None:
+    if spec.cell == "lstm" and of_cell is None:
         of_cell = zeros
     products = Products(weights, sequence)
-    for t in reversed(range(ctx.steps)):
+    for t in reversed(range(len(kept))):
         if of_output is not None:
             of_hidden = of_hidden + of_output[t].transpose(0, 1)
-        hidden, cell, saved = kept[t]
-        of_hidden, of_cell, left = backward(
-            ctx.spec, weights, sequence.at(t, drive), saved, hidden, cell, of_hidden, of_cell
+        hidden, cell, of_step = kept[t]
+        of_hidden, of_cell, left = step(
+            spec, weights, sequence.at(t, drive), of_step, hidden, cell, of_hidden, of_cell
         )
         of_hidden = sequence.clear(given(of_hidden), t)
         of_cell = None if of_cell is None else sequence.clear(of_cell, t)
         products.add(t, kept[t], left)
-    return *products.weights, *products.sequence, of_hidden, of_cell
+    return products, given(of_hidden), of_cell
 
 
-def _restore(tensors: Any, steps: int) -> tuple[StepWeights, Sequence, Tensor, list[Kept]]:
-    """What `_Unroll.forward` saved."""
-    weights, tensors = tensors[: len(StepWeights._fields)], tensors[len(StepWeights._fields) :]
-    sequence, tensors = tensors[: len(Sequence._fields)], tensors[len(Sequence._fields) :]
-    drive, *tensors = tensors
-    width, plain = len(tensors) // steps, len(StepSaved._fields) - 1
+def _restore(saved: list[Any], steps: int) -> list[Kept]:
+    """What `_forward` kept, by step."""
+    width, plain = len(saved) // steps, len(StepSaved._fields) - 1
     kept = []
-    for start in range(0, len(tensors), width):
-        hidden, cell, *saved = tensors[start : start + width]
-        kept.append(Kept(hidden, cell, StepSaved(*saved[:plain], talk=tuple(saved[plain:]))))
-    return StepWeights(*weights), Sequence(*sequence), drive, kept
+    for start in range(0, len(saved), width):
+        hidden, cell, *one = saved[start : start + width]
+        kept.append(Kept(hidden, cell, StepSaved(*one[:plain], talk=tuple(one[plain:]))))
+    return kept
+
+
+_KERNELS = Loop(kernels.forward, kernels.backward)
+_PLAIN = Loop(
+    functools.partial(_forward, step_forward), functools.partial(_backward, step_backward)
+)
+
+
+def _choose(compiled: bool, tensors: tuple[Tensor | None, ...]) -> Loop:
+    if compiled:
+        return _compiled()
+    return _KERNELS if kernels.supports(*tensors) else _PLAIN
+
+
+@functools.cache
+def _compiled() -> Loop:
+    forward, backward = torch.compile(step_forward), torch.compile(step_backward)
+    return Loop(functools.partial(_forward, forward), functools.partial(_backward, backward))

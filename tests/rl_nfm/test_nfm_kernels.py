@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import prune
 
+from rl_nfm import cpp
 from rl_nfm.encoders import make_encoder
-from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, NFMWrapper, attention, build, kernels
+from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, NFMWrapper, attention, kernels
 from rl_nfm.nfm.places import Place
 from rl_nfm.nfm.rescale import Grid
 
@@ -324,22 +325,22 @@ def test_network_is_the_same_without_kernels(dtype, kv_owner):
 @pytest.mark.parametrize("switch", ["RL_NFM_KERNELS=0", "CXX=/nonexistent/compiler"])
 def test_without_a_compiler_the_plain_path_runs(switch, monkeypatch, caplog):
     monkeypatch.setenv(*switch.split("="))
-    build.library.cache_clear()
+    cpp.library.cache_clear()
     try:
         assert not kernels.available()
         net = make_encoder("nfm", obs_shape=(1, 36, 36), width=4, depth=10)
         features, _ = net(torch.zeros(1, 2, 1, 36, 36, dtype=torch.uint8))
     finally:
-        build.library.cache_clear()
+        cpp.library.cache_clear()
     assert features.isfinite().all()
     assert ("slower" in caplog.text) == ("CXX" in switch)
 
 
 def test_build_is_kept_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    built = build.build("g++")
+    built = cpp.build(kernels.SOURCE, "g++")
     first = built.stat().st_mtime_ns
     assert built.parent == tmp_path / "rl_nfm"
-    assert build.build("g++").stat().st_mtime_ns == first
+    assert cpp.build(kernels.SOURCE, "g++").stat().st_mtime_ns == first
     assert [file.name for file in built.parent.iterdir()] == [built.name]
     assert ctypes.CDLL(str(built)).forward_bfloat16

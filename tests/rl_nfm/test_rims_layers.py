@@ -252,6 +252,7 @@ def test_torch_compile_takes_all_steps_as_one_graph(backend):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # from inside the compiler
 @pytest.mark.parametrize("model", MODELS)
 def test_compiled_steps_equal_plain_ones(model):
     plain, compiled = make(model, dtype=F64), make(model, dtype=F64, compiled=True)
