@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 namespace {
@@ -32,7 +33,7 @@ enum Gate { kNone, kNull, kAcross };
 // In the order of `kernels.py`. Views that a form does not need are null.
 template <typename T>
 struct Layer {
-  int64_t steps, rims, batch, size, heads, key, value, num_active;
+  int64_t steps, rims, batch, size, heads, key, value, num_active, threads;
   int64_t lstm, gate, mask_input, show_previous, gated;
   // What is given.
   View<T> drive, base, hidden_bias, key_query, rank_query, output_bias, dropout;
@@ -49,11 +50,12 @@ struct Layer {
 inline double exponential(double x) { return std::exp(x); }
 
 // 2^k times the polynomial of 2^f, |f| <= 1/2: relative error 2e-7 and, from the rounding of the
-// argument, 1e-7 |x|. NaN stays NaN. Written out so that loops over it are vectorised.
+// argument, 1e-7 |x|; 0 below -87, infinite above 88, NaN of NaN. Written out so that loops over it
+// are vectorised.
 inline float exponential(float x) {
   float y = x * 1.44269504088896341f;
-  y = y > 127.0f ? 127.0f : y;
-  y = y < -126.0f ? -126.0f : y;
+  y = y < 127.0f ? y : 127.0f;
+  y = y > -126.0f ? y : -126.0f;
   const float whole = std::floor(y + 0.5f);
   const float r = (y - whole) * 0.693147180559945309f;
   float sum = 1.0f / 5040;
@@ -64,10 +66,11 @@ inline float exponential(float x) {
   sum = sum * r + 0.5f;
   sum = sum * r + 1.0f;
   sum = sum * r + 1.0f;
-  const int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
+  const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(whole) + 127) << 23;
   float power;
   std::memcpy(&power, &bits, 4);
-  return sum * power;
+  const float inside = x == x ? sum * power : x;
+  return x < -87.0f ? 0.0f : x > 88.0f ? std::numeric_limits<float>::infinity() : inside;
 }
 
 template <typename T>
@@ -96,7 +99,7 @@ inline void add_scaled(T* to, T factor, const T* from, int64_t n) {
 
 template <typename T, typename F>
 void for_rows(const Layer<T>& l, F f) {
-#pragma omp parallel for if (l.batch * l.rims * l.size > 2048)
+#pragma omp parallel for num_threads(l.threads) if (l.batch * l.rims * l.size > 2048)
   for (int64_t b = 0; b < l.batch; ++b) f(b);
 }
 

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from rl_nfm.cpp import library
 from rl_nfm.rims.products import Products, Sequence, StepBlock, Unrolled
@@ -27,34 +29,51 @@ _GATES = {None: 0, "null": 1, "across": 2}
 
 
 class Tape(NamedTuple):
-    """What the forward leaves for the backward; None where the form has no such part."""
+    """What the forward leaves for the backward; without one, of the last step only (T = 1).
+
+    None where the form has no such part.
+    """
 
     hidden: Tensor
-    """[n, T + 1, B, s]: before each step, and after the last."""
+    """[n, T + 1, B, s], with all steps: before each, and after the last."""
     cell: Tensor | None
+    """As `hidden`."""
     active: Tensor
-    """bool [n, T, B, 1]."""
+    """bool [n, T, B, 1], with all steps."""
     input_gate: Tensor | None
+    """[n, T, B, 1]."""
     acts: Tensor
+    """[n, T, B, G]: gates after their nonlinearity."""
     extra: Tensor
+    """[n, T, B, s]: the block's own."""
     shown: Tensor
+    """[n, T, B, s]: what RIMs show each other; T = 1 where they do not."""
     projected: Tensor | None
     """[n, T, B, h (2 d + e)]: what is shown, times its weights."""
     probs: Tensor | None
     """[n, T, B, h n]: of each RIM, how much its heads read from every other."""
     read: Tensor | None
+    """[n, T, B, h e]."""
     update: Tensor | None
     """[n, T, B, s or 2 s], after its nonlinearity; undefined where inactive."""
 
 
 def supports(*tensors: Tensor | None) -> bool:
-    """Whether these can be used here: on the CPU, of one type; builds them at the first call."""
-    floats = [x for x in tensors if x is not None and x.dtype != torch.bool]
+    """Whether these can be used here, of one type on the CPU; builds them at the first call.
+
+    Not where PyTorch records or transforms operations, of which it would miss what is done here.
+    """
+    given_ones = [x for x in tensors if x is not None]
+    floats = [x for x in given_ones if x.dtype != torch.bool]
     return (
         not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        and forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()
+        and not is_in_torch_dispatch_mode()
+        and all(type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" for x in given_ones)
         and floats[0].dtype in _SUFFIX
-        and all(type(x) in (Tensor, torch.nn.Parameter) for x in floats)  # not a fake one
-        and all(x.device.type == "cpu" and x.dtype == floats[0].dtype for x in floats)
+        and all(x.dtype == floats[0].dtype for x in floats)
         and library(SOURCE) is not None
     )
 
@@ -72,7 +91,7 @@ def forward(
     """All steps; and, to `keep`, what `backward` needs.
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        ValueError: shapes or types that do not fit each other.
     """
     _check(spec, weights, sequence, drive, hidden, cell)
     n, steps, batch, _ = drive.shape
@@ -102,7 +121,7 @@ def forward(
             torch.bmm(given(tape.read)[:, at], given(read_weight), out=update)
         call("finish", t)
     last_cell = None if tape.cell is None else tape.cell[:, -1].clone()
-    active = tape.active.squeeze(-1).permute(1, 2, 0).contiguous()
+    active = tape.active.squeeze(-1).permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
     return Unrolled(output, tape.hidden[:, -1].clone(), last_cell, active), list(tape)
 
 
@@ -116,78 +135,99 @@ def backward(
 ) -> tuple[Products, Tensor, Tensor | None]:
     """See `unroll`: of the products, and of the states before the first step."""
     tape, (of_output, *of_states) = Tape(*saved), grads
-    n, steps, batch, width = drive.shape
+    n, steps = drive.shape[:2]
     products = Products(weights, sequence)
     some = min(products.limit, steps)
-    buffers = {
-        "of_gates": drive.new_empty(n, some, batch, width),
-        "of_product": None if spec.cell == "lstm" else drive.new_empty(n, some, batch, width),
-        "of_hidden": tape.hidden.new_zeros(n, 1, batch, tape.hidden.shape[-1]),
-        "of_cell": None if tape.cell is None else torch.zeros_like(tape.cell[:, :1]),
-    }
-    of_hidden, of_cell = given(buffers["of_hidden"]), buffers["of_cell"]
-    for buffer, grad in zip((of_hidden, of_cell), of_states, strict=True):
-        if buffer is not None and grad is not None:
-            buffer[:, 0] = grad
-    if spec.heads:
-        project, (_, read, update) = given(weights.project).shape[-1], given(weights.output).shape
-        buffers["of_update"] = drive.new_empty(n, some, batch, update)
-        buffers["of_projected"] = drive.new_empty(n, some, batch, project)
-        buffers["of_read"] = drive.new_empty(n, 1, batch, read)
-        buffers["of_shown"] = torch.empty_like(of_hidden)
-    if of_output is not None:
-        buffers["of_output"] = of_output.contiguous().permute(2, 0, 1, 3)
-    of_gates = given(buffers["of_gates"])
-    of_product = of_gates if spec.cell == "lstm" else given(buffers["of_product"])
+    own = _new_gradients(spec, weights, drive, some)
+    for buffer, grad in zip((own.of_hidden, own.of_cell), of_states, strict=True):
+        if buffer is not None:
+            buffer[:, 0] = 0 if grad is None else grad
     call = _Call(
-        spec, weights, sequence, drive, tape, of_key_query=products.sequence.key_query, **buffers
+        spec,
+        weights,
+        sequence,
+        drive,
+        tape,
+        of_output=None if of_output is None else _dense(of_output).permute(2, 0, 1, 3),
+        of_key_query=products.sequence.key_query,
+        **own._asdict(),
     )
-    hidden_weight = weights.hidden.transpose(1, 2)
+    of_product = own.of_gates if own.of_product is None else own.of_product
+    of_hidden, hidden_weight = own.of_hidden[:, 0], weights.hidden.transpose(1, 2)
     for t in reversed(range(steps)):
         at = t % some
         call("finish_backward", t, at)
         if spec.heads:
             project, output = given(weights.project), given(weights.output).expand(n, -1, -1)
-            of_update, of_read = given(buffers["of_update"]), given(buffers["of_read"])
-            torch.bmm(of_update[:, at], output.transpose(1, 2), out=of_read[:, 0])
+            of_update, of_projected = given(own.of_update)[:, at], given(own.of_projected)[:, at]
+            torch.bmm(of_update, output.transpose(1, 2), out=given(own.of_read)[:, 0])
             call("communicate_backward", t, at)
-            of_projected, of_shown = given(buffers["of_projected"]), given(buffers["of_shown"])
-            torch.bmm(of_projected[:, at], project.transpose(1, 2), out=of_shown[:, 0])
+            torch.bmm(of_projected, project.transpose(1, 2), out=given(own.of_shown)[:, 0])
         call("blocks_backward", t, at)
-        before = of_hidden[:, 0]
-        torch.baddbmm(before, of_product[:, at], hidden_weight, out=before)
+        torch.baddbmm(of_hidden, of_product[:, at], hidden_weight, out=of_hidden)
         if at == 0:
             span = slice(t, min(t + some, steps))
-            products.multiply(span, _block(spec, tape, sequence, buffers, span))
-    first_cell = None if of_cell is None else sequence.clear(of_cell[:, 0], 0)
-    return products, sequence.clear(of_hidden[:, 0], 0), first_cell
+            all_active = spec.gate is None and sequence.valid is None
+            products.multiply(span, _block(tape, own, span, all_active))
+    of_cell = None if own.of_cell is None else sequence.clear(own.of_cell[:, 0], 0)
+    return products, sequence.clear(of_hidden, 0), of_cell
 
 
-def _block(
-    spec: StepSpec,
-    tape: Tape,
-    sequence: Sequence,
-    buffers: dict[str, Tensor | None],
-    span: slice,
-) -> StepBlock:
+class _Gradients(NamedTuple):
+    """Of what the backward goes through; [n, some steps, B, ...], or of one step at a time."""
+
+    of_hidden: Tensor
+    """[n, 1, B, s]: of the state after the step, then of that before it; also the next."""
+    of_cell: Tensor | None
+    of_gates: Tensor
+    of_product: Tensor | None
+    """As `of_gates`; None where it is the same."""
+    of_update: Tensor | None
+    of_read: Tensor | None
+    """[n, 1, B, h e]."""
+    of_projected: Tensor | None
+    of_shown: Tensor | None
+    """[n, 1, B, s]."""
+
+
+def _new_gradients(spec: StepSpec, weights: StepWeights, drive: Tensor, some: int) -> _Gradients:
+    n, _, batch, gates = drive.shape
+    size = weights.hidden.shape[1]
+
+    def new(width: int, steps: int = some) -> Tensor:
+        return drive.new_empty(n, steps, batch, width)
+
+    lstm = spec.cell == "lstm"
+    states = new(size, 1), new(size, 1) if lstm else None, new(gates), None if lstm else new(gates)
+    if not spec.heads:
+        return _Gradients(*states, None, None, None, None)
+    _, read, update = given(weights.output).shape
+    return _Gradients(
+        *states, new(update), new(read, 1), new(given(weights.project).shape[-1]), new(size, 1)
+    )
+
+
+def _block(tape: Tape, own: _Gradients, span: slice, all_active: bool) -> StepBlock:
     """The steps of `span` side by side; no copies."""
     first = slice(0, span.stop - span.start)
 
-    def take(kept: Tensor | None, steps: slice) -> Tensor | None:
-        return None if kept is None else kept[:, steps].flatten(1, 2)
+    def flat(kept: Tensor, steps: slice) -> Tensor:
+        return kept[:, steps].flatten(1, 2)
 
-    gates = given(take(buffers["of_gates"], first))
-    all_active = spec.gate is None and sequence.valid is None
+    def maybe(kept: Tensor | None, steps: slice) -> Tensor | None:
+        return None if kept is None else flat(kept, steps)
+
+    gates = flat(own.of_gates, first)
     return StepBlock(
-        hidden=given(take(tape.hidden, span)),
+        hidden=flat(tape.hidden, span),
         gates=gates,
-        product=gates if spec.cell == "lstm" else given(take(buffers["of_product"], first)),
-        active=None if all_active else take(tape.active, span),
-        gate=take(tape.input_gate, span),
-        shown=take(tape.shown, span),
-        project=take(buffers.get("of_projected"), first),
-        read=take(tape.read, span),
-        output=take(buffers.get("of_update"), first),
+        product=gates if own.of_product is None else flat(own.of_product, first),
+        active=None if all_active else flat(tape.active, span),
+        gate=maybe(tape.input_gate, span),
+        shown=None if tape.read is None else flat(tape.shown, span),
+        project=maybe(own.of_projected, first),
+        read=maybe(tape.read, span),
+        output=maybe(own.of_update, first),
     )
 
 
@@ -197,7 +237,7 @@ def _new_tape(spec: StepSpec, weights: StepWeights, drive: Tensor, keep: bool) -
     kept = steps if keep else 1  # of what only the step itself reads
 
     def new(width: int, steps: int = kept, dtype: torch.dtype = drive.dtype) -> Tensor:
-        return torch.empty(n, steps, batch, width, dtype=dtype)
+        return drive.new_empty(n, steps, batch, width, dtype=dtype)
 
     def product(width: int) -> Tensor:
         """PyTorch has fast batched products only where all of the result lies densely."""
@@ -215,7 +255,7 @@ def _new_tape(spec: StepSpec, weights: StepWeights, drive: Tensor, keep: bool) -
         input_gate=None if spec.gate is None else new(1),
         acts=product(gates),
         extra=new(size),
-        shown=new(size),
+        shown=new(size, kept if spec.heads else 1),
         projected=project,
         probs=probs,
         read=read,
@@ -231,7 +271,7 @@ def _check(
     hidden: Tensor,
     cell: Tensor | None,
 ) -> None:
-    """The C++ follows these sizes without looking."""
+    """The C++ follows these sizes and types without looking."""
     n, steps, batch, gates = drive.shape
     size = weights.hidden.shape[1]
     state, each = (n, batch, size), (n, steps, batch, size)
@@ -260,11 +300,16 @@ def _check(
         if read % spec.heads or update not in (size, 2 * size):
             raise ValueError(f"weights.output: shape {tuple(output.shape)} is not allowed")
     for name, tensor, shape in expected:
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name}: shape {tuple(tensor.shape)} is not allowed, must be {shape}")
-    missing = cell is None if spec.cell == "lstm" else False
-    if missing or (spec.gate is not None and sequence.key_query is None):
-        raise ValueError("a cell state and a key query are needed by this form of step")
+        if tensor is None:
+            continue
+        dtype = torch.bool if name in ("valid", "reset") else drive.dtype
+        if tensor.shape != shape or tensor.dtype != dtype:
+            found = f"{tensor.dtype} {tuple(tensor.shape)}"
+            raise ValueError(f"{name}: {found} is not allowed, must be {dtype} {shape}")
+    if spec.cell == "lstm" and cell is None:
+        raise ValueError("cell: an LSTM needs one")
+    if (spec.gate is None) != (sequence.key_query is None):
+        raise ValueError(f"key_query: needed by an input gate, and by nothing else ({spec.gate})")
 
 
 class _View(ctypes.Structure):
@@ -274,8 +319,8 @@ class _View(ctypes.Structure):
 
 
 _SIZES = (
-    "steps", "rims", "batch", "size", "heads", "key", "value", "num_active", "lstm", "gate",
-    "mask_input", "show_previous", "gated",
+    "steps", "rims", "batch", "size", "heads", "key", "value", "num_active", "threads", "lstm",
+    "gate", "mask_input", "show_previous", "gated",
 )  # fmt: skip
 _VIEWS = (
     "drive", "base", "hidden_bias", "key_query", "rank_query", "output_bias", "dropout", "valid",
@@ -312,8 +357,8 @@ class _Call:
             gated = given(weights.output).shape[2] > size
         self.layer = _Layer(
             steps, n, batch, size, spec.heads, spec.key_size, value, spec.num_active,
-            spec.cell == "lstm", _GATES[spec.gate], spec.mask_input, spec.source == "previous",
-            gated,
+            torch.get_num_threads(), spec.cell == "lstm", _GATES[spec.gate], spec.mask_input,
+            spec.source == "previous", gated,
         )  # fmt: skip
         views = {
             "drive": drive,
@@ -330,12 +375,12 @@ class _Call:
         }
         self.views = {name: _dense(view) for name, view in views.items() if view is not None}
         for name, view in self.views.items():
-            steps_apart = [0 if view.shape[i] == 1 else view.stride(i) for i in range(3)]
-            setattr(self.layer, name, _View(view.data_ptr(), *steps_apart))
+            strides = [0 if view.shape[i] == 1 else view.stride(i) for i in range(3)]
+            setattr(self.layer, name, _View(view.data_ptr(), *strides))
 
-    def __call__(self, name: str, *steps: int) -> None:
+    def __call__(self, name: str, *at: int) -> None:
         function = getattr(self.library, f"{name}_{self.suffix}")
-        function(ctypes.byref(self.layer), *(ctypes.c_int64(step) for step in steps))
+        function(ctypes.byref(self.layer), *(ctypes.c_int64(step) for step in at))
 
 
 def _constant(tensor: Tensor | None) -> Tensor | None:
@@ -344,4 +389,6 @@ def _constant(tensor: Tensor | None) -> Tensor | None:
 
 
 def _dense(view: Tensor) -> Tensor:
+    """What is read, with its last dimension dense; what is written to is so as it is."""
+    view = view.resolve_neg()
     return view if view.stride(-1) == 1 or view.shape[-1] == 1 else view.contiguous()

@@ -107,7 +107,7 @@ class Products:
         key_query = sequence.key_query
         self.sequence = Sequence(
             sequence.value.new_zeros(sequence.value.shape),
-            key_query=None if key_query is None else torch.empty_like(key_query),
+            key_query=None if key_query is None else key_query.new_empty(key_query.shape),
         )
         self.value, self.keep, self.input = sequence.value, sequence.keep, weights.input
         on_cpu = sequence.value.device.type == "cpu"

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from rl_nfm import cpp
 from rl_nfm.rims import RIM_LSTM, VARIANTS, RIMGRUCell, RIMLSTMCell, kernels
@@ -86,7 +88,7 @@ def test_results_do_not_depend_on_threads():
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            results.append(run(cell, batch=16))  # 16 * 35 * 5 numbers: worth threads
+            results.append(run(cell, batch=64))  # 64 * 35 numbers: enough to be shared
     finally:
         torch.set_num_threads(before)
     for one, three in zip(*results, strict=True):
@@ -118,6 +120,29 @@ def test_nonlinearities_over_the_whole_range():
     assert (result.output.flatten() - cell.tanh()).abs().max() < 4e-7
     args = plain_lstm(torch.stack((high, high, x, high), -1).unsqueeze(0))
     assert (unroll(*args).cell.flatten() - wide.tanh()).abs().max() < 4e-7
+
+
+def test_infinite_states_and_inputs_are_not_made_finite():
+    """The exponential reaches 0 and infinity, and nan is not clamped away."""
+    cell = make(dtype=torch.float32)
+    x, hidden, memory = torch.randn(2, 4, 7), *torch.randn(2, 4, 35)
+    x[0, 0, 0], hidden[1, 3], memory[2, 4] = torch.inf, torch.inf, -torch.inf
+    results = [cell.run(x, hidden, memory)[0]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "supports", lambda *_: False)
+        results.append(cell.run(x, hidden, memory)[0])
+    assert torch.equal(results[0].isnan(), results[1].isnan())
+    assert results[0][:, 3].isfinite().all()
+
+
+def test_a_saturated_gate_has_no_gradient():
+    cell = make(dtype=torch.float32)
+    x = 1e20 * torch.randn(3, 4, 7)
+    (grad,) = torch.autograd.grad(cell.run(x)[0].sum(), cell.key)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "supports", lambda *_: False)
+        (plain,) = torch.autograd.grad(cell.run(x)[0].sum(), cell.key)
+    torch.testing.assert_close(grad, plain)
 
 
 def test_nan_is_passed_on():
@@ -161,8 +186,10 @@ def test_results_may_be_written_to():
         ("weights.base", lambda w, s, h, c: (w._replace(base=w.base[..., :4]), s, h, c)),
         ("weights.output", lambda w, s, h, c: (w._replace(output=w.output[..., :9]), s, h, c)),
         ("weights.project", lambda w, s, h, c: (w._replace(project=w.project[:2]), s, h, c)),
-        ("are needed", lambda w, s, h, c: (w, s._replace(key_query=None), h, c)),
-        ("are needed", lambda w, s, h, c: (w, s, h, None)),
+        ("key_query", lambda w, s, h, c: (w, s._replace(key_query=None), h, c)),
+        ("cell", lambda w, s, h, c: (w, s, h, None)),
+        ("valid", lambda w, s, h, c: (w, s._replace(valid=torch.ones(2, 3, dtype=F64)), h, c)),
+        ("dropout", lambda w, s, h, c: (w, s._replace(dropout=s.key_query > 0), h, c)),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(name, change):
@@ -195,3 +222,63 @@ def test_other_types_and_tensors_without_storage_take_the_plain_path():
     with FakeTensorMode():
         output, _ = RIM_LSTM(7, 10, 5, 3)(torch.randn(2, 3, 7))
     assert output.shape == (2, 3, 10)
+
+
+def test_buffers_lie_where_the_tensors_are_and_not_on_the_default_device():
+    cell = make()
+    x, states = torch.randn(2, 3, 7, dtype=F64), torch.randn(2, 3, 35, dtype=F64)
+    wanted = cell.run(x, *states)[0]
+    with torch.device("meta"):
+        assert torch.equal(cell.run(x, *states)[0], wanted)
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing warns of what it cannot record
+def test_what_records_or_transforms_operations_takes_the_plain_path():
+    cell, x = make().requires_grad_(False), torch.randn(2, 3, 7, dtype=F64)
+
+    def run(x: Tensor) -> Tensor:
+        return cell.run(x)[0]
+
+    other = torch.randn_like(x)
+    assert torch.allclose(torch.jit.trace(run, (x,), check_trace=False)(other), run(other))
+    assert torch.allclose(make_fx(run)(x)(other), run(other))
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(run(forward_ad.make_dual(x, other))).tangent
+    step = 1e-6 * other
+    assert torch.allclose(tangent, (run(x + step) - run(x - step)) / 2e-6, atol=1e-7)
+    both = torch.func.vmap(run)(torch.stack((x, other)))
+    assert torch.allclose(both, torch.stack((run(x), run(other))))
+
+
+def test_gradients_of_tensors_that_lie_otherwise(monkeypatch):
+    """Transposed inputs, upstream gradients with the negative bit, hooks that change the layout."""
+    cell = make()
+    weights, sequence = cell._prepare(torch.randn(4, 3, 7, dtype=F64))
+    weights = StepWeights(*(None if w is None else w.detach() for w in weights))
+    states = torch.randn(2, 5, 3, 7, dtype=F64)
+    query = sequence.key_query.detach().transpose(-1, -2).contiguous().transpose(-1, -2)
+    query.requires_grad_()
+    upstream = torch._neg_view(torch.randn(4, 3, 5, 7, dtype=F64))
+
+    def turn(tensor: Tensor) -> Tensor:
+        return tensor.transpose(0, -1).contiguous() if tensor.dim() > 1 else tensor.clone()
+
+    def turn_back(tensor: Tensor) -> Tensor:
+        return tensor.transpose(0, -1) if tensor.dim() > 1 else tensor
+
+    def run() -> Tensor:
+        given = sequence._replace(value=sequence.value.detach(), key_query=query)
+        with torch.autograd.graph.saved_tensors_hooks(turn, turn_back):
+            output = unroll(cell._spec(), weights, given, *states).output
+        return torch.autograd.grad(output, query, upstream)[0]
+
+    fused = run()
+    monkeypatch.setattr(kernels, "supports", lambda *_: False)
+    torch.testing.assert_close(fused, run())
+
+
+@pytest.mark.parametrize(("rims", "shape"), [(1, (4, 3, 7)), (5, (1, 1, 7))])
+def test_which_were_active_may_be_written_to(rims, shape):
+    output, _, _, active = RIMLSTMCell(7, 35, rims, 1).run(torch.randn(shape))
+    active.zero_()
+    output.sum().backward()
