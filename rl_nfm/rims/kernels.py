@@ -20,8 +20,8 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from rl_nfm.cpp import library
-from rl_nfm.rims.products import Products, Sequence, StepBlock, Unrolled
-from rl_nfm.rims.step import StepSpec, StepWeights, given
+from rl_nfm.rims.products import LayerCall, Products, StepBlock, Unrolled
+from rl_nfm.rims.step import given
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
@@ -79,10 +79,7 @@ def supports(*tensors: Tensor | None) -> bool:
 
 
 def forward(
-    spec: StepSpec,
-    weights: StepWeights,
-    sequence: Sequence,
-    drive: Tensor,
+    layer: LayerCall,
     hidden: Tensor,
     cell: Tensor | None,
     *,
@@ -93,17 +90,16 @@ def forward(
     Raises:
         ValueError: shapes or types that do not fit each other.
     """
-    _check(spec, weights, sequence, drive, hidden, cell)
+    _check(layer, hidden, cell)
+    spec, weights, sequence, drive = layer
     n, steps, batch, _ = drive.shape
-    tape = _new_tape(spec, weights, drive, keep)
+    tape = _new_tape(layer, keep)
     tape.hidden[:, 0] = sequence.clear(hidden, 0)
     if tape.cell is not None:
         tape.cell[:, 0] = sequence.clear(given(cell), 0)
     output = drive.new_empty(steps, batch, n, hidden.shape[-1])
     product = None if spec.cell == "lstm" else drive.new_empty(n, 1, batch, drive.shape[-1])
-    call = _Call(
-        spec, weights, sequence, drive, tape, output=output.permute(2, 0, 1, 3), product=product
-    )
+    call = _Call(layer, tape, output=output.permute(2, 0, 1, 3), product=product)
     read_weight = None if weights.output is None else weights.output.expand(n, -1, -1)
     for t in range(steps):
         at = t if keep else 0
@@ -126,27 +122,20 @@ def forward(
 
 
 def backward(
-    spec: StepSpec,
-    weights: StepWeights,
-    sequence: Sequence,
-    drive: Tensor,
-    saved: list[Any],
-    grads: tuple[Tensor | None, ...],
+    layer: LayerCall, saved: list[Any], grads: tuple[Tensor | None, ...]
 ) -> tuple[Products, Tensor, Tensor | None]:
     """See `unroll`: of the products, and of the states before the first step."""
+    spec, weights, sequence, drive = layer
     tape, (of_output, *of_states) = Tape(*saved), grads
     n, steps = drive.shape[:2]
     products = Products(weights, sequence)
     some = min(products.limit, steps)
-    own = _new_gradients(spec, weights, drive, some)
+    own = _new_gradients(layer, some)
     for buffer, grad in zip((own.of_hidden, own.of_cell), of_states, strict=True):
         if buffer is not None:
             buffer[:, 0] = 0 if grad is None else grad
     call = _Call(
-        spec,
-        weights,
-        sequence,
-        drive,
+        layer,
         tape,
         of_output=None if of_output is None else _dense(of_output).permute(2, 0, 1, 3),
         of_key_query=products.sequence.key_query,
@@ -190,7 +179,8 @@ class _Gradients(NamedTuple):
     """[n, 1, B, s]."""
 
 
-def _new_gradients(spec: StepSpec, weights: StepWeights, drive: Tensor, some: int) -> _Gradients:
+def _new_gradients(layer: LayerCall, some: int) -> _Gradients:
+    spec, weights, _, drive = layer
     n, _, batch, gates = drive.shape
     size = weights.hidden.shape[1]
 
@@ -231,7 +221,8 @@ def _block(tape: Tape, own: _Gradients, span: slice, all_active: bool) -> StepBl
     )
 
 
-def _new_tape(spec: StepSpec, weights: StepWeights, drive: Tensor, keep: bool) -> Tape:
+def _new_tape(layer: LayerCall, keep: bool) -> Tape:
+    spec, weights, _, drive = layer
     n, steps, batch, gates = drive.shape
     size = weights.hidden.shape[1]
     kept = steps if keep else 1  # of what only the step itself reads
@@ -263,15 +254,9 @@ def _new_tape(spec: StepSpec, weights: StepWeights, drive: Tensor, keep: bool) -
     )
 
 
-def _check(
-    spec: StepSpec,
-    weights: StepWeights,
-    sequence: Sequence,
-    drive: Tensor,
-    hidden: Tensor,
-    cell: Tensor | None,
-) -> None:
+def _check(layer: LayerCall, hidden: Tensor, cell: Tensor | None) -> None:
     """The C++ follows these sizes and types without looking."""
+    spec, weights, sequence, drive = layer
     n, steps, batch, gates = drive.shape
     size = weights.hidden.shape[1]
     state, each = (n, batch, size), (n, steps, batch, size)
@@ -338,16 +323,9 @@ class _Layer(ctypes.Structure):
 class _Call:
     """Calls the functions of the C++ file on one set of tensors, which it keeps alive."""
 
-    def __init__(
-        self,
-        spec: StepSpec,
-        weights: StepWeights,
-        sequence: Sequence,
-        drive: Tensor,
-        tape: Tape,
-        **more: Tensor | None,
-    ):
+    def __init__(self, layer: LayerCall, tape: Tape, **more: Tensor | None):
         """`more`: other views, as [n, T, B, ...] with 1 where broadcast."""
+        spec, weights, sequence, drive = layer
         self.library, self.suffix = library(SOURCE), _SUFFIX[drive.dtype]
         n, steps, batch, _ = drive.shape
         size = weights.hidden.shape[1]
@@ -355,7 +333,7 @@ class _Call:
         if spec.heads:
             value = given(weights.output).shape[1] // spec.heads
             gated = given(weights.output).shape[2] > size
-        self.layer = _Layer(
+        self.struct = _Layer(
             steps, n, batch, size, spec.heads, spec.key_size, value, spec.num_active,
             torch.get_num_threads(), spec.cell == "lstm", _GATES[spec.gate], spec.mask_input,
             spec.source == "previous", gated,
@@ -376,11 +354,11 @@ class _Call:
         self.views = {name: _dense(view) for name, view in views.items() if view is not None}
         for name, view in self.views.items():
             strides = [0 if view.shape[i] == 1 else view.stride(i) for i in range(3)]
-            setattr(self.layer, name, _View(view.data_ptr(), *strides))
+            setattr(self.struct, name, _View(view.data_ptr(), *strides))
 
     def __call__(self, name: str, *at: int) -> None:
         function = getattr(self.library, f"{name}_{self.suffix}")
-        function(ctypes.byref(self.layer), *(ctypes.c_int64(step) for step in at))
+        function(ctypes.byref(self.struct), *(ctypes.c_int64(step) for step in at))
 
 
 def _constant(tensor: Tensor | None) -> Tensor | None:

@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rl_nfm.rims.step import StepGradients, StepInputs, StepSaved, StepWeights, given
+from rl_nfm.rims.step import (
+    StepGradients,
+    StepInputs,
+    StepSaved,
+    StepSpec,
+    StepWeights,
+    given,
+)
 
 CPU_STEPS_PER_PRODUCT = 8
 """On the CPU few steps are taken together, so that they are still in the cache; on a GPU all, for
@@ -58,6 +65,16 @@ class Sequence(NamedTuple):
     def clear(self, state: Tensor, t: int) -> Tensor:
         """`state` [n, B, s], zero where step t begins anew; so is a gradient on its way back."""
         return state if self.reset is None else state.masked_fill(self.reset[t].view(1, -1, 1), 0)
+
+
+class LayerCall(NamedTuple):
+    """What a loop over the steps is given, forward and backward, besides the states."""
+
+    spec: StepSpec
+    weights: StepWeights
+    sequence: Sequence
+    drive: Tensor
+    """[n, T, B, G]: `Sequence.drive` of these."""
 
 
 class Unrolled(NamedTuple):

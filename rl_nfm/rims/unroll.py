@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rl_nfm.rims import kernels
-from rl_nfm.rims.products import Kept, Products, Sequence, Unrolled
+from rl_nfm.rims.products import Kept, LayerCall, Products, Sequence, Unrolled
 from rl_nfm.rims.step import (
     StepSaved,
     StepSpec,
@@ -51,8 +51,8 @@ def unroll(
         loop = _choose(compiled, tensors)
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
             return Unrolled(*_Unroll.apply(spec, loop, *tensors))
-        drive = sequence.drive(weights.input)
-        return loop.forward(spec, weights, sequence, drive, hidden, cell, keep=False)[0]
+        layer = LayerCall(spec, weights, sequence, sequence.drive(weights.input))
+        return loop.forward(layer, hidden, cell, keep=False)[0]
 
 
 class Loop(NamedTuple):
@@ -73,9 +73,9 @@ class _Unroll(torch.autograd.Function):
         count = len(StepWeights._fields)
         weights, (*rest, hidden, cell) = StepWeights(*tensors[:count]), tensors[count:]
         sequence = Sequence(*rest)
-        drive = sequence.drive(weights.input)
-        result, kept = loop.forward(spec, weights, sequence, drive, hidden, cell, keep=True)
-        ctx.save_for_backward(*weights, *sequence, drive, *kept)
+        layer = LayerCall(spec, weights, sequence, sequence.drive(weights.input))
+        result, kept = loop.forward(layer, hidden, cell, keep=True)
+        ctx.save_for_backward(*weights, *sequence, layer.drive, *kept)
         ctx.spec, ctx.loop = spec, loop
         ctx.mark_non_differentiable(result.active)
         ctx.set_materialize_grads(False)
@@ -89,25 +89,22 @@ class _Unroll(torch.autograd.Function):
         weights, tensors = StepWeights(*tensors[:count]), tensors[count:]
         sequence = Sequence(*tensors[: len(Sequence._fields)])
         drive, *kept = tensors[len(Sequence._fields) :]
+        layer = LayerCall(ctx.spec, weights, sequence, drive)
         # The caller's `backward()` may stand inside autocast, which would reach in here.
         with torch.autocast(drive.device.type, enabled=False):
-            products, of_hidden, of_cell = ctx.loop.backward(
-                ctx.spec, weights, sequence, drive, kept, grads[:-1]
-            )
+            products, of_hidden, of_cell = ctx.loop.backward(layer, kept, grads[:-1])
         return None, None, *products.weights, *products.sequence, of_hidden, of_cell
 
 
 def _forward(
     step: Callable[..., Any],
-    spec: StepSpec,
-    weights: StepWeights,
-    sequence: Sequence,
-    drive: Tensor,
+    layer: LayerCall,
     hidden: Tensor,
     cell: Tensor | None,
     *,
     keep: bool,
 ) -> tuple[Unrolled, list[Tensor | None]]:
+    spec, weights, sequence, drive = layer
     outputs, actives, kept = [], [], []
     for t in range(drive.shape[1]):
         hidden = sequence.clear(hidden, t)
@@ -128,13 +125,11 @@ def _forward(
 
 def _backward(
     step: Callable[..., Any],
-    spec: StepSpec,
-    weights: StepWeights,
-    sequence: Sequence,
-    drive: Tensor,
+    layer: LayerCall,
     saved: list[Any],
     grads: tuple[Tensor | None, ...],
 ) -> tuple[Products, Tensor, Tensor | None]:
+    spec, weights, sequence, drive = layer
     kept = _restore(saved, drive.shape[1])
     of_output, of_hidden, of_cell = grads
     zeros = torch.zeros_like(kept[0].hidden)
