@@ -11,11 +11,11 @@ from typing import Any
 
 from agents import report_figures
 from agents.output_files import check_file, write_json, written
-from agents.report_sources import Result, Source, read_results
+from agents.report_sources import OBSERVATION, Result, Source, read_results
 from agents.report_tables import TITLES, Row, Tables, make_tables
 
-_HIDDEN = {"env_id", "seed", "num_envs"}
-"""Of the protocol block: told per run, or of no interest here."""
+_HIDDEN = {"env_id", "seed", "num_envs", *OBSERVATION}
+"""Of the protocol block: told per run or method, or of no interest here."""
 
 
 def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
@@ -81,7 +81,7 @@ def _protocol(results: Iterable[Result]) -> dict[str, Any]:
     values: dict[str, list[Any]] = {}
     for result in results:
         for key, value in result.protocol.items():
-            random = key == "epsilon" and result.steps is None
+            random = result.steps is None and key in ("epsilon", "fractions", "noise")
             if key not in _HIDDEN and not random and value not in values.setdefault(key, []):
                 values[key].append(value)
     return {key: seen[0] if len(seen) == 1 else seen for key, seen in values.items() if seen}

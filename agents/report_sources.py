@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.config import RESUMABLE, Config, make_config, to_plain
+from agents.config import RESUMABLE, Config, chosen_encoders, make_config, to_plain
 from agents.run_folder import RunFolder, read_metrics
 from envs import Protocol, human_normalized_score, resolve_game
 from envs.games import MEMORY_CUE
@@ -28,7 +28,10 @@ TRAINING_EPISODES = 100
 Source = Literal["evaluation", "training"]
 
 _PROTOCOL_FIELDS = [f.name for f in dataclasses.fields(Protocol) if f.name != "name"]
-_NO_PROTOCOL = {"name", "env_id", "seed", "num_envs", "ale_py"}
+OBSERVATION = ("maxpool", "stack_num", "img_height", "img_width")
+"""Fields of the protocol that say what the agent sees. They make another method, but the score of
+an episode means the same whoever played it."""
+_NO_PROTOCOL = {"name", "env_id", "seed", "num_envs", "ale_py", *OBSERVATION}
 """In the protocol block, but no reason to keep scores apart."""
 _NO_METHOD = {"game", "seed", *RESUMABLE, "learner.cuda_graph"} - {"steps"}
 """Settings that do not make another method of a run; the protocol's are checked apart."""
@@ -117,14 +120,13 @@ def _read_run(path: Path, notes: list[str]) -> Result:
     curve = _read_curve(folder.metrics_path, notes)
     if not len(curve.episode_returns):
         notes.append(f"{path}: no training episode has ended")
-    game = resolve_game(config.game)
-    protocol = dataclasses.asdict(MEMORY_PROTOCOL if game == MEMORY_CUE else config.env.resolve())
+    protocol = _protocol(config)
     if len(curve.eval_steps):
         protocol["eval_epsilon"] = config.run.eval_epsilon
     return Result(
         source="training",
-        game=game,
-        encoder=config.encoder,
+        game=resolve_game(config.game),
+        encoder=_encoder(config),
         seed=config.seed,
         steps=curve.steps,
         returns=curve.episode_returns[-TRAINING_EPISODES:].tolist(),
@@ -182,13 +184,14 @@ def _read_scores(path: Path) -> Result:
     for key in ("checkpoint_steps", "train_seed"):
         if not isinstance(content.get(key), int | None):
             raise ValueError(f"{path}: {key}: {content[key]!r} is not allowed, must be an integer")
-    settings = {}
+    settings, encoder = {}, content["encoder"]
     if isinstance(content.get("config"), dict):
-        settings = _settings(make_config(content["config"], where=f"{path}: config"))
+        config = make_config(content["config"], where=f"{path}: config")
+        settings, encoder = _settings(config), _encoder(config)
     return Result(
         source="evaluation",
         game=resolve_game(content["game"]),
-        encoder=content["encoder"],
+        encoder=encoder,
         seed=content.get("train_seed"),
         steps=content.get("checkpoint_steps"),
         returns=[float(value) for value in returns],
@@ -201,6 +204,11 @@ def _read_scores(path: Path) -> Result:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _encoder(config: Config) -> str:
+    """`nature`, or `lstm on nfm` of one that is built on another."""
+    return " on ".join(chosen_encoders(config))
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -218,14 +226,23 @@ def _settings(config: Config) -> dict[str, Any]:
                 flat[name] = value
 
     add(to_plain(config), "")
-    return flat
+    seen = _protocol(config)
+    return flat | {f"env.{field}": seen[field] for field in OBSERVATION}
+
+
+def _protocol(config: Config) -> dict[str, Any]:
+    """The environment's settings with every default filled in."""
+    memory = resolve_game(config.game) == MEMORY_CUE
+    return dataclasses.asdict(MEMORY_PROTOCOL if memory else config.env.resolve())
 
 
 def check_protocols(results: Sequence[Result]) -> None:
     """Refuse to put scores of different protocols together.
 
-    Training and evaluation share the environment, evaluations (and those in training) also their
-    epsilon. Random play has no epsilon to compare.
+    Only what changes the meaning of a score counts: sticky actions, action set, life loss, no-ops,
+    frame skip, cap and how episodes are counted. What the agent sees (`OBSERVATION`) is a property
+    of the method. Training and evaluation share the environment, evaluations (and those in
+    training) also how actions are chosen, which random play has no part in.
 
     Raises:
         ValueError: naming the field, both values and where they come from.
@@ -234,7 +251,7 @@ def check_protocols(results: Sequence[Result]) -> None:
     for result in results:
         fields = {*_PROTOCOL_FIELDS, *result.protocol} - _NO_PROTOCOL
         if result.steps is None:
-            fields -= {"epsilon"}
+            fields &= {*_PROTOCOL_FIELDS, "episodes_counted"}
         for field in sorted(fields):
             value = result.protocol.get(field, "unknown")
             known, where = first.setdefault(field, (value, result.where))

@@ -172,7 +172,15 @@ def test_probability_of_improvement(tmp_path):
         ("noop_max", {"protocol": "atari100k", "repeat_action_probability": 0.25}),
         ("terminal_on_life_loss", {"terminal_on_life_loss": True}),
         ("max_num_frames_per_episode", {"max_num_frames_per_episode": 18_000}),
-        ("stack_num", {"stack_num": 1}),
+        (
+            "use_fire_reset",
+            {
+                "protocol": "atari100k",
+                "noop_max": 0,
+                "repeat_action_probability": 0.25,
+                "terminal_on_life_loss": False,
+            },
+        ),
     ],
 )
 def test_protocols_of_runs_are_never_mixed(field, changes, tmp_path):
@@ -182,6 +190,30 @@ def test_protocols_of_runs_are_never_mixed(field, changes, tmp_path):
     assert message.startswith(f"{field}: ")
     assert "/a" in message
     assert "/b" in message
+
+
+def test_what_the_agent_sees_separates_methods_and_no_tables(tmp_path):
+    """`rim`, `rltime` and `nfm_paper` see one frame, `rltime_ff` four: one protocol, one table."""
+    presets = {"rim": 1, "rltime": 2, "nfm_paper": 3, "rltime_ff": 4}
+    runs = []
+    for name, seed in presets.items():
+        runs.append(make_run(tmp_path / name))
+        preset = to_plain(read_preset(name)) | {"game": "qbert", "seed": seed}
+        write_config(make_config(preset), runs[-1] / "config.yaml")
+    content = report(runs, tmp_path / "out")
+    rows = content["tables"]["training"]["scores"]
+    assert [row["method"] for row in rows] == [
+        "lstm on nature",
+        "lstm on nfm",
+        "nature",
+        "rim on nature",
+    ]
+    assert "stack_num" not in content["protocol"]
+    assert content["protocol"]["noop_max"] == 30
+    more = make_run(tmp_path / "more", game="qbert", seed=1)
+    single = make_run(tmp_path / "single", game="qbert", seed=2, env={"stack_num": 1})
+    results, _ = read_results([more, single])
+    assert [r.method for r in results] == ["nature (env.stack_num=4)", "nature (env.stack_num=1)"]
 
 
 def test_protocols_of_evaluations_are_never_mixed(tmp_path):
