@@ -21,6 +21,7 @@ from agents.network import QNetwork
 from agents.replay import Replay
 from rl_nfm import storage
 from rl_nfm.encoders import make_encoder
+from rl_nfm.support.optimizer import load_optimizer_state, optimizer_state
 
 KIND = "rl-nfm agent 1"
 CHUNK_BYTES = 64 * 2**20
@@ -194,9 +195,8 @@ def _chunks(replay: Replay) -> dict[str, slice]:
 def _training_state(learner: Learner) -> dict[str, Tensor]:
     state = {f"target.{name}": value for name, value in learner.target.state_dict().items()}
     names = [name for name, _ in learner.online.named_parameters()]
-    for index, values in learner.optimizer.state_dict()["state"].items():
-        for key, value in values.items():
-            state[f"optimizer.{names[index]}.{key}"] = value
+    moments = optimizer_state(learner.optimizer, names)
+    state.update({f"optimizer.{name}": value for name, value in moments.items()})
     state["rng.cpu"] = torch.get_rng_state()
     if learner.device.type == "cuda":
         state["rng.cuda"] = torch.cuda.get_rng_state(learner.device)
@@ -221,7 +221,8 @@ def restore(checkpoint: Checkpoint, learner: Learner) -> bool:
     )
     state = storage.load_tensors(checkpoint.path / "training.safetensors")
     _load_state(learner.target, _part(state, "target."), checkpoint.path)
-    _restore_optimizer(learner, _part(state, "optimizer."))
+    names = [name for name, _ in learner.online.named_parameters()]
+    load_optimizer_state(learner.optimizer, _part(state, "optimizer."), names)
     learner.updates = checkpoint.meta["counters"]["updates"]
     torch.set_rng_state(state["rng.cpu"])
     if learner.device.type == "cuda" and "rng.cuda" in state:
@@ -234,20 +235,6 @@ def restore(checkpoint: Checkpoint, learner: Learner) -> bool:
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def _restore_optimizer(learner: Learner, values: dict[str, Tensor]) -> None:
-    content = learner.optimizer.state_dict()
-    names = [name for name, _ in learner.online.named_parameters()]
-    entries: dict[int, dict[str, Tensor]] = {}
-    for key, value in values.items():
-        name, _, field = key.rpartition(".")
-        entries.setdefault(names.index(name), {})[field] = value
-    content["state"] = entries
-    rate = learner.optimizer.param_groups[0]["lr"]
-    learner.optimizer.load_state_dict(content)
-    # Loading copies the rate; on a GPU it is the tensor that the schedule writes to.
-    learner.optimizer.param_groups[0]["lr"] = rate
 
 
 def _restore_replay(checkpoint: Checkpoint, replay: Replay, state: dict[str, Tensor]) -> None:

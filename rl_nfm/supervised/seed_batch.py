@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from rl_nfm.storage import load_meta, load_tensors, save_directory
+from rl_nfm.support.optimizer import load_optimizer_state, optimizer_state
 
 KIND = "rl-nfm supervised seeds"
 
@@ -75,15 +76,13 @@ class SeedBatch:
 
     def save(self, target: Path, meta: Mapping[str, Any], more: Mapping[str, Tensor]) -> None:
         """Write a checkpoint directory; `more` comes back from `load`."""
-        state = self.optimizer.state_dict()["state"]
-        moments = {f"{i}.{name}": v for i, values in state.items() for name, v in values.items()}
         save_directory(
             target,
             kind=KIND,
             meta={"seeds": list(self.seeds), **meta},
             tensors={
                 "model": {**self.parameters, **self.buffers},
-                "optimizer": moments,
+                "optimizer": optimizer_state(self.optimizer),
                 "more": more,
             },
         )
@@ -105,12 +104,8 @@ class SeedBatch:
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(saved[name])
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in load_tensors(source / "optimizer.safetensors").items():
-            index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        moments = load_tensors(source / "optimizer.safetensors")
+        load_optimizer_state(self.optimizer, moments)
         return meta, load_tensors(source / "more.safetensors")
 
 

@@ -19,6 +19,7 @@ from rl_nfm.storage import load_meta, load_tensors, save_directory
 from rl_nfm.supervised.options import plain
 from rl_nfm.supervised.reporting import MetricsLog, read_metrics
 from rl_nfm.supervised.task import LoopConfig, Metrics, Task
+from rl_nfm.support.optimizer import load_optimizer_state, optimizer_state
 
 KIND = "rl-nfm supervised trial"
 
@@ -125,13 +126,10 @@ class Trial:
         }
 
     def _save(self) -> None:
-        state = self.optimizer.state_dict()
-        tensors: dict[str, Tensor] = {}
-        scalars: dict[str, Any] = {}
-        for index, values in state["state"].items():
-            for name, value in values.items():
-                target = tensors if isinstance(value, Tensor) else scalars
-                target[f"{index}.{name}"] = value
+        state = optimizer_state(self.optimizer)
+        tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        scalars = {key: value for key, value in state.items() if key not in tensors}
+        groups = self.optimizer.state_dict()["param_groups"]
         rng = {"cpu": torch.get_rng_state()}
         if self.task.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.task.device)
@@ -143,7 +141,7 @@ class Trial:
                 "epoch": self.epoch,
                 "updates": self.updates,
                 "seconds": self.seconds,
-                "optimizer": {"groups": state["param_groups"], "scalars": scalars},
+                "optimizer": {"groups": groups, "scalars": scalars},
             },
             tensors={"model": self.model.state_dict(), "optimizer": tensors, "rng": rng},
         )
@@ -154,13 +152,12 @@ class Trial:
         weights = load_tensors(folder / "model.safetensors")
         _check_fit(folder, weights, self.model)
         self.model.load_state_dict(weights)
-        state: dict[int, dict[str, Any]] = {}
-        saved = load_tensors(folder / "optimizer.safetensors")
-        for key, value in {**saved, **meta["optimizer"]["scalars"]}.items():
-            index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict(
-            {"state": state, "param_groups": meta["optimizer"]["groups"]}
+        moments = load_tensors(folder / "optimizer.safetensors")
+        told = meta["optimizer"]
+        load_optimizer_state(
+            self.optimizer,
+            {**moments, **told["scalars"]},
+            groups=told["groups"],
         )
         rng = load_tensors(folder / "rng.safetensors")
         torch.set_rng_state(rng["cpu"])

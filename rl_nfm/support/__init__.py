@@ -1,0 +1,1 @@
+"""What the networks, the agent and the supervised tasks share."""

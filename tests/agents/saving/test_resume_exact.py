@@ -1,0 +1,39 @@
+"""An update after a resume is, bit for bit, the update of the run that was never interrupted."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from agents import checkpoint, train
+from agents.config import make_config, read_preset, to_plain
+from rl_nfm.encoders import encoder_names
+
+CPU = torch.device("cpu")
+
+
+def config_of(encoder):
+    plain = to_plain(read_preset("debug"))
+    return make_config({**plain, "encoder": encoder, "steps": 100})
+
+
+@pytest.mark.parametrize("encoder", encoder_names())
+def test_one_update_after_restore_equals_the_one_without_interruption(tmp_path, encoder):
+    config = config_of(encoder)
+    trainer = train.Trainer(config, CPU)
+    trainer.run(train.RunFolder.create(config, tmp_path / "run"), None)
+    saved = checkpoint.open_checkpoint(checkpoint.find(tmp_path / "run"), replay=True)
+    other = train.Trainer(dataclasses.replace(config, seed=7), CPU)
+    checkpoint.restore(saved, other.learner)
+    other.env.close()
+    assert trainer.learner.updates > 0
+    for _ in range(2):
+        state = torch.get_rng_state()
+        trainer.learner.update()
+        torch.set_rng_state(state)
+        other.learner.update()
+    pairs = zip(
+        trainer.learner.online.named_parameters(), other.learner.online.parameters(), strict=True
+    )
+    for (name, a), b in pairs:
+        assert torch.equal(a, b), f"{name}: off by {(a - b).abs().max()}"
