@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import reprlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -20,6 +21,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 T = TypeVar("T")
 MAX_ERROR_LINES = 10
+MAX_INTEGER = 2**53
+"""Largest integer option: what JSON, float64 and a 64-bit counter hold alike."""
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = 100
 
 
 @cache
@@ -52,41 +57,55 @@ def validate(cls: type[T], values: Mapping[str, Any] | T, *, where: str = "") ->
     checked: Any = None
     try:
         checked = _adapter(cls).validate_python(plain)
-        lines = list(_mixed_up(plain, checked))
+        lines = list(_implausible(plain, checked))
     except ValidationError as error:
         lines = [_explain(cls, dict(e)) for e in error.errors()]
     if lines:
         prefix = f"{where}: " if where else ""
-        raise ValueError("\n".join(prefix + line for line in lines[:MAX_ERROR_LINES]))
+        shown = (_printable(prefix + line) for line in lines[:MAX_ERROR_LINES])
+        raise ValueError("\n".join(shown))
     return checked
 
 
-def _mixed_up(plain: Mapping[str, Any], checked: Any, path: str = "") -> Iterator[str]:
-    """Numbers and texts that pydantic took for booleans, and booleans that it took for numbers."""
+def _short(value: Any) -> str:
+    """A value as Python writes it, cut to a length that fits an error message."""
+    return _repr.repr(value)
+
+
+def _printable(line: str) -> str:
+    """One line, whatever names and values in it hold."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+
+
+def _implausible(plain: Mapping[str, Any], checked: Any, path: str = "") -> Iterator[str]:
+    """What pydantic takes and should not: booleans mixed with other types, giant integers."""
     for key, value in plain.items():
         found = getattr(checked, key)
         if isinstance(value, Mapping) and dataclasses.is_dataclass(found):
-            yield from _mixed_up(value, found, f"{path}{key}.")
+            yield from _implausible(value, found, f"{path}{key}.")
         elif isinstance(found, bool) != isinstance(value, bool):
             allowed = "true or false" if isinstance(found, bool) else "a number"
-            yield f"{path}{key}: {value!r} is not allowed: must be {allowed}"
+            yield f"{path}{key}: {_short(value)} is not allowed: must be {allowed}"
+        elif isinstance(found, int) and abs(found) > MAX_INTEGER:
+            yield f"{path}{key}: {_short(found)} is not allowed: must be at most {MAX_INTEGER}"
 
 
 def _explain(cls: type, error: dict[str, Any]) -> str:
     path = [str(part) for part in error["loc"]]
+    path = [part if len(part) < 100 else f"{part[:100]}..." for part in path]
     name = ".".join(path) or "config"
     if error["type"] == "unexpected_keyword_argument":
         return nearest(name, path[-1], _field_names(cls, path[:-1]))
     if error["type"] == "value_error":  # of a __post_init__, which names field and value itself
         return ".".join([*path, error["msg"].removeprefix("Value error, ")])
-    return f"{name}: {error['input']!r} is not allowed: {error['msg']}"
+    return f"{name}: {_short(error['input'])} is not allowed: {error['msg']}"
 
 
 def nearest(field: str, value: str, allowed: Sequence[str]) -> str:
     """The message for an unknown name: the field, the value, the nearest and all allowed ones."""
     near = difflib.get_close_matches(value, allowed, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{field}: {value!r} is unknown{hint} (allowed: {', '.join(allowed)})"
+    return f"{field}: {_short(value)} is unknown{hint} (allowed: {', '.join(allowed)})"
 
 
 def _field_names(cls: type, path: Sequence[str]) -> list[str]:
@@ -98,24 +117,53 @@ def _field_names(cls: type, path: Sequence[str]) -> list[str]:
     return [f.name for f in dataclasses.fields(cls)]
 
 
+class _NotPlainError(ValueError):
+    """YAML that says what a config must not."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses what hides a mistake or grows without bound: a key given twice, and aliases."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            line = event.start_mark.line + 1
+            raise _NotPlainError(f"line {line}: aliases are not allowed, write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                line = key.start_mark.line + 1
+                raise _NotPlainError(f"line {line}: {_short(name)} is given twice")
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ValueError: if the file cannot be read, is no YAML or is not a mapping.
+        ValueError: if the file cannot be read, is no YAML, is not a mapping, gives a key twice or
+            uses aliases.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except _NotPlainError as error:
+        raise ValueError(f"{path}: {error}") from None
+    # PyYAML lets KeyError and AttributeError out for wrong values of its own tags.
+    except (yaml.YAMLError, ValueError, RecursionError, KeyError, AttributeError) as error:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ValueError(f"{path}: not valid YAML ({problem})") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: must be a mapping of options, got {type(values).__name__}")
     for key in values:
         if not isinstance(key, str):
-            raise ValueError(f"{path}: keys must be names, got {key!r}")
+            raise ValueError(f"{path}: keys must be names, got {_short(key)}")
     return values
 
 

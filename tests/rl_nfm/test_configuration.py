@@ -208,6 +208,55 @@ def test_yaml_that_is_no_mapping_of_options(text: str, message: str, tmp_path: P
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 1\n", "a.yaml: line 3: 'a' is given twice"),
+        ("a:\n  b: {c: 1, c: 2}", "a.yaml: line 2: 'c' is given twice"),
+        ("a: &x [1]\nb: *x", "a.yaml: line 2: aliases are not allowed"),
+        ("a: &x {c: 1}\nb: {<<: *x}", "a.yaml: line 2: aliases are not allowed"),
+        ("a: &x 1\n? *x\n: 2", "a.yaml: line 2: aliases are not allowed"),
+        # PyYAML lets its own KeyError and AttributeError out here
+        ("a: !!bool x", "a.yaml: not valid YAML"),
+        ("a: !!timestamp x", "a.yaml: not valid YAML"),
+    ],
+)
+def test_yaml_that_hides_a_mistake_or_grows(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"a\.yaml: ") as caught:
+        read_yaml(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"count": "9" * 100_000},
+        {"count": list(range(100_000))},
+        {"name": {str(i): i for i in range(100_000)}},
+        {"x" * 100_000: 1},
+        {"mode": "x" * 100_000},
+        {"group": {"x" * 100_000: "y" * 100_000}},
+        {"a\nb": 1},
+        {"mode": "a\n\x1b[2Jb"},
+        {"name": ["\n"]},
+    ],
+)
+def test_messages_are_short_printable_lines(values: dict[str, Any]) -> None:
+    message = error_of(values)
+    assert message.isprintable()
+    assert len(message) < 500
+
+
+@pytest.mark.parametrize("value", [10**23, -(10**23), 2**53 + 1, float(2**60)])
+def test_integers_that_no_counter_holds(value: float) -> None:
+    assert error_of({"low": value, "high": value}).startswith("low: ")
+    assert "must be at most 9007199254740992" in error_of({"limit": value})
+    assert validate(Options, {"limit": 2**53}).limit == 2**53
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(ValueError, match=r"binary\.yaml: not valid YAML"):
