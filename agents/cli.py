@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, argv: Sequence[str]) -> int:
-    from rl_nfm.configuration import nearest
+    from rl_nfm.support.configuration import nearest
 
     if command not in COMMANDS:
         raise ValueError(nearest("command", command, list(COMMANDS)))

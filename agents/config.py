@@ -15,12 +15,12 @@ import tyro
 import yaml
 from annotated_types import Ge, Gt, Le
 
-from agents.learner import LearnerConfig
-from agents.replay import ReplayConfig
+from agents.learning.learner import LearnerConfig
+from agents.replay.buffer import ReplayConfig
 from envs import PROTOCOLS, Protocol, make_protocol
-from rl_nfm.configuration import nearest, read_yaml, validate
 from rl_nfm.encoders import encoder_entries, encoder_entry, encoder_names
-from rl_nfm.heads import HeadConfig
+from rl_nfm.support.configuration import nearest, read_yaml, validate
+from rl_nfm.values.heads import HeadConfig
 
 _HERE = Path(__file__).parent
 PRESETS = _HERE / "presets" if (_HERE / "presets").is_dir() else _HERE.parent / "configs"

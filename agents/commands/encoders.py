@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rl_nfm.configuration import nearest
 from rl_nfm.encoders import Encoder, encoder_entries, make_encoder
+from rl_nfm.support.configuration import nearest
 
 HELP = """usage: rl-nfm encoders [--json]
 

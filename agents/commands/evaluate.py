@@ -12,16 +12,16 @@ from typing import Annotated, Any, Literal
 import tyro
 from annotated_types import Ge, Gt, Le
 
-from agents import checkpoint
-from agents.attention import attention_view
-from agents.checkpoint import Checkpoint
 from agents.config import Config, preset_names, read_preset, to_plain
-from agents.evaluate import Scores, play
-from agents.output_files import check_file, write_json
-from agents.run_folder import RunFolder
-from agents.train import pick_device
-from agents.video import record_first_episode
-from rl_nfm.configuration import parse_flags
+from agents.playing.attention import attention_view
+from agents.playing.evaluate import Scores, play
+from agents.playing.video import record_first_episode
+from agents.saving import checkpoint
+from agents.saving.checkpoint import Checkpoint
+from agents.saving.run_folder import RunFolder
+from agents.training.train import pick_device
+from rl_nfm.support.configuration import parse_flags
+from rl_nfm.support.output_files import check_file, write_json
 
 DESCRIPTION = """Play episodes with a trained agent and print mean, median and human-normalised
 score with the protocol they were played under. Needs no display and no training state. Of the

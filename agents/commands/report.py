@@ -7,8 +7,8 @@ from pathlib import Path
 
 import tyro
 
-from agents.report import write_report
-from rl_nfm.configuration import parse_flags
+from agents.reporting.report import write_report
+from rl_nfm.support.configuration import parse_flags
 
 DESCRIPTION = """Learning curves (PNG) and tables of scores (Markdown, CSV, JSON) over seeds and
 games. A run adds its training curve and its scores.json, where it has one. Runs of one encoder are

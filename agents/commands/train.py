@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from agents import train
 from agents.config import (
     Config,
     chosen_encoders,
@@ -16,8 +15,9 @@ from agents.config import (
     preset_path,
     read_preset,
 )
-from rl_nfm.configuration import parse_flags
+from agents.training import train
 from rl_nfm.encoders import encoder_names
+from rl_nfm.support.configuration import parse_flags
 
 USAGE = """usage: rl-nfm train PRESET [options]
        rl-nfm train --resume RUN [--steps N]

@@ -191,7 +191,7 @@ def make_encoder(
     Raises:
         ValueError: unknown name or option, or a value out of range.
     """
-    from rl_nfm.configuration import validate
+    from rl_nfm.support.configuration import validate
 
     entry = encoder_entry(name)
     if config is None:

@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rl_nfm.backbones.resnet import PreActResNet
 from rl_nfm.encoders.base import FeedForwardEncoder, register_encoder
 from rl_nfm.encoders.resnet import FrameResNetConfig, make_tail
 from rl_nfm.nfm import NFM_PRESETS, NeuralFunctionModule, NFMConfig
-from rl_nfm.resnet import PreActResNet
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rl_nfm.backbones.matching import count_parameters, same_params_as
+from rl_nfm.backbones.resnet import Norm, PreActResNet, ResNetConfig, make_norm
 from rl_nfm.encoders.base import FeedForwardEncoder, make_encoder, register_encoder
-from rl_nfm.matching import count_parameters, same_params_as
-from rl_nfm.resnet import Norm, PreActResNet, ResNetConfig, make_norm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_nfm.cpp import library
 from rl_nfm.nfm.attention import masked_top_k, mix_values, slot_scores
 from rl_nfm.nfm.config import Rescale
 from rl_nfm.nfm.rescale import Grid, gather_slots
+from rl_nfm.support.cpp import library
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}

@@ -69,7 +69,7 @@ class Places(nn.Module):
 
     def __init__(self, config: NFMConfig, *, channels: Sequence[int], ranks: Sequence[int]):
         super().__init__()
-        from rl_nfm.configuration import validate
+        from rl_nfm.support.configuration import validate
 
         self.config = validate(NFMConfig, config, where="nfm")
         if not channels or min(channels) < 1:

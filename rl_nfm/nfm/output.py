@@ -6,8 +6,8 @@ the GAN the first of them also sees the state.
 
 from torch import Tensor, nn
 
+from rl_nfm.backbones.resnet import make_norm
 from rl_nfm.nfm.config import NFMConfig
-from rl_nfm.resnet import make_norm
 
 
 class OutBlock(nn.ModuleList):

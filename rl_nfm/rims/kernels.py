@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from rl_nfm.cpp import library
 from rl_nfm.rims.products import LayerCall, Products, StepBlock, Unrolled
 from rl_nfm.rims.step import given
+from rl_nfm.support.cpp import library
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64"}

@@ -3,7 +3,7 @@
 Importing this package registers every task; `rl_nfm.supervised.cli.main` runs one.
 """
 
-from rl_nfm.supervised import (  # noqa: F401  (each registers its task)
+from rl_nfm.supervised.tasks import (  # noqa: F401  (each registers its task)
     adding,
     arithmetic,
     classification,

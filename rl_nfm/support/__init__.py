@@ -1,1 +1,1 @@
-"""What the networks, the agent and the supervised tasks share."""
+"""What both halves share: strict configuration, atomic folders, files of commands, C++ builds."""

@@ -54,8 +54,8 @@ def run_ours(name: str, steps: int) -> float:
     from pathlib import Path
 
     from agents.config import make_config
-    from agents.run_folder import read_metrics
-    from agents.train import train
+    from agents.saving.run_folder import read_metrics
+    from agents.training.train import train
     from benchmarks.update import OURS
 
     learner, head, exponent = OURS[name]

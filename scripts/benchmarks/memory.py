@@ -5,7 +5,7 @@ import resource
 
 import torch
 
-from agents.replay import Replay, ReplayConfig, ReturnConfig, replay_bytes
+from agents.replay.buffer import Replay, ReplayConfig, ReturnConfig, replay_bytes
 
 
 def main(argv: list[str]) -> None:

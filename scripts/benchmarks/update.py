@@ -14,10 +14,10 @@ import torch
 from stable_baselines3 import DQN
 from stable_baselines3.common.logger import configure
 
-from agents.checkpoint import build_network
 from agents.config import Config, make_config
-from agents.learner import Learner
-from agents.replay import Replay, ReturnConfig
+from agents.learning.learner import Learner
+from agents.replay.buffer import Replay, ReturnConfig
+from agents.saving.checkpoint import build_network
 
 EIGHT = {"num_quantiles": 8, "num_target_quantiles": 8, "num_action_quantiles": 8}
 PLAIN = {"distribution": "none", "dueling": False, "noisy": False}

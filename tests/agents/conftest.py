@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.network import QNetwork
+from agents.learning.network import QNetwork
 from rl_nfm.encoders import Encoder, Extras, FeedForwardEncoder, State
-from rl_nfm.heads import HeadConfig
+from rl_nfm.values.heads import HeadConfig
 
 OBS_SHAPE, ACTIONS, FEATURES = (2, 3, 2), 3, 5  # 12 pixels
 

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from agents.config import make_config, preset_names, preset_path, read_preset, to_plain
-from agents.run_folder import read_metrics
-from agents.train import train
+from agents.saving.run_folder import read_metrics
+from agents.training.train import train
 from rl_nfm.encoders import encoder_names
 
 # What makes a published setting small enough for a test, without touching its structure.

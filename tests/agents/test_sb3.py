@@ -11,9 +11,9 @@ from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage
 
-from agents.checkpoint import build_network
 from agents.config import make_config
-from agents.policy import Agent
+from agents.playing.policy import Agent
+from agents.saving.checkpoint import build_network
 from agents.sb3 import EncoderExtractor
 from rl_nfm.encoders import FeedForwardEncoder, encoder_names, make_encoder
 

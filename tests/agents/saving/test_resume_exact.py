@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from agents import checkpoint, train
 from agents.config import make_config, read_preset, to_plain
+from agents.saving import checkpoint
+from agents.training import train
 from rl_nfm.encoders import encoder_names
 
 CPU = torch.device("cpu")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from rl_nfm.storage import load_tensors, write_tensors
 from rl_nfm.support.optimizer import load_optimizer_state, optimizer_state
+from rl_nfm.support.storage import load_tensors, write_tensors
 
 
 def network():

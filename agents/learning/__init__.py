@@ -1,0 +1,1 @@
+"""The network of the agent, its update, and its acting."""

@@ -1,0 +1,305 @@
+"""The update: from a batch to new weights, without host synchronisation.
+
+Rainbow's parts, each a switch: quantiles (IQN), double, dueling, n-step, prioritised, noisy; and
+Munchausen. All off is DQN. The maths is in `rl_nfm.values.losses`; this file draws the batch, runs
+the networks and steps the optimiser. Noise is drawn afresh for the online, the selecting and the
+target forward. bf16 autocast covers the networks; losses and targets are fp32.
+"""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor, nn
+
+from agents.learning.network import QNetwork
+from agents.replay.buffer import Batch, Replay, importance_weights
+from rl_nfm.values import losses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """Options of the update."""
+
+    steps_per_update: Annotated[float, Gt(0)] = 4.0
+    """Agent steps, over all environments, per gradient update."""
+
+    discount: Annotated[float, Gt(0), Le(1)] = 0.99
+    """gamma, per agent step."""
+
+    n_steps: Annotated[int, Gt(0)] = 3
+    """Steps of the return before it bootstraps."""
+
+    reward_clip: Annotated[float, Gt(0)] | None = 1.0
+    """Rewards are clipped to plus or minus this; none: raw rewards."""
+
+    double: bool = True
+    """The online network selects the action whose value the target network gives."""
+
+    munchausen: bool = False
+    """Add the scaled log-policy to the reward and use soft values; refused with `double`."""
+
+    munchausen_alpha: Annotated[float, Ge(0), Le(1)] = 0.9
+    """Scale of the log-policy bonus."""
+
+    munchausen_temperature: Annotated[float, Gt(0)] = 0.03
+    """Temperature of the softmax policy."""
+
+    munchausen_clip: Annotated[float, Le(0)] = -1.0
+    """Lower bound of the log-policy bonus before scaling."""
+
+    num_quantiles: Annotated[int, Gt(0)] = 64
+    """N: fractions drawn for the online network."""
+
+    num_target_quantiles: Annotated[int, Gt(0)] = 64
+    """N': fractions drawn for the target network."""
+
+    num_action_quantiles: Annotated[int, Gt(0)] = 32
+    """K: fractions averaged to choose an action, in selection, acting and evaluation."""
+
+    kappa: Annotated[float, Ge(0)] = 1.0
+    """Huber threshold; 0: plain quantile loss, or squared error without quantiles."""
+
+    learning_rate: Annotated[float, Gt(0)] = 6.25e-5
+    """Adam's, at the start."""
+
+    learning_rate_final: Annotated[float, Ge(0)] | None = None
+    """Learning rate at the end of training, reached linearly; none: constant."""
+
+    adam_eps: Annotated[float, Gt(0)] = 1.5e-4
+    """Adam's epsilon."""
+
+    max_grad_norm: Annotated[float, Gt(0)] | None = 10.0
+    """Global gradient norm is clipped to this; none: not clipped."""
+
+    target_every_updates: Annotated[int, Gt(0)] = 2000
+    """Updates between hard copies to the target network."""
+
+    target_tau: Annotated[float, Gt(0), Le(1)] | None = None
+    """Share of the online weights mixed into the target at every update; none: hard copies."""
+
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 autocast where the processor computes in it natively, else fp32."""
+
+    compile: bool = False
+    """torch.compile the loss."""
+
+    cuda_graph: bool = True
+    """Capture the update as one CUDA graph (on a GPU only)."""
+
+    def __post_init__(self) -> None:
+        if self.munchausen and self.double:
+            raise ValueError("munchausen: True is not allowed together with double (set it False)")
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrix products run in hardware there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """bf16, or None for plain fp32."""
+    use = precision == "bf16" or (precision == "auto" and native_bf16(device))
+    return torch.bfloat16 if use else None
+
+
+class Learner:
+    """Owns both networks' training state; `update()` is one gradient step."""
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        online: QNetwork,
+        target: QNetwork,
+        replay: Replay,
+        *,
+        device: torch.device,
+    ):
+        self.config, self.online, self.target = config, online, target
+        self.replay, self.device = replay, device
+        target.load_state_dict(online.state_dict())
+        target.requires_grad_(False)
+        self.learning_rate = torch.tensor(config.learning_rate, device=device)
+        self.beta = torch.zeros((), device=device)
+        cuda = device.type == "cuda"
+        self.optimizer = torch.optim.Adam(
+            online.parameters(),
+            lr=self.learning_rate if cuda else config.learning_rate,
+            eps=config.adam_eps,
+            fused=True,
+            capturable=cuda,
+        )
+        self.updates = 0
+        self.dtype = autocast_dtype(config.precision, device)
+        self._loss = torch.compile(self._compute_loss) if config.compile else self._compute_loss
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self._summed_updates = 0
+        target.eval()
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._use_graph = cuda and config.cuda_graph
+        self._eager_updates = 0
+
+    def set_schedule(self, progress: float) -> None:
+        """Set learning rate and beta for this share of training done, in [0, 1]."""
+        config, replay = self.config, self.replay.config
+        final = config.learning_rate_final
+        if final is not None:
+            rate = config.learning_rate + progress * (final - config.learning_rate)
+            self.learning_rate.fill_(rate)
+            if self.device.type != "cuda":
+                self.optimizer.param_groups[0]["lr"] = rate
+        span = replay.priority_beta_final - replay.priority_beta
+        self.beta.fill_(replay.priority_beta + progress * span)
+
+    def update(self) -> None:
+        """One gradient step; on a GPU the replay of a captured graph after three eager ones."""
+        if self._graph is not None:
+            self._graph.replay()
+        elif self._use_graph and self._eager_updates >= 3:
+            self._capture()
+        else:
+            self._step()
+            self._eager_updates += 1
+        self.updates += 1
+        self._summed_updates += 1
+        if self.config.target_tau is None and self.updates % self.config.target_every_updates == 0:
+            # The host knows when a copy is due, so it stays outside the captured graph.
+            self._mix_target(1.0)
+
+    def metrics(self) -> dict[str, float]:
+        """Means since the last call: loss, |TD error|, value of the action taken, gradient norm."""
+        count, self._summed_updates = self._summed_updates, 0
+        if count == 0:
+            return {}
+        values = (self._sums / count).tolist()
+        self._sums.zero_()
+        return dict(zip(("loss", "td_error", "q_value", "grad_norm"), values, strict=True))
+
+    def _capture(self) -> None:
+        """Capture one update; the eager ones before it have warmed up every kernel."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._step()  # allocations and autotuning on the side stream; counts as this update
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step()
+        self._graph = graph
+
+    def _step(self) -> None:
+        batch = self.replay.sample(self.replay.config.batch_size)
+        weight = importance_weights(batch.probability, self.beta)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, td_error, q_value = self._loss(batch)
+        positions = batch.mask.sum(0).clamp(min=1)
+        per_sequence = (loss * batch.mask).sum(0) / positions
+        total = (per_sequence * weight).mean()
+        total.backward()
+        limit = self.config.max_grad_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.online.parameters(), limit, foreach=True)
+        self.optimizer.step()
+        if self.config.target_tau is not None:
+            self._mix_target(self.config.target_tau)
+        self.replay.update_priorities(batch.index, td_error, batch.mask)
+        self._record(total, td_error, q_value, norm, batch.mask)
+
+    def _record(
+        self, loss: Tensor, td_error: Tensor, q_value: Tensor, norm: Tensor, mask: Tensor
+    ) -> None:
+        count = mask.sum().clamp(min=1)
+        now = torch.stack(
+            [loss.detach(), (td_error * mask).sum() / count, (q_value * mask).sum() / count, norm]
+        ).double()
+        self._sums.add_(now)
+
+    @torch.no_grad()
+    def _mix_target(self, share: float) -> None:
+        """Target += share * (online - target), parameters and floating buffers alike."""
+        online, target = self.online.state_dict(), self.target.state_dict()
+        for name, value in target.items():
+            if value.is_floating_point() and share < 1:
+                value.lerp_(online[name], share)
+            else:
+                value.copy_(online[name])
+
+    def _compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, |TD error| and value of the action taken, each [T, B]; the last two detached."""
+        config = self.config
+        first = self.replay.config.burn_in_steps
+        positions = batch.a_tm1.shape[0]
+        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+        with autocast:
+            ahead = len(batch.obs) if config.double else first + positions
+            features = self._unroll(self.online, batch, 0, ahead)  # [S, B, D]
+            values, tau = self.online.values(
+                features[first : first + positions], config.num_quantiles, noise=True
+            )
+            with torch.no_grad():
+                target_t = self._targets(batch, features)
+        taken = losses.take_action(values, batch.a_tm1)  # [T, B, N]
+        if tau is None:
+            loss, td_error = losses.td_loss(taken[..., 0], target_t[..., 0], config.kappa)
+        else:
+            loss, td_error = losses.quantile_huber_loss(taken, tau, target_t, config.kappa)
+        return loss, td_error, taken.detach().mean(-1)
+
+    def _unroll(self, network: QNetwork, batch: Batch, begin: int, end: int) -> Tensor:
+        """Features of observations begin..end; only the T trained ones carry gradient."""
+        first = self.replay.config.burn_in_steps
+        last = first + batch.a_tm1.shape[0]
+        state, parts = batch.state, []
+        recurrent = len(state) > 0
+        for piece in (slice(begin, first), slice(max(begin, first), last), slice(last, end)):
+            if piece.stop <= piece.start:
+                continue
+            grad = first <= piece.start < last and torch.is_grad_enabled()
+            with torch.set_grad_enabled(grad):
+                extras = {name: value[piece] for name, value in batch.extras.items()}
+                features, state = network.features(
+                    batch.obs[piece], state, batch.reset[piece] if recurrent else None, extras
+                )
+            parts.append(features)
+            if not grad:
+                # Casts cached without gradient would hide the weights from the next piece.
+                torch.clear_autocast_cache()
+        return torch.cat(parts)
+
+    def _targets(self, batch: Batch, online_features: Tensor) -> Tensor:
+        """Samples of the target distribution, [T, B, M]."""
+        config = self.config
+        # Without a state only the bootstrap observations are needed.
+        skipped = 0 if batch.state or config.munchausen else batch.a_tm1.shape[0]
+        features = self._unroll(self.target, batch, skipped, len(batch.obs))
+        index = batch.bootstrap.unsqueeze(-1).expand(-1, -1, features.shape[-1])
+        next_features = features.gather(0, index - skipped)
+        quantile_t, _ = self.target.values(next_features, config.num_target_quantiles, noise=True)
+        if config.munchausen:
+            return self._munchausen_targets(batch, features, quantile_t)
+        if config.double:
+            chosen = online_features.gather(0, index)
+            selector, _ = self.online.values(chosen, config.num_action_quantiles, noise=True)
+        else:
+            selector = quantile_t
+        a_t = selector.mean(-2).argmax(-1)  # [T, B]
+        value_t = losses.take_action(quantile_t, a_t)
+        return losses.bootstrap_target(batch.r_t, batch.discount_t, value_t)
+
+    def _munchausen_targets(self, batch: Batch, features: Tensor, quantile_t: Tensor) -> Tensor:
+        """Soft targets; the log-policy bonus belongs to the first step of the return."""
+        config = self.config
+        first = self.replay.config.burn_in_steps
+        present = features[first : first + batch.a_tm1.shape[0]]
+        q_tm1 = self.target.values(present, config.num_target_quantiles, noise=True)[0].mean(-2)
+        bonus = losses.munchausen_bonus(
+            q_tm1,
+            batch.a_tm1,
+            config.munchausen_alpha,
+            config.munchausen_temperature,
+            config.munchausen_clip,
+        )
+        value_t = losses.munchausen_value(quantile_t, config.munchausen_temperature)
+        return losses.bootstrap_target(batch.r_t + bonus, batch.discount_t, value_t)

@@ -1,0 +1,55 @@
+"""The whole network of the agent: an encoder by name and a value head."""
+
+import torch
+from torch import Tensor, nn
+
+from rl_nfm.encoders import Encoder, Extras, State
+from rl_nfm.values.heads import HeadConfig, ValueHead
+
+
+class QNetwork(nn.Module):
+    """Encoder and head; T steps, B batch, A actions, N quantiles."""
+
+    def __init__(self, encoder: Encoder, num_actions: int, head: HeadConfig):
+        super().__init__()
+        self.encoder = encoder
+        self.head = ValueHead(encoder.feature_dim, num_actions, head)
+        self.quantiles = head.distribution == "iqn"
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def initial_state(self, batch_size: int) -> State:
+        """The encoder's state before the first step, on the parameters' device."""
+        device = next(self.parameters()).device
+        return tuple(s.to(device) for s in self.encoder.initial_state(batch_size))
+
+    def features(
+        self, obs: Tensor, state: State, reset: Tensor | None, extras: Extras | None
+    ) -> tuple[Tensor, State]:
+        """Features [T, B, D] and the next state; see `Encoder.forward`."""
+        return self.encoder(obs, state, reset, extras)
+
+    def values(
+        self, features: Tensor, num_quantiles: int, noise: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Values [*, N, A] of features [*, D] and their quantile fractions [*, N].
+
+        Args:
+            features: of the encoder.
+            num_quantiles: N; 1 and no fractions where the head has none.
+            noise: draw the noise of noisy layers and the fractions at random. False, for
+                evaluation: no noise and the midpoints (i + 0.5) / N, so that the same
+                observation always gives the same values (IQN draws there too).
+        """
+        leading = features.shape[:-1]
+        flat = features.reshape(-1, features.shape[-1])
+        tau = None
+        if self.quantiles:
+            shape = (flat.shape[0], num_quantiles)
+            if noise:
+                tau = torch.rand(shape, device=flat.device)
+            else:
+                middle = torch.arange(num_quantiles, device=flat.device) + 0.5
+                tau = (middle / num_quantiles).expand(shape)
+        values = self.head(flat, tau, noise)
+        values = values.view(*leading, *values.shape[1:])
+        return values, None if tau is None else tau.view(*leading, -1)

@@ -1,0 +1,1 @@
+"""A trained agent at play: evaluation, predict, video, attention."""

@@ -1,0 +1,262 @@
+"""Playing episodes with a trained network, without display or training state.
+
+Counts the first N episodes *started*, not ended: the latter favours short episodes.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ale_py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from agents.config import Config
+from agents.learning.actor import Actor, to_device
+from agents.learning.learner import autocast_dtype
+from agents.learning.network import QNetwork
+from envs import GameVecEnv, human_normalized_score, make_env
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlayStep:
+    """One observation of each of E games, and what is done upon it.
+
+    The last observation of an episode is among them (`info["_episode"]` is true there); its action
+    has no effect. The actor's network has just read the observations.
+    """
+
+    obs: NDArray[np.uint8]
+    """Stacked frames [E, S, H, W], the newest last."""
+    reward: NDArray[np.float32]
+    """Raw reward [E] that came with the observation."""
+    info: dict[str, Any]
+    """As `GameVecEnv` has it: `episode_start`, `lives`, `_episode`, ..."""
+    action: NDArray[np.int64]
+    """What is chosen upon the observation [E]."""
+    actor: Actor | None
+    """Who chose; None for random play."""
+
+
+OnStep = Callable[[PlayStep], object]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Returns and lengths (agent steps) of N episodes under one protocol."""
+
+    game: str
+    returns: list[float]
+    lengths: list[int]
+    protocol: dict[str, Any]
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(np.mean(self.returns))
+
+    @property
+    def median(self) -> float:
+        """Median return."""
+        return float(np.median(self.returns))
+
+    @property
+    def hns(self) -> float | None:
+        """Human-normalised mean return; None where no human score is published."""
+        return human_normalized_score(self.game, self.mean)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        return {
+            "game": self.game,
+            "episodes": len(self.returns),
+            "returns": self.returns,
+            "lengths": self.lengths,
+            "mean": self.mean,
+            "median": self.median,
+            "hns": self.hns,
+            "protocol": self.protocol,
+        }
+
+
+def protocol_block(env: GameVecEnv, *, epsilon: float, seed: int) -> dict[str, Any]:
+    """Everything that the score depends on beside the network."""
+    return {
+        "env_id": f"ale_py.vector_env/{env.game}",
+        **dataclasses.asdict(env.protocol),
+        "epsilon": epsilon,
+        "seed": seed,
+        "num_envs": env.num_envs,
+        "episodes_counted": "first started",
+        "ale_py": ale_py.__version__,
+    }
+
+
+def play(
+    network: QNetwork | None,
+    config: Config,
+    *,
+    episodes: int,
+    epsilon: float,
+    seed: int,
+    num_envs: int = 8,
+    progress: bool = False,
+    on_step: OnStep | None = None,
+) -> Scores:
+    """Play episodes; random actions where there is no network.
+
+    Args:
+        network: on the device to act on.
+        config: names the game, the protocol and the number of acting quantiles.
+        episodes: N.
+        epsilon: probability of a random action; random play has 1.
+        seed: of the environments and of the actions; training's random streams are left alone.
+        num_envs: games side by side, at most N.
+        progress: show a bar.
+        on_step: called with each observation; the first game's first episode is the first counted.
+
+    Raises:
+        ValueError: if the network was made for another number of actions than the game has.
+    """
+    env = make_env(
+        config.game,
+        num_envs=min(num_envs, episodes),
+        # A run may come from a machine with more cores.
+        num_threads=min(config.env.num_threads, os.cpu_count() or 1),
+        protocol=config.env.resolve(),
+        seed=env_seed(seed),
+    )
+    with contextlib.closing(env), _own_random_stream(seed, network):
+        actor = None if network is None else _make_actor(network, config, env)
+        with _bar(episodes, progress) as bar:
+            counted = _Counter(env.num_envs, episodes, bar)
+            _play(env, actor, counted, epsilon, on_step)
+    return Scores(
+        game=env.game,
+        returns=counted.returns,
+        lengths=counted.lengths,
+        protocol=protocol_block(env, epsilon=1.0 if network is None else epsilon, seed=seed),
+    )
+
+
+def _play(
+    env: GameVecEnv,
+    actor: Actor | None,
+    counted: "_Counter",
+    epsilon: float,
+    on_step: OnStep | None,
+) -> None:
+    """Until all episodes are counted; their last observation is shown too."""
+    obs, info = env.reset()
+    reward = np.zeros(env.num_envs, np.float32)
+    while True:
+        action = _choose(actor, env, obs, info, epsilon)
+        if on_step is not None:
+            on_step(PlayStep(obs=obs, reward=reward, info=info, action=action, actor=actor))
+        if counted.done:
+            break
+        obs, reward, _, _, info = env.step(action)
+        if actor is not None:
+            actor.observe(
+                to_device(reward, actor.device), to_device(info["life_loss"], actor.device)
+            )
+        counted.step(info)
+
+
+@contextlib.contextmanager
+def _own_random_stream(seed: int, network: QNetwork | None) -> Iterator[None]:
+    """Seeds torch, and puts its state back."""
+    device = torch.device("cpu") if network is None else next(network.parameters()).device
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _bar(episodes: int, progress: bool) -> "tqdm[Any]":
+    # miniters=0: shows signs of life between the ends of episodes too
+    return tqdm(
+        total=episodes,
+        unit="episode",
+        miniters=0,
+        mininterval=0.5,
+        dynamic_ncols=True,
+        disable=not progress,
+    )
+
+
+def _make_actor(network: QNetwork, config: Config, env: GameVecEnv) -> Actor:
+    num_actions, known = len(env.action_meanings), network.head.num_actions
+    if known != num_actions:
+        raise ValueError(f"{env.game}: has {num_actions} actions, the network was made for {known}")
+    return Actor(
+        network,
+        num_envs=env.num_envs,
+        num_quantiles=config.learner.num_action_quantiles,
+        dtype=autocast_dtype(config.learner.precision, next(network.parameters()).device),
+        terminal_on_life_loss=env.protocol.terminal_on_life_loss,
+    )
+
+
+def _choose(
+    actor: Actor | None,
+    env: GameVecEnv,
+    obs: NDArray[np.uint8],
+    info: dict[str, Any],
+    epsilon: float,
+) -> NDArray[np.int64]:
+    if actor is None:
+        return torch.randint(len(env.action_meanings), (env.num_envs,)).numpy()
+    start = to_device(info["episode_start"], actor.device)
+    action = actor.act(to_device(obs, actor.device), start, epsilon=epsilon, noise=False)
+    return action.cpu().numpy()
+
+
+def env_seed(seed: int) -> int:
+    """A seed for environments such that neighbouring seeds share no environment."""
+    return seed * 1_000_003 % (2**31 - 4096)
+
+
+class _Counter:
+    """Gives episodes numbers in the order of their start, and keeps the first N."""
+
+    def __init__(self, num_envs: int, episodes: int, bar: "tqdm[Any]"):
+        self.number = np.arange(num_envs)
+        self.next = num_envs
+        self.results: dict[int, tuple[float, int]] = {}
+        self.episodes, self.bar, self.steps = episodes, bar, 0
+
+    @property
+    def done(self) -> bool:
+        return len(self.results) == self.episodes
+
+    @property
+    def returns(self) -> list[float]:
+        return [self.results[i][0] for i in range(self.episodes)]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [self.results[i][1] for i in range(self.episodes)]
+
+    def step(self, info: dict[str, Any]) -> None:
+        self.steps += len(self.number)
+        for i in np.flatnonzero(info.get("_episode", ())):
+            number = int(self.number[i])
+            if number < self.episodes:
+                episode = info["episode"]
+                self.results[number] = (float(episode["r"][i]), int(episode["l"][i]))
+                self.bar.update()
+            self.number[i] = self.next
+            self.next += 1
+        if not self.bar.disable:
+            self.bar.set_postfix(self._postfix(), refresh=False)
+            self.bar.update(0)
+
+    def _postfix(self) -> dict[str, str]:
+        shown = {"steps": str(self.steps)}
+        if self.results:
+            shown["mean"] = f"{np.mean([r for r, _ in self.results.values()]):.1f}"
+        return shown

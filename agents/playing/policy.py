@@ -1,0 +1,114 @@
+"""A trained agent for use from Python: `agents.load(path)` and Stable-Baselines3's `predict`."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.config import Config
+from agents.learning.actor import Actor, to_device
+from agents.learning.learner import autocast_dtype
+from agents.learning.network import QNetwork
+from agents.saving import checkpoint
+from agents.training.train import pick_device
+
+PredictState = tuple[NDArray[np.generic], ...]
+
+
+class Agent:
+    """A network that acts: greedily, or epsilon-greedily where `deterministic` is false."""
+
+    def __init__(self, network: QNetwork, config: Config, obs_shape: tuple[int, int, int]):
+        self.network, self.config, self.obs_shape = network.eval(), config, obs_shape
+
+    def predict(
+        self,
+        observation: NDArray[np.uint8],
+        state: PredictState | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = True,
+    ) -> tuple[NDArray[np.int64], PredictState | None]:
+        """Actions, with the signature of Stable-Baselines3's `predict`.
+
+        Args:
+            observation: uint8, one observation or a batch, channels first [B, C, H, W] or last
+                [B, H, W, C].
+            state: what the last call returned; None at the beginning.
+            episode_start: bool [B], true where `observation` is the first of an episode.
+            deterministic: false: random with the probability `run.eval_epsilon`.
+
+        Returns:
+            int64 actions, [B] or a scalar array for one observation, and the state for the next
+            call: None for a feed-forward encoder.
+
+        Raises:
+            ValueError: if the shape fits neither order, or the values are no uint8.
+        """
+        obs = np.asarray(observation)
+        single = obs.ndim == 3
+        batch = self._channels_first(obs[None] if single else obs)
+        start = np.zeros(len(batch), bool) if episode_start is None else np.asarray(episode_start)
+        start = start.reshape(-1).astype(bool)
+        actor = self._actor(len(batch), state)
+        if state is None:
+            start = np.ones(len(batch), bool)
+        epsilon = 0.0 if deterministic else self.config.run.eval_epsilon
+        device = actor.device
+        action = actor.act(
+            to_device(batch, device), to_device(start, device), epsilon=epsilon, noise=False
+        )
+        actions = action.cpu().numpy()
+        kept = self._kept(actor)
+        return (actions[0] if single else actions), kept
+
+    def _channels_first(self, obs: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        c, h, w = self.obs_shape
+        if obs.dtype != np.uint8 or obs.shape[1:] not in ((c, h, w), (h, w, c)):
+            raise ValueError(
+                f"observation: {obs.dtype} of shape {obs.shape[1:]} is not allowed: uint8 "
+                f"{(c, h, w)} or {(h, w, c)}"
+            )
+        if obs.shape[1:] != (c, h, w):
+            obs = obs.transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(obs)
+
+    def _actor(self, batch: int, state: PredictState | None) -> Actor:
+        learner = self.config.learner
+        device = next(self.network.parameters()).device
+        actor = Actor(
+            self.network,
+            num_envs=batch,
+            num_quantiles=learner.num_action_quantiles,
+            dtype=autocast_dtype(learner.precision, device),
+            terminal_on_life_loss=False,
+        )
+        if state is not None:
+            *recurrent, last_action, step = (to_device(s, device) for s in state)
+            actor.state = tuple(recurrent)
+            actor.last_action, actor.episode_step = last_action, step
+        return actor
+
+    def _kept(self, actor: Actor) -> PredictState | None:
+        """State of the next call. SB3's `predict` tells no rewards, so the last one counts 0."""
+        if not actor.state:
+            return None
+        kept = (*actor.state, actor.last_action, actor.episode_step)
+        return tuple(s.cpu().numpy() for s in kept)
+
+
+def load(path: str | Path, *, device: str = "auto", which: str = "last") -> Agent:
+    """The agent of a run's folder or of a single checkpoint.
+
+    Args:
+        path: either.
+        device: auto, cpu or cuda.
+        which: of a run, the `last` checkpoint or the `best` one.
+
+    Raises:
+        CheckpointError: missing or damaged (a ValueError).
+    """
+    found = checkpoint.open_checkpoint(checkpoint.find(Path(path), which))
+    network = checkpoint.load_network(found, pick_device(device))
+    with torch.no_grad():
+        return Agent(network, found.config, tuple(found.meta["obs_shape"]))

@@ -1,0 +1,200 @@
+"""A video of the first episode: the game in colour, and what the agent sees beside it.
+
+The agent's side is the newest frame of its observation. The colours come from a second emulator of
+the same seed that is given the same actions: emulation is deterministic, sticky actions included,
+so nothing about the episode that is scored changes.
+"""
+
+import contextlib
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import imageio.v3 as imageio
+import numpy as np
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.vector import AutoresetMode
+from imageio_ffmpeg import get_ffmpeg_exe
+from numpy.typing import NDArray
+
+from agents.config import Config
+from agents.playing.attention import AttentionView
+from agents.playing.evaluate import PlayStep, env_seed
+from envs import Protocol, resolve_game
+from envs.games import MEMORY_CUE
+from rl_nfm.support.output_files import written
+
+STILL_STEP = 100
+"""The still picture shows this agent step, or the last one of a shorter episode."""
+
+FPS = 15
+"""Agent steps in a second of play: 60 emulator frames, 4 to a step."""
+
+# Multiples of 16, as video encoders want them. The picture of an Atari fills a 4:3 screen.
+_HEIGHT, _GAME_WIDTH, _VIEW_WIDTH, _TEXT_HEIGHT = 480, 640, 480, 32
+
+Image = NDArray[np.uint8]
+"""[H, W, 3], RGB."""
+
+
+@contextlib.contextmanager
+def record_first_episode(
+    path: Path, config: Config, *, seed: int, attention: AttentionView | None = None
+) -> Iterator["EpisodeVideo"]:
+    """A recorder to hand to `play` as `on_step`; the file is whole or not there at all.
+
+    Args:
+        path: ends in .mp4.
+        config: that of `play`.
+        seed: that of `play`.
+        attention: drawn below the game; a still of it is written beside the video, as .png.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    game, protocol = resolve_game(config.game), config.env.resolve()
+    colors = None if game == MEMORY_CUE else _ColorTwin(game, protocol, env_seed(seed))
+    with written(path) as partial, contextlib.ExitStack() as stack:
+        video = EpisodeVideo(game, colors, partial, stack, attention)
+        yield video
+        if attention is not None and video.still is not None:
+            with written(path.with_suffix(".png")) as still:
+                imageio.imwrite(still, video.still, extension=".png")
+
+
+class EpisodeVideo:
+    """Draws one image per observation of the first game, until its first episode has ended."""
+
+    def __init__(
+        self,
+        game: str,
+        colors: "_ColorTwin | None",
+        path: Path,
+        stack: contextlib.ExitStack,
+        attention: AttentionView | None,
+    ):
+        self.game, self.colors, self.attention = game, colors, attention
+        self.still: Image | None = None
+        self._path, self._stack = path, stack
+        self._append: Callable[[Image], None] | None = None
+        self.steps, self.score, self.done = 0, 0.0, False
+        self._action = 0
+
+    def __call__(self, step: PlayStep) -> None:
+        """See `agents.playing.evaluate.OnStep`."""
+        if self.done:
+            return
+        if step.info["episode_start"][0]:
+            picture = None if self.colors is None else self.colors.reset()
+        else:
+            self.steps += 1
+            self.score += float(step.reward[0])
+            picture = None
+            if self.colors is not None:
+                picture, reward = self.colors.step(self._action)
+                assert reward == step.reward[0], "the second emulator plays another game"
+        self._action = int(step.action[0])
+        self._write(self._draw(picture, step.obs[0, -1]))
+        self.done = bool(step.info.get("_episode", (False,))[0])
+        if self.done:
+            self._stack.close()  # now, so that a full disk is not found out after hours of play
+
+    def _write(self, image: Image) -> None:
+        """Append an image; the first one decides the size, in multiples of 16."""
+        height, width = (-(-size // 16) * 16 for size in image.shape[:2])
+        if self._append is None:
+            self._size = (height, width)
+            self._append = self._stack.enter_context(_encoder(self._path, self._size))
+        canvas = np.zeros((*self._size, 3), np.uint8)
+        canvas[: image.shape[0], : image.shape[1]] = image
+        self._append(canvas)
+        if self.steps <= STILL_STEP:
+            self.still = canvas
+
+    def _draw(self, picture: Image | None, view: NDArray[np.uint8]) -> Image:
+        gray = _scaled(np.repeat(view[..., None], 3, axis=-1), _VIEW_WIDTH)
+        panels = [gray] if picture is None else [_scaled(picture, _GAME_WIDTH), gray]
+        strip = np.zeros((_TEXT_HEIGHT, sum(p.shape[1] for p in panels), 3), np.uint8)
+        text = f"{self.game}  score {self.score:.0f}  step {self.steps}"
+        cv2.putText(
+            strip, text, (8, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 1, cv2.LINE_AA
+        )
+        rows = [strip, np.hstack(panels)]
+        if self.attention is not None:
+            rows.append(self.attention.draw(view))
+        width = max(row.shape[1] for row in rows)
+        return np.vstack([np.pad(r, ((0, 0), (0, width - r.shape[1]), (0, 0))) for r in rows])
+
+
+def _scaled(image: Image, width: int) -> Image:
+    scaled = cv2.resize(image, (width, _HEIGHT), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(scaled, np.uint8)
+
+
+@contextlib.contextmanager
+def _encoder(path: Path, size: tuple[int, int]) -> Iterator[Callable[[Image], None]]:
+    """A function that appends images of a size (height, width) to a video.
+
+    Not `imageio_ffmpeg.write_frames`: that takes no notice when ffmpeg fails at the end.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    raw = f"-f rawvideo -pix_fmt rgb24 -s {size[1]}x{size[0]} -r {FPS} -i -"
+    coded = "-c:v libx264 -preset veryfast -pix_fmt yuv420p"
+    command = [get_ffmpeg_exe(), "-loglevel", "error", "-y", *raw.split(), *coded.split()]
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen([*command, str(path)], stdin=subprocess.PIPE, stderr=errors)
+        assert process.stdin is not None
+        try:
+            yield lambda image: _feed(process, image)
+            process.communicate()
+        except BrokenPipeError:
+            pass  # ffmpeg has given up, and says why
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            process.wait()
+        if process.returncode != 0:
+            errors.seek(0)
+            told = errors.read().decode(errors="replace").strip().splitlines()
+            raise OSError("\n".join([f"video: {path} cannot be written", *told[-3:]]))
+
+
+def _feed(process: "subprocess.Popen[bytes]", image: Image) -> None:
+    assert process.stdin is not None
+    process.stdin.write(image.tobytes())
+
+
+class _ColorTwin:
+    """One emulator that shows colours at full size; everything else is as the protocol says."""
+
+    def __init__(self, game: str, protocol: Protocol, seed: int):
+        settings = dict(vars(protocol))
+        del settings["name"], settings["terminal_on_life_loss"]
+        settings |= {"stack_num": 1, "img_height": 210, "img_width": 160}
+        self._seed = seed
+        self._vec = AtariVectorEnv(
+            game,
+            1,
+            num_threads=1,
+            autoreset_mode=AutoresetMode.NEXT_STEP,
+            episodic_life=False,
+            life_loss_info=False,
+            reward_clipping=False,
+            grayscale=False,
+            **settings,
+        )
+
+    def reset(self) -> Image:
+        obs, _ = self._vec.reset(seed=self._seed)
+        return obs[0, 0]
+
+    def step(self, action: int) -> tuple[Image, float]:
+        obs, reward, *_ = self._vec.step(np.array([action], np.int64))
+        return obs[0, 0], float(reward[0])

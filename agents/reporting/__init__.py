@@ -1,0 +1,1 @@
+"""Reports over runs: sources, statistics, tables, figures."""

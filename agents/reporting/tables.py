@@ -1,0 +1,180 @@
+"""The numbers of a report: per run, per game and method, over games, and method against method.
+
+Over seeds where there are several. Of a single run the statistics are over its episodes, and each
+row says which: such an interval tells nothing about other seeds.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.reporting.sources import TRAINING_EPISODES, Result, Source
+from agents.reporting.statistics import (
+    AGGREGATE_RESAMPLES,
+    RESAMPLES,
+    Statistic,
+    Strata,
+    bootstrap_interval,
+    improvement_interval,
+    interquartile_mean,
+    mean_of_means,
+    median_of_means,
+    probability_of_improvement,
+)
+from envs import human_normalized_score
+
+TITLES: dict[Source, str] = {
+    "evaluation": "Evaluation",
+    "training": f"Training, last {TRAINING_EPISODES} episodes",
+}
+_AGGREGATES = {"iqm": interquartile_mean, "mean": mean_of_means, "median": median_of_means}
+Row = dict[str, Any]
+Groups = Mapping[tuple[str, str], Sequence[Result]]
+"""(game, method) to its runs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tables:
+    """All numbers of one source."""
+
+    runs: list[Row]
+    """One row per run."""
+    scores: list[Row]
+    """One per game and method."""
+    aggregates: list[Row]
+    """One per method, human-normalised, over the games that all methods have."""
+    improvements: list[Row]
+    """One per pair of methods: probability that the first beats the second."""
+    strata: dict[str, list[NDArray[np.float64]]]
+    """Method to human-normalised scores per game, as aggregated; empty below two games."""
+
+    def to_plain(self) -> dict[str, list[Row]]:
+        """The rows."""
+        names = ("runs", "scores", "aggregates", "improvements")
+        return {name: getattr(self, name) for name in names}
+
+
+def make_tables(results: Sequence[Result], notes: list[str]) -> Tables:
+    """The numbers of results of one source, all with episodes; tells `notes` what is left out."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in sorted(results, key=lambda r: (r.game, r.method, r.seed or 0)):
+        groups.setdefault((result.game, result.method), []).append(result)
+    strata = _normalized(groups, TITLES[results[0].source], notes)
+    return Tables(
+        runs=[_run_row(result) for group in groups.values() for result in group],
+        scores=[_score_row(group) for group in groups.values()],
+        aggregates=[_aggregate_row(method, games) for method, games in strata.items()],
+        improvements=_improvements(groups),
+        strata=strata,
+    )
+
+
+def _run_row(result: Result) -> Row:
+    return {
+        "source": result.source,
+        "game": result.game,
+        "method": result.method,
+        "seed": result.seed,
+        "steps": result.steps,
+        "episodes": len(result.returns),
+        "mean": result.mean,
+        "median": float(np.median(result.returns)),
+        "hns": result.hns,
+        "path": result.where,
+    }
+
+
+def _score_row(group: Sequence[Result]) -> Row:
+    first = group[0]
+    if len(group) > 1:
+        values = _means(group)
+        known = all(result.seed is not None for result in group)
+        over = f"{len(group)} {'seeds' if known else 'runs'}"
+    else:
+        values = np.array(first.returns)
+        over = f"{len(values)} episodes of one run"
+    mean = float(values.mean())
+    return {
+        "source": first.source,
+        "game": first.game,
+        "method": first.method,
+        "steps": sorted({result.steps for result in group if result.steps is not None}),
+        "over": over,
+        "mean": mean,
+        "median": float(np.median(values)),
+        "hns": human_normalized_score(first.game, mean),
+        "iqm": float(interquartile_mean([values])),
+        **_interval("iqm", interquartile_mean, [values], RESAMPLES),
+    }
+
+
+def _means(group: Sequence[Result]) -> NDArray[np.float64]:
+    return np.array([result.mean for result in group])
+
+
+def _interval(name: str, statistic: Statistic, strata: Strata, resamples: int) -> Row:
+    """Bounds of the 95 % interval; None where there is nothing to resample."""
+    low = high = None
+    if min(map(len, strata)) > 1:
+        low, high = map(float, bootstrap_interval(statistic, strata, resamples=resamples))
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _normalized(
+    groups: Groups, title: str, notes: list[str]
+) -> dict[str, list[NDArray[np.float64]]]:
+    games = list(dict.fromkeys(game for game, _ in groups))
+    methods = list(dict.fromkeys(method for _, method in groups))
+    common = [
+        game
+        for game in games
+        if human_normalized_score(game, 0.0) is not None
+        and all((game, method) in groups for method in methods)
+    ]
+    if len(common) < len(games) > 1:
+        left = ", ".join(game for game in games if game not in common)
+        notes.append(f"{title}: not over {left} (no human score, or not played by every method)")
+    if len(common) < 2:
+        return {}
+    strata = {
+        method: [np.array([r.hns for r in groups[game, method]], np.float64) for game in common]
+        for method in methods
+    }
+    sizes = {len(scores) for games in strata.values() for scores in games}
+    if min(sizes) < 2:
+        notes.append(f"{title}: no interval over games where a game has one run only")
+    elif len(sizes) > 1:
+        notes.append(f"{title}: unequal numbers of seeds; in the IQM games with more weigh more")
+    return strata
+
+
+def _aggregate_row(method: str, strata: Strata) -> Row:
+    row: Row = {"method": method, "games": len(strata), "runs": sum(map(len, strata))}
+    for name, statistic in _AGGREGATES.items():
+        row[name] = float(statistic(strata))
+        row |= _interval(name, statistic, strata, AGGREGATE_RESAMPLES)
+    return row
+
+
+def _improvements(groups: Groups) -> list[Row]:
+    """On the games where both methods have several seeds; scores need no normalisation for it."""
+    games = list(dict.fromkeys(game for game, _ in groups))
+    methods = list(dict.fromkeys(method for _, method in groups))
+    rows = []
+    for index, first in enumerate(methods):
+        for second in methods[index + 1 :]:
+            x, y = [], []
+            for game in games:
+                pair = groups.get((game, first), ()), groups.get((game, second), ())
+                if min(map(len, pair)) > 1:
+                    x.append(_means(pair[0]))
+                    y.append(_means(pair[1]))
+            if x:
+                low, high = improvement_interval(x, y)
+                value = float(probability_of_improvement(x, y))
+                row = {"first": first, "second": second, "games": len(x), "probability": value}
+                rows.append({**row, "low": low, "high": high})
+    return rows

@@ -1,0 +1,1 @@
+"""Residual networks and norms, and baselines matched to another network's size."""

@@ -1,0 +1,1 @@
+"""Data sets of the supervised tasks, generated or read."""

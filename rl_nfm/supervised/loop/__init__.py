@@ -1,0 +1,1 @@
+"""One training loop for the supervised tasks: options, trials, batches of seeds."""

@@ -1,0 +1,191 @@
+"""The options every supervised run has, and how flags, presets and a resumed run become one config.
+
+A task's config is a frozen dataclass derived from `RunConfig`; its presets are instances of it.
+`--preset` picks the instance whose values the flags then change, and whose values `--help` shows.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import torch
+from annotated_types import Ge, Gt
+
+from rl_nfm.support.configuration import parse_flags, validate
+
+CONFIG_FILE = "config.json"
+FREE_ON_RESUME = frozenset({"json", "resume", "device", "epochs", "updates", "trials"})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Options of every supervised run."""
+
+    preset: Literal["small", "paper"] = "small"
+    """small: offline, minutes on two CPU cores; paper: the published setting."""
+    json: Path | None = None
+    """Write the result here too; it always lands in OUT/result.json."""
+    out: Path | None = None
+    """Folder of the run (default: runs/supervised/TASK-MODEL-TIME)."""
+    resume: Path | None = None
+    """Continue the run in this folder; only epochs, updates, trials, device and json may differ."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Seed of the first trial; the next trials use the next seeds."""
+    trials: Annotated[int, Gt(0)] = 1
+    """Runs with different seeds; mean and standard deviation are reported."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is one."""
+
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+
+
+def parse_config(
+    argv: Sequence[str],
+    *,
+    task: str,
+    presets: Mapping[str, ConfigT],
+    description: str = "",
+) -> ConfigT:
+    """The config of a run from its flags.
+
+    Args:
+        argv: flags after the task's name.
+        task: its name, for `--help`.
+        presets: name to config; each config's `preset` field must be that name.
+        description: first paragraph of `--help`.
+
+    Raises:
+        ValueError: unknown flag or preset, bad value, or a change that `--resume` does not allow.
+        SystemExit: 0 after `--help`.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset", default=next(iter(presets)))
+    early.add_argument("--resume", type=Path)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            first, _ = early.parse_known_args([a for a in argv if a not in ("-h", "--help")])
+    except SystemExit:  # argparse has no other way to say that a value is missing
+        raise ValueError("--preset and --resume need a value") from None
+    if first.preset not in presets:
+        raise ValueError(f"preset: {first.preset!r} is unknown (allowed: {', '.join(presets)})")
+    cls = type(presets[first.preset])
+    default = presets[first.preset]
+    if first.resume is not None:
+        default = read_config(first.resume, cls, task=task)
+    config = parse_flags(
+        cls, argv, default=default, prog=f"rl-nfm supervised {task}", description=description
+    )
+    if first.resume is not None:
+        _check_resumable(default, config)
+    return config
+
+
+def read_config(run: Path, cls: type[ConfigT], *, task: str) -> ConfigT:
+    """The config a run folder was started with.
+
+    Raises:
+        ValueError: no run of this task is in the folder.
+    """
+    try:
+        content = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))
+        found, values = content["task"], content["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"resume: {run} holds no supervised run (no {CONFIG_FILE})") from None
+    if found != task:
+        raise ValueError(f"resume: {run} holds a run of task {found!r}, not {task!r}")
+    return validate(cls, values, where=str(run / CONFIG_FILE))
+
+
+def write_config(run: Path, config: RunConfig, *, task: str) -> None:
+    """Write `config` as plain JSON into a run folder, which is then taken.
+
+    Raises:
+        ValueError: another run has taken it.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    values = plain(dataclasses.replace(config, resume=None))
+    content = json.dumps({"task": task, "config": values}, indent=1)
+    try:
+        with (run / CONFIG_FILE).open("w" if config.resume else "x", encoding="utf-8") as file:
+            file.write(content + "\n")
+    except FileExistsError:
+        raise _taken(run) from None
+
+
+def _taken(run: Path) -> ValueError:
+    return ValueError(f"out: {run} already holds a run; continue it with --resume {run}")
+
+
+def run_folder(config: RunConfig, *, task: str, base: Path = Path("runs/supervised")) -> Path:
+    """The folder of a run: the resumed one, `out`, or a new one below `base`.
+
+    Raises:
+        ValueError: `out` already holds a run.
+    """
+    if config.resume is not None:
+        return config.resume
+    if config.out is None:
+        words = [task, vars(config).get("model"), time.strftime("%Y%m%d-%H%M%S")]
+        name = "-".join(word for word in words if word)
+        names = (f"{name}-{n}" if n else name for n in itertools.count())
+        return next(base / name for name in names if not (base / name).exists())
+    if (config.out / CONFIG_FILE).exists():
+        raise _taken(config.out)
+    return config.out
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of `--device`.
+
+    Raises:
+        ValueError: CUDA is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: 'cuda' is not available here (allowed: auto, cpu)")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def refuse_unused(
+    config: ConfigT, presets: Mapping[str, ConfigT], used_by: Mapping[str, Sequence[str]]
+) -> None:
+    """Refuse options that the chosen model does not read.
+
+    Args:
+        config: has a field `model`.
+        presets: as in `parse_config`.
+        used_by: option to the models that read it.
+
+    Raises:
+        ValueError: such an option differs from its preset.
+    """
+    preset, model = presets[config.preset], vars(config)["model"]
+    for name, models in used_by.items():
+        if model not in models and getattr(config, name) != getattr(preset, name):
+            raise ValueError(
+                f"{name}: has no effect on model {model!r} (read by: {', '.join(models)})"
+            )
+
+
+def _check_resumable(old: RunConfig, new: RunConfig) -> None:
+    for field in dataclasses.fields(new):
+        before, now = getattr(old, field.name), getattr(new, field.name)
+        if field.name not in FREE_ON_RESUME and before != now:
+            raise ValueError(
+                f"{field.name}: {now!r} differs from the resumed run's {before!r} "
+                f"(free to change: {', '.join(sorted(FREE_ON_RESUME))})"
+            )

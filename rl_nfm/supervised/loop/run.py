@@ -1,0 +1,85 @@
+"""One short training loop for the supervised tasks: a run is one or more trials and their mean.
+
+A task says what its data, model, loss and figures are (`Task`); `Trial` trains one seed of it. A
+plain loop, because on one device Lightning Fabric would replace about five of its lines (moving
+to the device), while its checkpoints are pickles and it brings a dozen packages along.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from rl_nfm.supervised.loop.options import (
+    choose_device,
+    parse_config,
+    plain,
+    refuse_unused,
+    run_folder,
+    write_config,
+)
+from rl_nfm.supervised.loop.reporting import (
+    format_metrics,
+    mean_and_deviation,
+    versions,
+    write_result,
+)
+from rl_nfm.supervised.loop.task import LoopConfig, Metrics, Task
+from rl_nfm.supervised.loop.trial import Trial
+from rl_nfm.supervised.registry import register_task
+
+__all__ = ["LoopConfig", "Metrics", "Task", "register_loop_task", "run_trials"]
+
+
+def register_loop_task(
+    name: str, summary: str, task: type[Task[Any]], presets: Mapping[str, LoopConfig]
+) -> None:
+    """Register a task that this loop trains.
+
+    Args:
+        name: on the command line.
+        summary: one line.
+        task: makes one trial.
+        presets: name to config, the default one first.
+    """
+
+    @register_task(name, summary)
+    def main(argv: Sequence[str]) -> int:
+        config = parse_config(argv, task=name, presets=presets, description=summary)
+        if "model" in vars(config):
+            refuse_unused(config, presets, task.used_by)
+        run_trials(name, task, config)
+        return 0
+
+
+def run_trials(name: str, task: type[Task[Any]], config: LoopConfig) -> dict[str, Any]:
+    """Train `config.trials` seeds and write the result; returns it.
+
+    Raises:
+        ValueError: a bad option or run folder, or a loss that is not finite.
+        OSError: a file cannot be written.
+    """
+    device = choose_device(config.device)
+    folder = run_folder(config, task=name)
+    rows, baselines = [], {}
+    for index in range(config.trials):
+        trial = Trial(task, config, device, folder / f"trial{index}", config.seed + index)
+        if index == 0:  # not before data and model could be made: a failed start leaves no run
+            write_config(folder, config, task=name)
+        rows.append(trial.run())
+        baselines = trial.task.baselines()
+    mean, deviation = mean_and_deviation([row["metrics"] for row in rows])
+    result = {
+        "task": name,
+        "config": plain(config),
+        "versions": versions(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "trials": rows,
+        "mean": mean,
+        "deviation": deviation,
+        "baselines": baselines,
+    }
+    write_result(result, folder / "result.json", *([config.json] if config.json else []))
+    print(f"{name}: {config.trials} trial(s), {folder / 'result.json'}")
+    print(format_metrics(mean, deviation, baselines))
+    return result

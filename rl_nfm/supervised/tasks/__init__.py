@@ -1,0 +1,1 @@
+"""The supervised tasks, each with its models."""

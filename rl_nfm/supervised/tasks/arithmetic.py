@@ -1,0 +1,274 @@
+"""Arithmetic units on sums, differences, products and quotients of sums of their inputs.
+
+The simple function task of NALU (Trask et al. 2018) in the form of Madsen & Johansen 2020
+(arXiv 2001.05016, section 4.1 and appendix C): inputs from U[1, 2] in training, from U[2, 6] at
+test; a and b are sums of subsets of them, the target is a op b.
+  * `simple`: a = x1 + x2, b = x1 + x2 + x3 + x4 of 4 inputs. Published, of 100 seeds in 200,000
+    updates on `mul`: NMU 94 %, NALU 26 % (shared weights), NAC 13 %.
+  * `subsets`: neighbouring subsets of 100 inputs, each a quarter of them, half overlapping.
+
+A seed succeeds if its extrapolation error, at the evaluation of its least interpolation error, is
+below that of a perfect solution whose first weights are off by 1e-5. Two layers, hidden size 2:
+`nmu` is NAU then NMU; `nac` is a NAC, then one in log space for mul and div; the others twice the
+same. All seeds train as one batch; a seed's run is the same alone and among others.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rl_nfm.arithmetic import (
+    INALU,
+    NAU,
+    NMU,
+    ArithmeticLayer,
+    MultiplicativeAccumulatorCell,
+    NeuralAccumulatorCell,
+    NeuralArithmeticLogicUnit,
+    project_,
+    sparsity_error,
+)
+from rl_nfm.supervised.loop.options import (
+    choose_device,
+    parse_config,
+    plain,
+    refuse_unused,
+    run_folder,
+    write_config,
+)
+from rl_nfm.supervised.loop.reporting import MetricsLog, versions, write_result
+from rl_nfm.supervised.loop.seed_batch import SeedBatch, seed_generator
+from rl_nfm.supervised.registry import register_task
+from rl_nfm.supervised.tasks.arithmetic_function import ArithmeticConfig, FunctionTask, summarise
+from rl_nfm.support.bare_flags import spell_out
+
+NAME = "arithmetic"
+TEST_SAMPLES = 10_000
+CHUNK = 100
+"""Updates whose batches are drawn at once."""
+
+PRESETS = {
+    "small": ArithmeticConfig(preset="small", trials=10, updates=50_000),
+    "paper": ArithmeticConfig(preset="paper", task="subsets", trials=100, updates=5_000_000),
+}
+USED_BY = {
+    "share_weights": ("nalu",),
+    "regularizer": ("inalu", "nau", "nmu"),
+    "ramp_start": ("inalu", "nau", "nmu"),
+    "ramp_end": ("inalu", "nau", "nmu"),
+}
+
+
+class UnitStack(nn.Module):
+    """Two layers of one unit.
+
+    Args:
+        config: of the run.
+        inputs: I.
+    """
+
+    def __init__(self, config: ArithmeticConfig, inputs: int):
+        super().__init__()
+        hidden = config.hidden_size
+        self.layers = nn.ModuleList(
+            (_layer(config, inputs, hidden, 0), _layer(config, hidden, 1, 1))
+        )
+
+    def forward(self, x: Tensor, *, extra: Literal["none", "penalty", "sparsity"] = "none") -> Any:
+        """[B, I] to [B], and with `extra` a scalar: the regularisers' sum or the sparsity error."""
+        y = self.layers[1](self.layers[0](x)).squeeze(-1)
+        if extra == "none":
+            return y
+        layers = [layer for layer in self.layers if isinstance(layer, ArithmeticLayer)]
+        if extra == "penalty":
+            return y, torch.stack([layer.regularizer() for layer in layers]).sum()
+        weights = [w for layer in layers for w in layer.effective_weights()]
+        weights += [layer.weight for layer in self.layers if isinstance(layer, nn.Linear)]
+        return y, torch.stack([sparsity_error(weight) for weight in weights]).max()
+
+
+def _layer(config: ArithmeticConfig, inputs: int, outputs: int, index: int) -> nn.Module:
+    match config.model:
+        case "linear":
+            return nn.Linear(inputs, outputs, bias=False)
+        case "nac":
+            in_log_space = index == 1 and config.op in ("mul", "div")
+            cell = MultiplicativeAccumulatorCell if in_log_space else NeuralAccumulatorCell
+            return cell(inputs, outputs)
+        case "nalu":
+            return NeuralArithmeticLogicUnit(
+                inputs, outputs, share_weights=config.share_weights, eps=1e-7
+            )
+        case "inalu":
+            return INALU(inputs, outputs)
+        case "nau":
+            return NAU(inputs, outputs)
+        case "nmu":
+            return (NAU, NMU)[index](inputs, outputs)
+
+
+def ramp(config: ArithmeticConfig, update: int) -> float:
+    """Factor of the regulariser at an update (Madsen & Johansen, section 2.2)."""
+    if config.model not in USED_BY["regularizer"]:
+        return 0.0
+    share = (update - config.ramp_start) / (config.ramp_end - config.ramp_start)
+    return config.regularizer * min(max(share, 0.0), 1.0)
+
+
+class Run:
+    """All seeds of a run: their models, data and history."""
+
+    def __init__(self, config: ArithmeticConfig):
+        self.config = config
+        self.device = choose_device(config.device)
+        seeds = range(config.seed, config.seed + config.trials)
+        self.task = FunctionTask(config, seeds)
+        self.batch = SeedBatch(
+            lambda: UnitStack(config, self.task.inputs),
+            seeds,
+            learning_rates={"": config.learning_rate},
+            device=self.device,
+        )
+        self.tests = [
+            self.task.draw(TEST_SAMPLES, bounds, torch.Generator().manual_seed(index))
+            for index, bounds in enumerate((config.interpolation, config.extrapolation))
+        ]
+        self.threshold = self.task.threshold()
+        self.history = torch.zeros(0, 3, config.trials)
+        """Evaluation, (interpolation error, extrapolation error, sparsity error), seed."""
+        self.evaluated: list[int] = []
+        """Updates at each evaluation."""
+        self.updates = 0
+        self.seconds = 0.0
+
+    def train(self, folder: Path) -> None:
+        """Run to the last update, evaluating and saving on the way."""
+        config = self.config
+        if (folder / "checkpoint").is_dir():
+            meta, more = self.batch.load(folder / "checkpoint")
+            self.updates, self.seconds = meta["updates"], meta["seconds"]
+            self.history, self.evaluated = more["history"], meta["evaluated"]
+        log = MetricsLog(folder, last_epoch=self.updates)
+        bar = tqdm(total=config.updates, initial=self.updates, unit="update", disable=None)
+        while self.updates < config.updates:
+            start = time.perf_counter()
+            count = min(config.eval_every, config.updates - self.updates)
+            self._train_updates(count)
+            self.seconds += time.perf_counter() - start
+            bar.update(count)
+            self.evaluate()
+            solved = float((self.history[-1, 1] < self.threshold).float().mean())
+            middle = self.history[-1].nan_to_num(math.inf).median(1).values.tolist()
+            names = ("interpolation_median", "extrapolation_median", "sparsity_median")
+            log.write(self.updates, {**dict(zip(names, middle, strict=True)), "solved": solved})
+            self.batch.save(
+                folder / "checkpoint",
+                {
+                    "config": plain(config),
+                    "updates": self.updates,
+                    "evaluated": self.evaluated,
+                    "seconds": self.seconds,
+                },
+                {"history": self.history},
+            )
+        bar.close()
+        log.close()
+
+    def _train_updates(self, count: int) -> None:
+        for first in range(self.updates, self.updates + count, CHUNK):
+            size = min(CHUNK, self.updates + count - first)
+            inputs, targets = self._chunk(first, size)
+            for index in range(size):
+                self._update(inputs[:, index], targets[:, index], ramp(self.config, first + index))
+        self.updates += count
+
+    def _chunk(self, first: int, size: int) -> tuple[Tensor, Tensor]:
+        """Batches of `size` updates: inputs [S, size, B, I], targets [S, size, B]."""
+        config = self.config
+        rows = [
+            self.task.draw(
+                size * config.batch_size, config.interpolation, seed_generator(seed, 1 + first)
+            )
+            for seed in self.batch.seeds
+        ]
+        inputs = torch.stack(rows)
+        targets = self.task.targets(inputs)
+        shape = (len(rows), size, config.batch_size)
+        return inputs.view(*shape, -1).to(self.device), targets.view(shape).to(self.device)
+
+    def _update(self, inputs: Tensor, targets: Tensor, factor: float) -> None:
+        if factor > 0:
+            outputs, penalties = self.batch(inputs, extra="penalty")
+            losses = (outputs - targets).square().mean(1) + factor * penalties
+        else:
+            losses = (self.batch(inputs) - targets).square().mean(1)
+        self.batch.update(losses, self.config.clip_value)
+        project_(self.batch.model, self.batch.parameters)
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Append the errors of all seeds to `history`."""
+        errors, sparsity = [], torch.zeros(0)
+        for inputs in self.tests:
+            targets = self.task.targets(inputs[None]).to(self.device)
+            every = inputs.to(self.device).expand(len(self.batch.seeds), *inputs.shape)
+            outputs, sparsity = self.batch(every, extra="sparsity")
+            errors.append((outputs - targets).square().mean(1))
+        row = torch.stack([*errors, sparsity]).cpu()
+        self.history = torch.cat([self.history, row[None]])
+        self.evaluated.append(self.updates)
+
+
+def _check(config: ArithmeticConfig) -> None:
+    for name in ("interpolation", "extrapolation"):
+        low, high = getattr(config, name)
+        if not low < high:
+            raise ValueError(f"{name}: ({low}, {high}) is no range (allowed: low < high)")
+    if config.ramp_end <= config.ramp_start:
+        raise ValueError(
+            f"ramp_end: {config.ramp_end} must be above ramp_start {config.ramp_start}"
+        )
+
+
+@register_task(NAME, "add, sub, mul, div beyond the training range; all seeds in one batch")
+def main(argv: Sequence[str]) -> int:
+    """Train all seeds and write the result."""
+    config = parse_config(
+        spell_out(argv, ArithmeticConfig), task=NAME, presets=PRESETS, description=__doc__ or ""
+    )
+    _check(config)
+    refuse_unused(config, PRESETS, USED_BY)
+    run = Run(config)
+    folder = run_folder(config, task=NAME)
+    write_config(folder, config, task=NAME)
+    run.train(folder)
+    rows, summary = summarise(run.history, run.threshold, run.evaluated, run.batch.seeds)
+    result = {
+        "task": NAME,
+        "config": plain(config),
+        "versions": versions(),
+        "device": torch.cuda.get_device_name() if run.device.type == "cuda" else "cpu",
+        "threshold": run.threshold,
+        "train_seconds": round(run.seconds, 1),
+        "summary": summary,
+        "trials": rows,
+    }
+    write_result(result, folder / "result.json", *([config.json] if config.json else []))
+    print(f"{NAME} {config.op} {config.model}: {folder / 'result.json'}")
+    print(
+        f"success {100 * summary['success_rate']:.0f} % of {len(rows)} seeds "
+        f"(95 %: {100 * summary['success_low']:.0f} to {100 * summary['success_high']:.0f} %), "
+        f"extrapolation error below {run.threshold:.3g}"
+    )
+    if summary["success_rate"] > 0:
+        print(
+            f"solved at {summary['solved_at_median']:,.0f} updates (median), "
+            f"sparsity error {summary['sparsity_error_mean']:.2g} (mean)"
+        )
+    return 0

@@ -1,0 +1,189 @@
+"""Counting and summing the digits of an image, with more digits at test than in training.
+
+In the spirit of NALU's counting tasks (Trask et al. 2018, section 4.2 and following): a small CNN
+ends in an arithmetic head (`rl_nfm.arithmetic.BuildHead`) that puts out how often each digit
+occurs, or the sum of all digits. Images are grids of cells, each empty or with a digit; training
+images hold few digits, test images also many more. Digits at test come from images not trained on.
+
+Since the head sees averages over the image, even a linear one can extrapolate in principle: what
+is compared is how exactly each does.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rl_nfm.arithmetic import BuildHead
+from rl_nfm.supervised.data.datasets import load_images
+from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
+
+CLASSES = 10
+HEADS = {"linear": "linear", "nac": "NAC", "nalu": "NALU"}
+CHUNK = 250
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CountingConfig(LoopConfig):
+    """Options of the counting task."""
+
+    model: Literal["linear", "nac", "nalu"] = "nac"
+    """The head behind the CNN."""
+    target: Literal["count", "sum"] = "count"
+    """count: how often each of the 10 digits occurs; sum: of all digits."""
+    data: Literal["digits", "mnist"] = "digits"
+    """digits: 8x8, embedded in scikit-learn; mnist: IDX files in `data_folder`."""
+    data_folder: Path | None = None
+    """Folder of the MNIST files."""
+    grid: Annotated[int, Gt(0)] = 4
+    """Cells a side."""
+    train_digits: tuple[Annotated[int, Ge(0)], int] = (1, 5)
+    """Least and greatest number of digits in training."""
+    test_digits: tuple[Annotated[int, Ge(0)], int] = (6, 16)
+    """Least and greatest number of digits beyond training."""
+    channels: Annotated[int, Gt(0)] = 32
+    """Of the CNN's first convolution; the others have twice as many."""
+    hidden: Annotated[int, Gt(0)] = 16
+    """Inputs of the head."""
+    updates_per_epoch: Annotated[int, Gt(0)] = 200
+    """New batches an epoch."""
+    test_examples: Annotated[int, Gt(0)] = 1000
+    """Test images of either kind."""
+
+
+PRESETS = {
+    "small": CountingConfig(preset="small", channels=16, epochs=15),
+    "paper": CountingConfig(preset="paper", data="mnist", epochs=200),
+}
+
+
+def make_grids(
+    images: Tensor,
+    labels: Tensor,
+    digits: tuple[int, int],
+    count: int,
+    grid: int,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Grids of cells with digits in random ones.
+
+    Args:
+        images: uint8 [N, 1, h, w] of single digits.
+        labels: int64 [N].
+        digits: least and greatest number of digits in a grid.
+        count: B grids.
+        grid: G cells a side.
+        generator: of all randomness.
+
+    Returns:
+        uint8 [B, 1, G h, G w], and int64 [B, 10]: how often each digit occurs.
+    """
+    cells, (height, width) = grid * grid, images.shape[2:]
+    low, high = digits
+    number = torch.randint(low, high + 1, (count,), generator=generator)
+    order = torch.rand(count, cells, generator=generator).argsort(1)
+    filled = order < number[:, None]  # [B, cells]
+    choice = torch.randint(len(images), (count, cells), generator=generator)
+    pixels = images[choice, 0] * filled[:, :, None, None]  # [B, cells, h, w]
+    grids = pixels.view(count, grid, grid, height, width).permute(0, 1, 3, 2, 4)
+    counts = F.one_hot(labels[choice], CLASSES).mul(filled[:, :, None]).sum(1)
+    return grids.reshape(count, 1, grid * height, grid * width), counts
+
+
+class CountingTask(Task[CountingConfig]):
+    """One trial."""
+
+    def __init__(self, config: CountingConfig, device: torch.device):
+        super().__init__(config, device)
+        for name in ("train_digits", "test_digits"):
+            low, high = getattr(config, name)
+            if not low <= high <= config.grid**2:
+                raise ValueError(
+                    f"{name}: ({low}, {high}) does not fit "
+                    f"(allowed: least <= greatest <= {config.grid**2} cells)"
+                )
+        self.data = load_images(config.data, config.data_folder)
+        generator = torch.Generator().manual_seed(0)  # the same test set for every seed
+        self.tests = {
+            name: self._draw(digits, config.test_examples, generator, test=True)
+            for name, digits in (("inside", config.train_digits), ("beyond", config.test_digits))
+        }
+
+    def _draw(
+        self,
+        digits: tuple[int, int],
+        count: int,
+        generator: torch.Generator | None = None,
+        *,
+        test: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Images uint8 [B, 1, H, W] and targets float [B, outputs]."""
+        data = self.data
+        images, labels = (
+            (data.test_images, data.test_labels) if test else (data.train_images, data.train_labels)
+        )
+        grids, counts = make_grids(images, labels, digits, count, self.config.grid, generator)
+        if self.config.target == "sum":
+            counts = (counts * torch.arange(CLASSES)).sum(1, keepdim=True)
+        return grids, counts.float()
+
+    def build_model(self) -> nn.Module:
+        """See `Task.build_model`."""
+        width = self.config.channels
+        backbone = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1),
+            nn.ReLU(),
+        )
+        return BuildHead(
+            backbone,
+            2 * width,
+            [self.config.hidden],
+            task="regression",
+            num_outputs=CLASSES if self.config.target == "count" else 1,
+            head_type=HEADS[self.config.model],  # pyright: ignore[reportArgumentType]
+        )
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Task.batches`."""
+        del epoch
+        for _ in range(self.config.updates_per_epoch):
+            grids, targets = self._draw(self.config.train_digits, self.config.batch_size)
+            yield grids.to(self.device), targets.to(self.device)
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Mean squared error."""
+        grids, targets = batch
+        return F.mse_loss(model(grids.float() / 255), targets)
+
+    def evaluate(self, model: nn.Module) -> Metrics:
+        """Mean absolute error and share of exact answers (rounded), inside and beyond training.
+
+        `baseline` is the error of the mean target of the training range.
+        """
+        metrics = {}
+        guess = self.tests["inside"][1].mean(0)
+        for name, (grids, targets) in self.tests.items():
+            outputs = torch.cat(
+                [model(part.to(self.device).float() / 255).cpu() for part in grids.split(CHUNK)]
+            )
+            metrics[f"error_{name}"] = float((outputs - targets).abs().mean())
+            metrics[f"exact_{name}"] = float((outputs.round() == targets).all(1).float().mean())
+            metrics[f"baseline_{name}"] = float((guess - targets).abs().mean())
+        return metrics
+
+
+register_loop_task(
+    "counting",
+    "count or sum the digits of an image, beyond the training range",
+    CountingTask,
+    PRESETS,
+)

@@ -1,0 +1,153 @@
+"""Options of the modular task, under the names of the published command line, and their checks."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Len, Lt
+
+from rl_nfm.modular import BooleanTask
+from rl_nfm.modular.tasks import IMAGE_MODULARITY
+from rl_nfm.supervised.loop.options import RunConfig
+
+Size = Annotated[int, Gt(0)]
+MODULAR = ("hierarchically_modular", "hierarchically_modular_shared_modules")
+SHARED = MODULAR[1:]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModularConfig(RunConfig):
+    """Options of the modular task."""
+
+    experiment: Literal["generalization"] = "generalization"
+    """Train on some rows of the truth table, test on the others."""
+    num_tasks: Size = 1
+    """Tasks trained together (up to 3, with modularity 6 3 2 2)."""
+    modularity: tuple[int, ...] = (6, 3, 2, 2)
+    """Inputs, gates of each level, outputs; 2 2 3 2 2 for two images of digits."""
+    dataset_path: Path | None = None
+    """The truth table is written below this folder as CSV, for other programs."""
+    result_path: Path = Path("runs/supervised")
+    """Runs without `--out` are made below this folder."""
+    dataset_split: Annotated[tuple[Annotated[float, Gt(0), Lt(1)], ...], Len(1)] = (0.8,)
+    """Shares of rows to train on, one run each; of the rest half validates, half tests."""
+    dataset_split_seed: Annotated[int, Ge(0)] = 40
+    """Of the split, equal for all seeds."""
+    dataset_noise: Annotated[float, Ge(0)] = 0.1
+    """Standard deviation of the noise on training inputs, drawn anew each epoch."""
+    data: Literal["digits", "mnist"] = "digits"
+    """Images of modularity 2 2 3 2 2: embedded in scikit-learn, or files in `data_folder`."""
+    data_folder: Path | None = None
+    """Folder of the MNIST files."""
+    samples_per_row: Size = 1
+    """Training examples of a row in an epoch (with images: pairs drawn)."""
+    model: Literal["mlp", "hierarchically_modular", "hierarchically_modular_shared_modules"] = (
+        "hierarchically_modular"
+    )
+    """A pruned MLP, or modules of their own or shared ones at each position."""
+    arch: tuple[Size, ...] = (6, 36, 36, 36, 2)
+    """Sizes of the MLP; with several tasks the input has one more for each."""
+    pruning_ratio: float = 0.0
+    """Percent of the MLP's weights that are pruned at the start."""
+    num_modules: tuple[Size, ...] = (3, 2)
+    """Modules of each level."""
+    num_shared_modules: Size = 2
+    """Modules that all slots choose from."""
+    num_slots: tuple[Size, ...] = (3, 2)
+    """Slots of each level."""
+    module_arch: tuple[Size, ...] = (2, 12, 1)
+    """Sizes of a module's MLP; the first is the number of units it reads."""
+    img_module_arch: tuple[Size, ...] = (64, 64, 3)
+    """Sizes of the MLP that reads an image (modularity 2 2 3 2 2)."""
+    known_module_input: bool = False
+    """What each module reads is given, not learned."""
+    known_module_locations: bool = False
+    """Which shared module works at each slot is given, not learned."""
+    use_gumbel: bool = False
+    """Gumbel noise on routing logits in training."""
+    tau: Annotated[float, Gt(0)] = 1.0
+    """Temperature of the routing's surrogate gradient."""
+    per_sample_routing: bool = False
+    """Noise for each example instead of each batch."""
+    lr: Annotated[float, Gt(0)] = 0.01
+    """Step size of Adam for weights."""
+    lr_module_input: Annotated[float, Ge(0)] = 0.1
+    """Step size for what modules read; 0: moved by the search alone."""
+    lr_module_location: Annotated[float, Ge(0)] = 0.1
+    """Step size for which module works at a slot; 0: moved by the search alone."""
+    weight_decay: Annotated[float, Ge(0)] = 1e-4
+    """L2 penalty of Adam, on routing logits too, as published."""
+    batch_size: Size = 64
+    """Examples of an update."""
+    epochs: Size = 1000
+    """Passes over the training rows."""
+    eval_every: Size = 50
+    """Epochs between evaluations (and checkpoints)."""
+    routing_candidates: Size = 1
+    """Networks of a seed among which its routing is searched; 1: no search, as published."""
+    search_every: Size = 50
+    """Epochs between replacing the worst candidates."""
+
+
+PRESETS = {
+    "small": ModularConfig(preset="small"),
+    "paper": ModularConfig(preset="paper", trials=5),
+}
+USED_BY = {
+    "arch": ("mlp",),
+    "pruning_ratio": ("mlp",),
+    "num_modules": MODULAR[:1],
+    "num_shared_modules": SHARED,
+    "num_slots": SHARED,
+    "module_arch": MODULAR,
+    "img_module_arch": MODULAR,
+    "known_module_input": MODULAR,
+    "known_module_locations": SHARED,
+    "use_gumbel": MODULAR,
+    "tau": MODULAR,
+    "per_sample_routing": MODULAR,
+    "lr_module_input": MODULAR,
+    "lr_module_location": SHARED,
+    "routing_candidates": MODULAR,
+    "search_every": MODULAR,
+}
+
+
+def check_config(config: ModularConfig, tasks: Sequence[BooleanTask], input_size: int) -> None:
+    """Check that the sizes of a run fit its tasks.
+
+    Args:
+        config: of the run.
+        tasks: that it trains on.
+        input_size: values of an input: bits, or pixels of one image.
+
+    Raises:
+        ValueError: an arch that does not fit.
+    """
+    images = config.modularity == IMAGE_MODULARITY
+    for name in () if images else ("data", "data_folder", "img_module_arch"):
+        if getattr(config, name) != getattr(PRESETS[config.preset], name):
+            raise ValueError(f"{name}: has no effect on bits (read with modularity 2 2 3 2 2)")
+    if config.model == "mlp":
+        first = input_size * (2 if images else 1)
+        first += config.num_tasks if config.num_tasks > 1 else 0
+        last = tasks[0].num_outputs
+        if len(config.arch) < 2 or (config.arch[0], config.arch[-1]) != (first, last):
+            raise ValueError(
+                f"arch: {config.arch} does not match the task "
+                f"(allowed: {first} first and {last} last)"
+            )
+        return
+    if len(config.module_arch) < 2 or config.module_arch[-1] != 1:
+        raise ValueError(f"module_arch: {config.module_arch} must end in 1 (allowed: 2 ... 1)")
+    known = config.known_module_input
+    if known and config.module_arch[0] != 2:
+        raise ValueError(
+            f"module_arch: {config.module_arch} must begin with 2 where known_module_input is set"
+        )
+    if images and (config.img_module_arch[0], config.img_module_arch[-1]) != (input_size, 3):
+        raise ValueError(
+            f"img_module_arch: {config.img_module_arch} does not match the images "
+            f"(allowed: {input_size} first and 3 last)"
+        )

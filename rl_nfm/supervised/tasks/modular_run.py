@@ -1,0 +1,269 @@
+"""One training-set size of the modular task: its models, its training and its figures."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from rl_nfm.modular import (
+    BooleanTask,
+    HierarchicallyModular,
+    Level,
+    PrunedMLP,
+    Routing,
+    RoutingConfig,
+    boolean_task,
+    known_routing,
+    redraw,
+    wiring,
+)
+from rl_nfm.modular.routing import gumbel_noise
+from rl_nfm.modular.tasks import IMAGE_MODULARITY
+from rl_nfm.supervised.data.modular_data import (
+    BitRows,
+    DigitRows,
+    epoch_data,
+    make_rows,
+    split_rows,
+)
+from rl_nfm.supervised.loop.options import choose_device, plain
+from rl_nfm.supervised.loop.reporting import MetricsLog
+from rl_nfm.supervised.loop.seed_batch import SeedBatch, seed_generator
+from rl_nfm.supervised.tasks.modular_config import SHARED, ModularConfig, check_config
+
+
+def build_model(config: ModularConfig, tasks: Sequence[BooleanTask]) -> nn.Module:
+    """One model of a run.
+
+    Raises:
+        ValueError: sizes that do not fit each other or the tasks.
+    """
+    if config.model == "mlp":
+        return PrunedMLP(config.arch, config.pruning_ratio, num_tasks=config.num_tasks)
+    shared = config.num_shared_modules if config.model in SHARED else None
+    positions = config.num_modules if shared is None else config.num_slots
+    levels = [
+        Level(
+            positions=count, arch=config.module_arch, reads=config.module_arch[0], num_shared=shared
+        )
+        for count in positions
+    ]
+    images = config.modularity == IMAGE_MODULARITY
+    if images:
+        bank = None if shared is None else 1  # one module can read both images
+        levels.insert(0, Level(positions=2, arch=config.img_module_arch, reads=1, num_shared=bank))
+    known = None
+    if config.known_module_input or config.known_module_locations:
+        known = known_routing(tasks, positions, shared)
+        known = _behind_images(known) if images else known
+    return HierarchicallyModular(
+        config.modularity[0],
+        tasks[0].num_outputs,
+        levels,
+        num_tasks=config.num_tasks,
+        routing=RoutingConfig(
+            use_gumbel=config.use_gumbel,
+            tau=config.tau,
+            per_sample_routing=config.per_sample_routing,
+        ),
+        known_inputs=known if config.known_module_input else None,
+        known_modules=known if config.known_module_locations else None,
+    )
+
+
+def _behind_images(routing: Routing) -> Routing:
+    """The routing with a first level in which slot i reads image i."""
+    inputs = tuple((((0,), (1,)), *levels) for levels in routing.module_inputs)
+    modules = routing.modules and tuple(((0, 0), *levels) for levels in routing.modules)
+    return Routing(module_inputs=inputs, modules=modules)
+
+
+def make_tasks(config: ModularConfig) -> tuple[list[BooleanTask], BitRows]:
+    """The tasks of a run and their rows, checked against the sizes in `config`.
+
+    Raises:
+        ValueError: a modularity, number of tasks, arch or data that does not fit.
+    """
+    tasks = [boolean_task(config.modularity, task) for task in range(config.num_tasks)]
+    rows = make_rows(
+        config.modularity, tasks, config.dataset_noise, config.data, config.data_folder
+    )
+    check_config(config, tasks, rows.input_size)
+    return tasks, rows
+
+
+class Run:
+    """All seeds of one training-set size: models, data, figures.
+
+    Args:
+        config: of the run.
+        share: of the rows to train on.
+    """
+
+    def __init__(self, config: ModularConfig, share: float):
+        self.config = config
+        self.device = choose_device(config.device)
+        self.tasks, self.rows = make_tasks(config)
+        self.split = split_rows(len(self.rows.bits), share, config.dataset_split_seed)
+        self.seeds = range(config.seed, config.seed + config.trials)
+        candidates = range(config.routing_candidates)
+        self.batch = SeedBatch(
+            lambda: build_model(config, self.tasks),
+            [seed + 1_000_003 * candidate for seed in self.seeds for candidate in candidates],
+            learning_rates={
+                "module_input_logits": config.lr_module_input,
+                "location_logits": config.lr_module_location,
+                "": config.lr,
+            },
+            weight_decay=config.weight_decay,
+            device=self.device,
+        )
+        self.test_inputs = self.rows.test_inputs().to(self.device)
+        self.epoch = 0
+        self.seconds = 0.0
+
+    def train(self, folder: Path) -> None:
+        """Run to the last epoch, evaluating and saving on the way."""
+        config = self.config
+        if (folder / "checkpoint").is_dir():
+            meta, _ = self.batch.load(folder / "checkpoint")
+            self.epoch, self.seconds = meta["epoch"], meta["seconds"]
+        log = MetricsLog(folder, last_epoch=self.epoch)
+        bar = tqdm(
+            total=config.epochs, initial=self.epoch, desc=folder.name, unit="epoch", disable=None
+        )
+        while self.epoch < config.epochs:
+            start = time.perf_counter()
+            self.train_epoch()
+            self._search()
+            self.seconds += time.perf_counter() - start
+            bar.update()
+            if self.epoch % config.eval_every == 0 or self.epoch == config.epochs:
+                log.write(self.epoch, means(self.figures()))
+                meta = {"config": plain(config), "epoch": self.epoch, "seconds": self.seconds}
+                self.batch.save(folder / "checkpoint", meta, {})
+        bar.close()
+        log.close()
+
+    def train_epoch(self) -> None:
+        """Every training row once; each seed in an order of its own."""
+        config = self.config
+        train, copies = self.split.train, config.samples_per_row
+        data = epoch_data(self.rows, train, copies, self.seeds, self.epoch)
+        parts = [
+            tensor.to(self.device)
+            .repeat_interleave(config.routing_candidates, 0)
+            .split(config.batch_size, dim=1)
+            for tensor in vars(data).values()
+        ]
+        noise = self._noise(len(parts[0]))
+        self.batch.model.train()
+        for update, (inputs, labels, task_id) in enumerate(zip(*parts, strict=True)):
+            now = [samples[:, update] for samples in noise]
+            if config.per_sample_routing:
+                now = [samples[:, : inputs.shape[1]] for samples in now]
+            logits = self.batch(inputs, task_id, now)
+            losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+            self.batch.update(losses.mean((1, 2)))
+        self.epoch += 1
+
+    def _search(self) -> None:
+        """Where it is due, replace bad candidates; none in the last quarter of the epochs."""
+        config, model = self.config, self.batch.model
+        due = self.epoch % config.search_every == 0 and self.epoch <= 0.75 * config.epochs
+        if config.routing_candidates == 1 or not due:
+            return
+        assert isinstance(model, HierarchicallyModular)
+        generator = seed_generator(config.seed, self.epoch)
+        redraw(
+            model,
+            self.batch.parameters,
+            self.batch.optimizer,
+            self._train_losses(),
+            config.routing_candidates,
+            generator,
+        )
+
+    def _noise(self, updates: int) -> list[Tensor]:
+        """Routing noise of an epoch, each [S, updates, ...]."""
+        shapes = self.batch.model.noise_shapes(self.config.batch_size)  # pyright: ignore[reportCallIssue]
+        generators = [seed_generator(seed, -1 - self.epoch) for seed in self.batch.seeds]
+        return [
+            torch.stack([gumbel_noise((updates, *shape), g) for g in generators]).to(self.device)
+            for shape in shapes
+        ]
+
+    @torch.no_grad()
+    def figures(self) -> list[dict[str, Any]]:
+        """The figures of each seed (of its candidate with the least training loss)."""
+        best = self._train_losses().view(len(self.seeds), -1).argmin(1).cpu()
+        best += torch.arange(len(self.seeds)) * self.config.routing_candidates
+        labels = self.rows.labels[:, :, None].bool()  # [T, R, 1, outputs]
+        right = ((self._logits() > 0) == labels[:, None]).float()  # [T, S P, R, C, outputs]
+        tests = {"train": self.split.train, "val": self.split.validation, "test": self.split.test}
+        rows = []
+        for seed, index in zip(self.seeds, best.tolist(), strict=True):
+            own = right[:, index]
+            row: dict[str, Any] = {"seed": seed}
+            for name, chosen in tests.items():
+                row[f"{name}_accuracy"] = float(own[:, chosen].mean())
+                row[f"{name}_rows"] = float(own[:, chosen].prod(-1).mean())
+            per_output = own[:, self.split.test].mean((0, 1, 2)).tolist()
+            row |= {f"test_output_{i}": value for i, value in enumerate(per_output)}
+            row["all_rows"] = float(own.prod(-1).mean())
+            if right_modules := self._right_modules(index):
+                row["right_modules"] = sum(right_modules) / len(right_modules)
+            row["per_row"] = own.mean((0, 2, 3)).tolist()
+            rows.append(row)
+        return rows
+
+    def _logits(self) -> Tensor:
+        """Answers to all rows, [T, S P, R, C, outputs]."""
+        self.batch.model.eval()
+        models, count = len(self.batch.seeds), len(self.test_inputs)
+        inputs = self.test_inputs.expand(models, *self.test_inputs.shape)
+        answers = []
+        for task in range(len(self.tasks)):
+            task_id = torch.full((models, count), task, device=self.device)
+            answers.append(self.batch(inputs, task_id, []).cpu())
+        return torch.stack(answers).unflatten(2, (-1, self.rows.copies))
+
+    @torch.no_grad()
+    def _train_losses(self) -> Tensor:
+        """Loss of each model on the clean training rows, [S P]."""
+        logits = self._logits()[:, :, self.split.train]
+        labels = self.rows.labels[:, None, self.split.train, None].expand_as(logits)
+        losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        return losses.mean((0, 2, 3, 4))
+
+    def _right_modules(self, index: int) -> list[bool]:
+        """For each output of each task, whether it is wired as in the task; empty for others.
+
+        Known only for bits and modules that read two units.
+        """
+        model = self.batch.model
+        if not isinstance(model, HierarchicallyModular) or isinstance(self.rows, DigitRows):
+            return []
+        chosen = [units[index] for units in model.chosen_units(self.batch.parameters)]
+        found = []
+        for number, task in enumerate(self.tasks):
+            levels = [units[number].T.tolist() for units in chosen]  # level, position, units
+            wanted = known_routing([task], [len(level) for level in task.levels])
+            own = wiring(levels)
+            found += [a == b for a, b in zip(own, wiring(wanted.module_inputs[0]), strict=True)]
+        return found
+
+    def baseline(self) -> float:
+        """Accuracy on the test rows of answering 0 always."""
+        return 1 - float(self.rows.labels[:, self.split.test].mean())
+
+
+def means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Means over seeds of all figures that are numbers."""
+    names = [n for n, value in rows[0].items() if isinstance(value, float)]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in names}

@@ -1,0 +1,81 @@
+"""The recurrent models that the sequence tasks compare: nn.LSTM, nn.GRU and RIMs, by name."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor, nn
+
+from rl_nfm.rims import RIM_GRU, RIM_LSTM
+from rl_nfm.supervised.loop.run import LoopConfig
+
+RIM_MODELS = ("rim_lstm", "rim_gru")
+USED_BY = {"rims": RIM_MODELS, "active": RIM_MODELS, "rim_dropout": RIM_MODELS}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecurrentConfig(LoopConfig):
+    """Options of a task with a recurrent model."""
+
+    model: Literal["lstm", "gru", "rim_lstm", "rim_gru"] = "rim_lstm"
+    """The recurrent core."""
+    hidden: Annotated[int, Gt(0)] = 600
+    """Size of the hidden state, over all modules."""
+    rims: Annotated[int, Gt(0)] = 6
+    """Modules (rim_lstm, rim_gru); `hidden` must be a multiple of it."""
+    active: Annotated[int, Gt(0)] = 4
+    """Modules active at a step (rim_lstm, rim_gru)."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Dropout on the embedded symbols (where there are any) and before the output layer."""
+    rim_dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """Dropout inside the RIMs, on what they read from the input and from each other (rim_*)."""
+
+
+def make_core(config: RecurrentConfig, input_size: int) -> nn.Module:
+    """A batch-first core with nn.LSTM's call.
+
+    Raises:
+        ValueError: RIM sizes that do not fit each other.
+    """
+    if config.model == "lstm":
+        return nn.LSTM(input_size, config.hidden, batch_first=True)
+    if config.model == "gru":
+        return nn.GRU(input_size, config.hidden, batch_first=True)
+    rim = RIM_LSTM if config.model == "rim_lstm" else RIM_GRU
+    return rim(
+        input_size,
+        config.hidden,
+        config.rims,
+        config.active,
+        batch_first=True,
+        rim_dropout=config.rim_dropout,
+    )
+
+
+class SequenceModel(nn.Module):
+    """Embedding, recurrent core and output layer at every step, with dropout between them.
+
+    Args:
+        config: sizes.
+        inputs: number of input symbols (then an embedding) or None for float inputs.
+        input_size: of the embedding, or of the float inputs.
+        outputs: size of the output.
+    """
+
+    def __init__(
+        self, config: RecurrentConfig, *, inputs: int | None, input_size: int, outputs: int
+    ):
+        super().__init__()
+        dropout = nn.Dropout(config.dropout)
+        self.embed = (
+            nn.Identity()
+            if inputs is None
+            else nn.Sequential(nn.Embedding(inputs, input_size), dropout)
+        )
+        self.core = make_core(config, input_size)
+        self.head = nn.Sequential(dropout, nn.Linear(config.hidden, outputs))
+
+    def forward(self, sequence: Tensor, last: int) -> Tensor:
+        """Outputs [B, last, outputs] of the last steps of `sequence` [B, T] or [B, T, F]."""
+        hidden, _ = self.core(self.embed(sequence))  # [B, T, H]
+        return self.head(hidden[:, -last:])

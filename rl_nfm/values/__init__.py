@@ -1,0 +1,1 @@
+"""Value learning: heads and losses."""

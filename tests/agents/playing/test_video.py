@@ -1,0 +1,120 @@
+"""The video of an episode: whole, in step with what the agent sees, or not there at all."""
+
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+
+from agents.config import EnvConfig, make_config, read_preset, to_plain
+from agents.playing import video
+from agents.playing.evaluate import play
+from agents.playing.video import FPS, record_first_episode
+
+SEED = 5
+
+
+def config(game, **env):
+    values = to_plain(read_preset("debug"))
+    return make_config({**values, "game": game, "env": env})
+
+
+def record(path, played, **arguments):
+    with record_first_episode(path, played, seed=SEED) as recorder:
+        return play(None, played, epsilon=1.0, seed=SEED, on_step=recorder, **arguments)
+
+
+def frames_of(path):
+    """Frames per second, and the frames in RGB."""
+    reader, frames = cv2.VideoCapture(str(path)), []
+    while (read := reader.read())[0]:
+        frames.append(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
+    return reader.get(cv2.CAP_PROP_FPS), frames
+
+
+def test_the_whole_first_episode_is_in_it(tmp_path):
+    # 80 emulator frames are 20 steps, and 21 observations with the first and the last.
+    played = config("breakout", max_num_frames_per_episode=80)
+    scores = record(tmp_path / "v.mp4", played, episodes=5, num_envs=2)
+    assert scores.lengths == [20] * 5
+    fps, frames = frames_of(tmp_path / "v.mp4")
+    assert len(frames) == 21
+    assert fps == FPS
+    assert frames[0].shape == (512, 1120, 3)
+    game, view = frames[0][32:, :640].astype(int), frames[0][32:, 640:].astype(int)
+    assert np.ptp(game, axis=2).max() > 100, "the game is in colour"
+    assert np.ptp(view, axis=2).max() < 20, "what the agent sees is gray"
+    assert frames[0][:32].max() > 200, "text"
+    assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
+
+
+def test_nothing_is_counted_otherwise_because_of_the_video(tmp_path):
+    played = config("pong", max_num_frames_per_episode=200)
+    plain = play(None, played, episodes=3, num_envs=2, epsilon=1.0, seed=SEED)
+    assert record(tmp_path / "v.mp4", played, episodes=3, num_envs=2) == plain
+
+
+@pytest.mark.parametrize("protocol", ["dopamine", "rltime"])
+def test_colours_are_in_step_with_what_the_agent_sees(protocol, tmp_path, monkeypatch):
+    """At every step, sticky actions, no-ops and FIRE included."""
+    pairs = []
+
+    def draw(self, picture, seen):
+        pairs.append((picture, seen))
+        return np.zeros((512, 1120, 3), np.uint8)
+
+    monkeypatch.setattr(video.EpisodeVideo, "_draw", draw)
+    played = config("breakout", protocol=protocol, max_num_frames_per_episode=400)
+    record(tmp_path / "v.mp4", played, episodes=1)
+    differences = []
+    for picture, seen in pairs:
+        gray = cv2.resize(
+            cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (84, 84), interpolation=cv2.INTER_AREA
+        )
+        differences.append(np.abs(gray.astype(int) - seen).mean())
+    assert len(pairs) > 60
+    # The maximum over two frames is taken per colour there: a few pixels of things that move.
+    assert max(differences) < 0.2
+    shifted = [
+        np.abs(a[1].astype(int) - b[1]).mean() for a, b in zip(pairs, pairs[5:], strict=False)
+    ]
+    assert np.mean(shifted) > 0.2, "the test would see it if they were out of step"
+
+
+def test_a_game_without_an_emulator(tmp_path):
+    record(tmp_path / "v.mp4", config("memory_cue"), episodes=1)
+    _, frames = frames_of(tmp_path / "v.mp4")
+    assert len(frames) == 8  # cue, five blanks, the choice, the end
+    assert frames[0].shape == (512, 480, 3)
+
+
+def test_an_interrupted_recording_leaves_nothing(tmp_path):
+    path = tmp_path / "v.mp4"
+    path.write_text("an older one")
+
+    def interrupt(step):
+        recorder(step)
+        raise KeyboardInterrupt
+
+    played = config("memory_cue")
+    with pytest.raises(KeyboardInterrupt), record_first_episode(path, played, seed=1) as recorder:
+        play(None, played, episodes=1, epsilon=1.0, seed=1, on_step=interrupt)
+    assert path.read_text() == "an older one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("script", ["exit 3", "cat > /dev/null; echo disk full >&2; exit 1"])
+def test_a_failing_encoder_is_an_error(script, tmp_path, monkeypatch):
+    """At once or only at the end, as on a full disk."""
+    (tmp_path / "ffmpeg").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "ffmpeg").chmod(0o755)
+    monkeypatch.setattr(video, "get_ffmpeg_exe", lambda: str(tmp_path / "ffmpeg"))
+    with pytest.raises(OSError, match="cannot be written") as raised:
+        record(tmp_path / "v.mp4", config("memory_cue"), episodes=1)
+    assert ("disk full" in str(raised.value)) == ("disk full" in script)
+    assert [path.name for path in tmp_path.iterdir()] == ["ffmpeg"]
+
+
+def test_protocols_cannot_change_the_rate():
+    """FPS is right as long as four emulator frames are one step and no option changes it."""
+    assert "frameskip" not in {field.name for field in dataclasses.fields(EnvConfig)}

@@ -1,0 +1,473 @@
+"""`rl-nfm report`: hand-worked tables, what may be put together, and what is refused."""
+
+import csv
+import dataclasses
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from agents import cli
+from agents.commands.evaluate import _content
+from agents.config import make_config, read_preset, to_plain, write_config
+from agents.playing.evaluate import Scores
+from agents.reporting.figures import colors, running_mean
+from agents.reporting.report import write_report
+from agents.reporting.sources import Curve, read_results
+from envs import PROTOCOLS
+
+BLOCK = {**dataclasses.asdict(PROTOCOLS["dopamine"]), "epsilon": 0.001, "seed": 1, "num_envs": 8}
+
+
+def config(**changes):
+    values = to_plain(read_preset("debug"))
+    for key, value in changes.items():
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+    return make_config(values)
+
+
+def make_run(path, lines=((100, [1.0, 3.0]), (300, [5.0])), **changes):
+    """A run's folder with (steps, returns) or (steps, returns, evaluation) per line."""
+    path.mkdir(parents=True)
+    write_config(config(**changes), path / "config.yaml")
+    with (path / "metrics.jsonl").open("w") as file:
+        for steps, returns, *evaluated in lines:
+            line = {"steps": steps, "loss": None, "episode_returns": returns}
+            if evaluated:
+                line["eval_return_mean"] = evaluated[0]
+            file.write(json.dumps(line) + "\n")
+    return path
+
+
+def make_scores(path, returns, *, game="ms_pacman", encoder="nature", **changes):
+    """A score file with the keys of the contract, and no more unless asked for."""
+    content = {
+        "game": game,
+        "episodes": len(returns),
+        "returns": returns,
+        "mean": float(np.mean(returns)),
+        "median": float(np.median(returns)),
+        "hns": None,
+        "protocol": BLOCK,
+        "checkpoint_steps": 300,
+        "encoder": encoder,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**content, **changes}))
+    return path
+
+
+def report(paths, out):
+    write_report(paths, out)
+    return json.loads((out / "report.json").read_text())
+
+
+def error(paths, tmp_path):
+    with pytest.raises(ValueError, match=r".") as raised:
+        write_report(paths, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists(), "nothing is written"
+    return str(raised.value)
+
+
+def test_scores_over_seeds_by_hand(tmp_path):
+    returns = {1: [0, 10], 2: [10, 10], 3: [20, 40], 4: [100, 300], 5: [5, 5]}
+    files = [make_scores(tmp_path / f"{s}.json", r, train_seed=s) for s, r in returns.items()]
+    content = report(files, tmp_path / "out")
+    (row,) = content["tables"]["evaluation"]["scores"]
+    # means of the seeds 5, 10, 30, 200, 5: together 250; one cut off each end of 5 5 10 30 200
+    assert row["over"] == "5 seeds"
+    assert (row["mean"], row["median"], row["iqm"]) == (50, 10, 15)
+    assert row["hns"] == pytest.approx((50 - 307.3) / (6951.6 - 307.3))
+    assert 5 <= row["iqm_low"] < 15 < row["iqm_high"] <= 200
+    assert row["steps"] == [300]
+    assert [r["mean"] for r in content["tables"]["evaluation"]["runs"]] == [5, 10, 30, 200, 5]
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| ms_pacman | nature | 300 | 5 seeds | 50.0 | 10.0 | -0.039 | 15.0 | [5.0," in text
+    with (tmp_path / "out" / "scores.csv").open(newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert (line["game"], line["over"], float(line["iqm"])) == ("ms_pacman", "5 seeds", 15)
+    with (tmp_path / "out" / "runs.csv").open(newline="") as file:
+        assert [line["seed"] for line in csv.DictReader(file)] == ["1", "2", "3", "4", "5"]
+
+
+def test_an_interval_over_the_episodes_of_one_run_is_called_so(tmp_path):
+    file = make_scores(tmp_path / "s.json", [10, 20, 30, 40, 400])
+    (row,) = report([file], tmp_path / "out")["tables"]["evaluation"]["scores"]
+    assert row["over"] == "5 episodes of one run"
+    assert (row["mean"], row["median"], row["iqm"]) == (100, 30, 30)
+    assert row["iqm_low"] < 30 < row["iqm_high"]
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "5 episodes of one run" in text
+    assert "seeds" not in text
+
+
+def test_one_episode_has_no_interval(tmp_path):
+    file = make_scores(tmp_path / "s.json", [10])
+    (row,) = report([file], tmp_path / "out")["tables"]["evaluation"]["scores"]
+    assert (row["iqm"], row["iqm_low"], row["iqm_high"]) == (10, None, None)
+
+
+def test_training_counts_its_last_100_episodes(tmp_path):
+    run = make_run(tmp_path / "run", [(100, [1000.0] * 50), (200, [2.0] * 60), (300, [4.0] * 40)])
+    content = report([run], tmp_path / "out")
+    (row,) = content["tables"]["training"]["scores"]
+    assert (row["over"], row["steps"]) == ("100 episodes of one run", [300])
+    assert row["mean"] == pytest.approx(0.6 * 2 + 0.4 * 4)
+    assert content["protocol"]["repeat_action_probability"] == 0.25
+    assert "evaluation" not in content["tables"]
+
+
+def test_aggregates_over_games_by_hand(tmp_path):
+    def at(game, hns):  # the return with that human-normalised score
+        random, human = {"ms_pacman": (307.3, 6951.6), "qbert": (163.9, 13455.0)}[game]
+        return [random + hns * (human - random)]
+
+    runs = {("ms_pacman", 1): 0.1, ("ms_pacman", 2): 0.3, ("qbert", 1): 0.5, ("qbert", 2): 0.9}
+    files = [
+        make_scores(tmp_path / f"{game}{seed}.json", at(game, hns), game=game, train_seed=seed)
+        for (game, seed), hns in runs.items()
+    ]
+    files.append(make_scores(tmp_path / "adventure.json", [1.0], game="adventure", train_seed=1))
+    content = report(files, tmp_path / "out")
+    (row,) = content["tables"]["evaluation"]["aggregates"]
+    # of four scores the lowest and the highest are cut: (0.3 + 0.5) / 2; means of games 0.2, 0.7
+    assert (row["games"], row["runs"]) == (2, 4)
+    assert row["iqm"] == pytest.approx(0.4)
+    assert row["mean"] == row["median"] == pytest.approx(0.45)
+    # the games' means reach from (0.1 + 0.5) / 2 to (0.3 + 0.9) / 2, each with probability 1/16
+    assert (row["mean_low"], row["mean_high"]) == pytest.approx((0.3, 0.6))
+    assert any("adventure" in note and "no human score" in note for note in content["notes"])
+    assert (tmp_path / "out" / "profiles_evaluation.png").is_file()
+
+
+def test_no_interval_over_games_where_one_has_a_single_seed(tmp_path):
+    files = [
+        make_scores(tmp_path / f"{game}{seed}.json", [50.0 * seed], game=game, train_seed=seed)
+        for game, seed in (("ms_pacman", 1), ("ms_pacman", 2), ("qbert", 1))
+    ]
+    content = report(files, tmp_path / "out")
+    (row,) = content["tables"]["evaluation"]["aggregates"]
+    assert row["iqm_low"] is row["mean_high"] is None
+    assert any("one run only" in note for note in content["notes"])
+
+
+def test_probability_of_improvement(tmp_path):
+    returns = {"nature": {1: 10.0, 2: 30.0}, "nfm": {1: 20.0, 2: 30.0}}
+    files = [
+        make_scores(tmp_path / f"{name}{s}.json", [r], encoder=name, train_seed=s)
+        for name, seeds in returns.items()
+        for s, r in seeds.items()
+    ]
+    (row,) = report(files, tmp_path / "out")["tables"]["evaluation"]["improvements"]
+    # 10<20, 10<30, 30>20, 30=30: 1.5 of 4
+    assert (row["first"], row["second"], row["probability"]) == ("nature", "nfm", 0.375)
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("repeat_action_probability", {"repeat_action_probability": 0.0}),
+        ("full_action_space", {"protocol": "machado"}),
+        ("noop_max", {"protocol": "atari100k", "repeat_action_probability": 0.25}),
+        ("terminal_on_life_loss", {"terminal_on_life_loss": True}),
+        ("max_num_frames_per_episode", {"max_num_frames_per_episode": 18_000}),
+        (
+            "use_fire_reset",
+            {
+                "protocol": "atari100k",
+                "noop_max": 0,
+                "repeat_action_probability": 0.25,
+                "terminal_on_life_loss": False,
+            },
+        ),
+    ],
+)
+def test_protocols_of_runs_are_never_mixed(field, changes, tmp_path):
+    a = make_run(tmp_path / "a", seed=1)
+    b = make_run(tmp_path / "b", seed=2, env=changes)
+    message = error([a, b], tmp_path)
+    assert message.startswith(f"{field}: ")
+    assert "/a" in message
+    assert "/b" in message
+
+
+def test_what_the_agent_sees_separates_methods_and_no_tables(tmp_path):
+    """`rim`, `rltime` and `nfm_paper` see one frame, `rltime_ff` four: one protocol, one table."""
+    presets = {"rim": 1, "rltime": 2, "nfm_paper": 3, "rltime_ff": 4}
+    runs = []
+    for name, seed in presets.items():
+        runs.append(make_run(tmp_path / name))
+        preset = to_plain(read_preset(name)) | {"game": "qbert", "seed": seed}
+        write_config(make_config(preset), runs[-1] / "config.yaml")
+    content = report(runs, tmp_path / "out")
+    rows = content["tables"]["training"]["scores"]
+    assert [row["method"] for row in rows] == [
+        "lstm on nature",
+        "lstm on nfm",
+        "nature",
+        "rim on nature",
+    ]
+    assert "stack_num" not in content["protocol"]
+    assert content["protocol"]["noop_max"] == 30
+    more = make_run(tmp_path / "more", game="qbert", seed=1)
+    single = make_run(tmp_path / "single", game="qbert", seed=2, env={"stack_num": 1})
+    results, _ = read_results([more, single])
+    assert [r.method for r in results] == ["nature (env.stack_num=4)", "nature (env.stack_num=1)"]
+
+
+def test_protocols_of_evaluations_are_never_mixed(tmp_path):
+    a = make_scores(tmp_path / "a.json", [1.0], train_seed=1)
+    b = make_scores(tmp_path / "b.json", [1.0], train_seed=2, protocol={**BLOCK, "epsilon": 0.01})
+    assert error([a, b], tmp_path).startswith("epsilon: 0.01 in ")
+    machado = {**BLOCK, "full_action_space": True}
+    c = make_scores(tmp_path / "c.json", [1.0], train_seed=3, protocol=machado)
+    assert error([make_run(tmp_path / "run"), c], tmp_path).startswith("full_action_space: True in")
+    a = make_run(tmp_path / "ra", [(100, [1.0], 5.0)], seed=1)
+    b = make_run(tmp_path / "rb", [(100, [1.0], 5.0)], seed=2, run={"eval_epsilon": 0.05})
+    assert error([a, b], tmp_path).startswith("eval_epsilon: 0.05 in ")
+
+
+def test_the_same_settings_under_another_name_are_the_same_protocol(tmp_path):
+    named = {"protocol": "machado", "full_action_space": False}
+    a = make_run(tmp_path / "a", seed=1)
+    b = make_run(tmp_path / "b", seed=2, env=named)
+    content = report([a, b], tmp_path / "out")
+    assert content["protocol"]["name"] == ["dopamine", "machado"]
+    assert content["tables"]["training"]["scores"][0]["over"] == "2 seeds"
+
+
+def test_random_play_stands_beside_trained_agents(tmp_path):
+    """Its epsilon is 1, which is no other protocol."""
+    scores = Scores(
+        game="ms_pacman", returns=[1.0, 3.0], lengths=[9, 9], protocol={**BLOCK, "epsilon": 1.0}
+    )
+    (tmp_path / "r.json").write_text(json.dumps(_content(scores, config(), None)))
+    files = [tmp_path / "r.json", make_scores(tmp_path / "s.json", [5.0, 9.0], train_seed=1)]
+    content = report(files, tmp_path / "out")
+    assert content["protocol"]["epsilon"] == 0.001
+    rows = content["tables"]["evaluation"]["scores"]
+    assert [(r["method"], r["mean"], r["steps"]) for r in rows] == [
+        ("nature", 7, [300]),
+        ("random", 2, []),
+    ]
+
+
+def test_a_seed_counts_once(tmp_path):
+    a = make_run(tmp_path / "a", seed=1)
+    b = make_run(tmp_path / "b", seed=1)
+    assert error([a, b], tmp_path).startswith("seed: 1 twice for nature on ms_pacman (training)")
+    file = make_scores(a / "scores.json", [1.0], train_seed=1)
+    results, _ = read_results([a, file, tmp_path / "b" / ".." / "a"])
+    assert [r.source for r in results] == ["training", "evaluation"], "each path once"
+
+
+def test_the_best_checkpoint_is_another_method(tmp_path):
+    last = make_scores(tmp_path / "last.json", [1.0], train_seed=1, which="last")
+    best = make_scores(tmp_path / "best.json", [2.0], train_seed=1, which="best")
+    results, _ = read_results([last, best])
+    assert [r.method for r in results] == ["nature", "nature of the best checkpoint"]
+
+
+def test_runs_of_other_settings_are_no_seeds_of_one_method(tmp_path):
+    runs = [
+        make_run(tmp_path / "a", seed=1),
+        make_run(tmp_path / "b", seed=2, learner={"double": False}),
+        make_run(tmp_path / "c", seed=3, run={"log_every_steps": 50}, game="qbert"),
+    ]
+    results, notes = read_results(runs)
+    assert [r.method for r in results] == [
+        "nature (learner.double=True)",
+        "nature (learner.double=False)",
+        "nature (learner.double=True)",
+    ]
+    many = {"double": False, "n_steps": 7, "discount": 0.5, "kappa": 2.0}
+    results, notes = read_results([runs[0], make_run(tmp_path / "d", seed=4, learner=many)])
+    assert [r.method for r in results] == ["nature #1", "nature #2"]
+    assert "learner.n_steps=7" in notes[1]
+
+
+def test_settings_of_a_score_file_are_those_of_its_run(tmp_path):
+    """What evaluate writes carries the config, so it belongs to its run's method."""
+    scores = Scores(game="ms_pacman", returns=[1.0], lengths=[9], protocol=BLOCK)
+    runs = [
+        make_run(tmp_path / "a", seed=1),
+        make_run(tmp_path / "b", seed=2, learner={"kappa": 2.0}),
+    ]
+    content = {
+        **_content(scores, config(), None),
+        "encoder": "nature",
+        "train_seed": 2,
+        "checkpoint_steps": 300,
+        "config": to_plain(config(seed=2, learner={"kappa": 2.0})),
+    }
+    (runs[1] / "scores.json").write_text(json.dumps(content))
+    results, _ = read_results(runs)
+    assert [r.method for r in results] == [
+        "nature (learner.kappa=1.0)",
+        "nature (learner.kappa=2.0)",
+        "nature (learner.kappa=2.0)",
+    ]
+
+
+def test_torn_and_missing_metrics_are_told(tmp_path):
+    torn, missing, empty = (tmp_path / name for name in ("torn", "missing", "empty"))
+    make_run(torn, seed=1)
+    with (torn / "metrics.jsonl").open("a") as file:
+        file.write('{"steps": 400, "episode_ret')
+    (make_run(missing, seed=2) / "metrics.jsonl").unlink()
+    make_run(empty, [(100, [])], seed=3)
+    content = report([torn, missing, empty], tmp_path / "out")
+    assert content["tables"]["training"]["scores"][0]["mean"] == 3  # (1 + 3 + 5) / 3
+    notes = "\n".join(content["notes"])
+    assert "torn after line 2, 1 left out" in notes
+    assert "missing/metrics.jsonl: missing or empty" in notes
+    assert "empty: no training episode has ended" in notes
+    assert "torn after line 2" in (tmp_path / "out" / "report.md").read_text()
+    assert error([missing], tmp_path).startswith("nothing to report")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe\x00", "metrics.jsonl: damaged"),
+        (b'{"steps": 100, "episode_returns": ["a"]}\n', "line 1 holds other than numbers"),
+        (b'{"steps": 100, "episode_returns": 5}\n', "line 1 holds other than numbers"),
+        (b'{"steps": "x", "episode_returns": []}\n', "line 1 holds other than numbers"),
+        (b'{"steps": 100, "eval_return_mean": [1]}\n', "line 1 holds other than numbers"),
+    ],
+)
+def test_damaged_metrics(content, message, tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "metrics.jsonl").write_bytes(content)
+    assert message in error([run], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"returns": []}, "returns: must be"),
+        ({"returns": [float("nan")]}, "returns: must be"),
+        ({"returns": [True]}, "returns: must be"),
+        ({"protocol": None}, "no 'protocol'"),
+        ({"game": "pacmann"}, "game: 'pacmann' is unknown"),
+        ({"game": 5}, "no 'game'"),
+        ({"checkpoint_steps": "many"}, "checkpoint_steps: 'many' is not allowed"),
+        ({"train_seed": 1.5}, "train_seed: 1.5 is not allowed"),
+        ({"config": {"gmae": "alien"}}, "did you mean 'game'"),
+    ],
+)
+def test_damaged_scores(changes, message, tmp_path):
+    file = make_scores(tmp_path / "s.json", [1.0])
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    assert message in error([file], tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_running_mean_equals_a_naive_twin(seed):
+    rng = np.random.default_rng(seed)
+    steps = np.sort(rng.integers(1, 50, size=rng.integers(1, 30)))
+    returns = rng.normal(size=len(steps))
+    empty = np.array([], np.int64)
+    curve = Curve(
+        episode_steps=steps,
+        episode_returns=returns,
+        eval_steps=empty,
+        eval_returns=empty.astype(float),
+        steps=55,
+    )
+    grid = np.linspace(0, 60, 25)
+    for point, value in zip(grid, running_mean(curve, grid, window=4), strict=True):
+        ended = [r for s, r in zip(steps, returns, strict=True) if s <= point][-4:]
+        if point > 55 or not ended:
+            assert np.isnan(value)
+        else:
+            assert value == pytest.approx(np.mean(ended))
+
+
+def test_curves_are_drawn_in_one_colour_per_method(tmp_path):
+    runs = [
+        make_run(
+            tmp_path / f"{name}{seed}",
+            [(steps, [float(steps * gain + seed)], steps * gain / 2) for steps in (100, 200, 300)],
+            seed=seed,
+            encoder=name,
+        )
+        for name, gain in (("nature", 1), ("resnet", 3))
+        for seed in (1, 2)
+    ]
+    files = write_report(runs, tmp_path / "out")
+    assert [f.name for f in files if f.suffix == ".png"] == ["curves_ms_pacman.png"]
+    image = cv2.imread(str(tmp_path / "out" / "curves_ms_pacman.png"))
+    assert image is not None
+    height, width, _ = image.shape
+    assert width > 2 * height, "training, and evaluation beside it"
+    for color in colors(["nature", "resnet"]).values():
+        bgr = np.round(255 * np.array(color[2::-1]))
+        for half in (image[:, : width // 2], image[:, width // 2 :]):
+            assert (np.abs(half - bgr).max(-1) <= 2).sum() > 100
+    only_training = write_report([make_run(tmp_path / "x", seed=9)], tmp_path / "out2")[-1]
+    image = cv2.imread(str(only_training))
+    assert image is not None
+    assert image.shape[1] < 2 * image.shape[0]
+
+
+def run(capsys, *argv):
+    code = cli.main([str(word) for word in argv])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_command_on_a_real_run(tmp_path, capsys, monkeypatch):
+    """Trained and evaluated by the other commands, from another folder."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--env.max-num-frames-per-episode", "80", "--steps", "120"]
+    assert run(capsys, "train", "debug", "--out", "runs/a", *flags)[0] == 0
+    evaluated = run(capsys, "evaluate", "runs/a", "--episodes", 3, "--json", "runs/a/scores.json")
+    assert evaluated[0] == 0
+    code, out, err = run(capsys, "report", "runs/a", "--out", "report")
+    assert code == 0, err
+    assert "| ms_pacman | nature | 120 | 4 episodes of one run |" in out, "120 steps: 5 in 4 games"
+    assert "3 episodes of one run" in out
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert names == {
+        "report.md",
+        "report.json",
+        "scores.csv",
+        "runs.csv",
+        "curves_ms_pacman.png",
+    }
+    again = run(capsys, "report", "runs/a", "--out", "report")
+    assert again == (0, out, ""), "the same numbers, over the report before"
+
+
+BAD = [
+    ([], "at least one run is needed"),
+    (["{tmp}/nothing"], "nothing: does not exist"),
+    (["{tmp}"], "not a run (no config.yaml)"),
+    (["{tmp}/text"], "text: damaged, or no JSON"),
+    (["{tmp}/run", "--uot", "x"], "--out"),
+    (["{tmp}/run", "--out"], "--out"),
+    (["{tmp}/run", "--out", "{tmp}/text"], "out: "),
+    (["{tmp}/run", "--out", "{tmp}/text/report"], "out: "),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), BAD, ids=[" ".join(a) or "-" for a, _ in BAD])
+def test_bad_input(argv, message, tmp_path, capsys):
+    make_run(tmp_path / "run")
+    (tmp_path / "text").write_text("# not JSON")
+    code, out, err = run(capsys, "report", *(word.format(tmp=tmp_path) for word in argv))
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.split())
+    assert len(err.splitlines()) <= 12
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "text"]
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["report", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "--out" in out
+    assert "rl-nfm evaluate --json" in " ".join(out.split())

@@ -1,0 +1,331 @@
+import json
+import math
+
+import pytest
+import torch
+
+from rl_nfm.modular import HierarchicallyModular, boolean_task
+from rl_nfm.supervised.data.modular_data import BitRows, DigitRows, epoch_data, split_rows
+from rl_nfm.supervised.loop.seed_batch import SeedBatch, seed_generator
+from rl_nfm.supervised.tasks.modular import main
+from rl_nfm.supervised.tasks.modular_config import ModularConfig
+from rl_nfm.supervised.tasks.modular_report import format_table, label
+from rl_nfm.supervised.tasks.modular_report import main as report
+from rl_nfm.supervised.tasks.modular_run import Run, build_model
+from rl_nfm.support.bare_flags import spell_out
+from rl_nfm.support.configuration import validate
+
+COMMON = (
+    "--experiment generalization --num_tasks 1 --dataset_path ./datasets/generalization/ "
+    "--result_path ./results/ --modularity 6 3 2 2 "
+)
+MLP = (
+    "--model mlp --arch 6 36 36 36 2 --pruning_ratio 50.0 --lr 0.1 --batch_size 8 --epochs 200 "
+    "--seed 1"
+)
+OWN = (
+    "--model hierarchically_modular --num_modules 3 2 --module_arch 2 12 1 --lr 0.01 "
+    "--lr_module_input 0.1 --batch_size 8 --epochs 200 --seed 1"
+)
+SHARED = (
+    "--model hierarchically_modular_shared_modules --num_shared_modules 2 --num_slots 3 2 "
+    "--module_arch 2 12 1 --lr 0.01 --lr_module_input 0.1 --lr_module_location 0.1 "
+    "--batch_size 8 --epochs 200 --seed 1"
+)
+GUMBEL = " --use_gumbel --tau 1.0 --per_sample_routing"
+PUBLISHED = {
+    MLP: 2990,
+    OWN: 271,
+    OWN + " --known_module_input": 271,
+    OWN + GUMBEL: 271,
+    SHARED: 134,
+    SHARED + GUMBEL: 134,
+    SHARED + " --known_module_input --known_module_locations": 134,
+}
+
+
+def run(out, *flags):
+    assert main(["--device", "cpu", "--out", str(out), *flags]) == 0
+    return json.loads((out / "result.json").read_text())
+
+
+@pytest.mark.parametrize("command", PUBLISHED, ids=range(len(PUBLISHED)))
+def test_published_commands_run_as_printed(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    words = (COMMON + command).replace("--epochs 200", "--epochs 2").split()
+    assert main(words) == 0
+    (path,) = (tmp_path / "results").glob("*/result.json")
+    result = json.loads(path.read_text())
+    assert result["parameters"] == PUBLISHED[command]
+    assert result["config"]["use_gumbel"] is ("--use_gumbel" in words)
+    assert result["config"]["known_module_input"] is ("--known_module_input" in words)
+    assert result["config"]["epochs"] == 2
+    table = tmp_path / "datasets" / "generalization" / "6-3-2-2" / "task0.csv"
+    lines = table.read_text().splitlines()
+    assert len(lines) == 65
+    assert lines[0] == "x0,x1,x2,x3,x4,x5,y0,y1"
+    # 100110: f = 1, 0, 1: both outputs 0; 100100: f = 1, 1, 0 gives 1, 0
+    assert "1,0,0,1,1,0,1,1" in lines  # f = 1, 1, 1
+    assert "1,0,0,1,0,0,1,0" in lines
+
+
+def test_flags_without_value_are_spelled_out_and_others_kept():
+    words = ["--use_gumbel", "--tau", "1.0", "--known-module-input", "False", "--use_gumbel"]
+    assert spell_out(words, ModularConfig) == [
+        *["--use_gumbel", "True", "--tau", "1.0", "--known-module-input", "False"],
+        *["--use_gumbel", "True"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--modularity 6 4 2 2", r"modularity: '6 4 2 2' has no task: .*allowed, for example: 6 2"),
+        (
+            "--model mlp --arch 7 36 2",
+            r"arch: \(7, 36, 2\) does not match .*allowed: 6 first and 2",
+        ),
+        ("--model mlp --arch 6 36 3", r"allowed: 6 first and 2 last"),
+        ("--model mlp --num_tasks 3", r"allowed: 9 first and 2 last"),
+        ("--model mlp --pruning_ratio 100", r"pruning_ratio: 100.0 is not allowed \(allowed: 0 to"),
+        ("--model mlp --pruning_ratio -1", r"pruning_ratio: -1.0 is not allowed"),
+        ("--num_tasks 4", r"num_tasks: .*allowed: up to 3 with 6 3 2 2, else 1"),
+        ("--module_arch 2 12 2", r"module_arch: \(2, 12, 2\) must end in 1"),
+        ("--known_module_input --num_modules 2 2", r"num_modules: 2 at level 1 is too few"),
+        ("--known_module_input --module_arch 3 5 1", r"must begin with 2"),
+        ("--num_modules 3 1", r"the last level has 1 units, too few for 2 outputs"),
+        ("--dataset_split 0.99", r"dataset_split: 0.99 of 64 rows leaves 63 to train on"),
+        ("--model mlp --use_gumbel", r"use_gumbel: has no effect on model 'mlp'"),
+        ("--known_module_locations", r"known_module_locations: has no effect on model"),
+        ("--modularity 2 2 3 2 2 --img_module_arch 64 9 2", r"allowed: 64 first and 3 last"),
+        ("--img_module_arch 64 9 3", r"img_module_arch: has no effect on bits"),
+        ("--model hierarchical", r"model"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message) as error:
+        main([*flags.split(), "--out", str(tmp_path / "a")])
+    if "hierarchical" not in flags:
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_split_uses_every_row_once_and_is_equal_for_all_seeds():
+    split = split_rows(64, 0.25, 40)
+    parts = [split.train, split.validation, split.test]
+    assert [len(part) for part in parts] == [16, 24, 24]
+    assert sorted(torch.cat(parts).tolist()) == list(range(64))
+    assert torch.equal(split.train, split_rows(64, 0.25, 40).train)
+    assert not torch.equal(split.train, split_rows(64, 0.25, 41).train)
+
+
+def test_an_epoch_holds_every_training_row_of_every_task_once():
+    tasks = [boolean_task((6, 3, 2, 2), t) for t in range(3)]
+    source = BitRows(tasks, noise=0.0)
+    train = torch.tensor([5, 63, 17])
+    data = epoch_data(source, train, 2, [0, 1], epoch=4)
+    assert data.inputs.shape == (2, 18, 6)
+    weights = torch.tensor([32.0, 16, 8, 4, 2, 1])
+    for seed in range(2):
+        rows = (data.inputs[seed] @ weights).long()
+        found = sorted(zip(rows.tolist(), data.task_id[seed].tolist(), strict=True))
+        assert found == sorted([(row, t) for row in (5, 17, 63) for t in range(3)] * 2)
+        for x, y, t in zip(rows, data.labels[seed], data.task_id[seed], strict=True):
+            assert torch.equal(y, tasks[t].truth_table()[1][x])
+    assert not torch.equal(data.inputs[0], data.inputs[1])  # each seed has an order of its own
+    again = epoch_data(source, train, 2, [1], epoch=4)
+    assert torch.equal(again.inputs[0], data.inputs[1])  # and the same one alone
+
+
+def test_noise_is_on_training_inputs_only_and_new_each_epoch():
+    source = BitRows([boolean_task((6, 3, 2, 2))], noise=0.1)
+    rows = torch.arange(64).repeat(50)
+    inputs = source.draw(rows, seed_generator(0, 0))
+    assert (inputs - source.bits[rows]).std().item() == pytest.approx(0.1, rel=0.02)
+    assert not torch.equal(inputs, source.draw(rows, seed_generator(0, 1)))
+    assert torch.equal(source.test_inputs(), source.bits)
+
+
+def test_digit_images_are_those_of_the_row_and_split_by_image():
+    source = DigitRows([boolean_task((2, 2, 3, 2, 2))], 0.0, "digits", None)
+    assert source.digits[0].tolist() == [0, 0]
+    assert source.digits[0b101011].tolist() == [5, 3]
+    train = source.draw(torch.full((300,), 0b101011), seed_generator(0, 0))
+    assert train.shape == (300, 2, 64)
+
+    def rows(pixels):
+        return {tuple((255 * p).round().int().tolist()) for p in pixels}
+
+    starts = source.train_places.tolist()
+    fives, threes = (rows(source.train_pixels[starts[d] : starts[d + 1]]) for d in (5, 3))
+    assert rows(train[:, 0]) <= fives
+    assert rows(train[:, 1]) <= threes
+    assert len(rows(train[:, 0])) > 50
+    test = source.test_inputs()
+    assert test.shape == (64 * source.copies, 2, 64)
+    place = source.test_places.tolist()
+    row = test.view(64, source.copies, 2, 64)[0b101011]
+    assert rows(row[:, 0]) <= rows(source.test_pixels[place[5] : place[6]])
+
+
+def test_figures_by_hand():
+    # a model that answers 0 always, whose bias is far below 0
+    config = ModularConfig(model="mlp", trials=2, device="cpu", dataset_split=(0.25,))
+    trained = Run(config, 0.25)
+    with torch.no_grad():
+        for name in ("layers.3.weight", "layers.3.bias"):
+            trained.batch.parameters[name].fill_(0.0 if "weight" in name else -9.0)
+    labels = boolean_task((6, 3, 2, 2)).truth_table()[1]
+    zeros = labels[trained.split.test] == 0
+    for row in trained.figures():
+        assert row["test_accuracy"] == pytest.approx(zeros.float().mean().item())
+        assert row["test_accuracy"] == pytest.approx(trained.baseline())
+        assert row["test_output_1"] == pytest.approx(zeros[:, 1].float().mean().item())
+        assert row["test_rows"] == pytest.approx(zeros.all(1).float().mean().item())
+        # of all 64 rows, both outputs are 0 in 64 - 16 - 16 + 8 = 40
+        assert row["all_rows"] == pytest.approx(40 / 64)
+        assert row["per_row"] == (labels == 0).float().mean(1).tolist()
+        assert "right_modules" not in row
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"use_gumbel": True, "per_sample_routing": True},
+        {"model": "hierarchically_modular_shared_modules", "routing_candidates": 3},
+        {"model": "mlp", "pruning_ratio": 30.0},
+    ],
+)
+def test_a_seed_is_the_same_alone_and_among_others(flags):
+    def train(seed, trials):
+        config = ModularConfig(
+            seed=seed, trials=trials, epochs=4, batch_size=7, device="cpu", **flags
+        )
+        trained = Run(config, 0.25)
+        for _ in range(4):
+            trained.train_epoch()
+        return trained.batch.parameters
+
+    together, alone = train(5, 3), train(7, 1)
+    for name, parameter in alone.items():
+        count = len(parameter)
+        torch.testing.assert_close(parameter, together[name][2 * count :], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model", ["hierarchically_modular", "hierarchically_modular_shared_modules"]
+)
+def test_known_routing_learns_the_task_from_half_of_the_rows(tmp_path, model):
+    flags = ["--model", model, "--known_module_input", "--trials", "2", "--dataset_split", "0.5"]
+    if "shared" in model:
+        flags += ["--known_module_locations"]
+    flags += ["--epochs", "250", "--batch_size", "16", "--lr", "0.03"]
+    result = run(tmp_path / "a", *flags)
+    assert result["splits"][0]["mean"]["all_rows"] == 1.0
+    assert result["splits"][0]["mean"]["right_modules"] == 1.0
+
+
+def test_a_killed_run_goes_on_to_the_same_result(tmp_path, monkeypatch):
+    flags = [
+        "--epochs",
+        "8",
+        "--eval_every",
+        "2",
+        "--trials",
+        "2",
+        "--dataset_split",
+        "0.25",
+        "0.5",
+    ]
+    flags += ["--use_gumbel", "--routing_candidates", "4", "--search_every", "3"]
+    whole = run(tmp_path / "whole", *flags)
+    save = SeedBatch.save
+
+    def save_and_die(self, target, meta, more):
+        save(self, target, meta, more)
+        if meta["epoch"] == 4 and "split0.5" in str(target):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(SeedBatch, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", *flags)
+    monkeypatch.undo()
+    assert main(["--resume", str(tmp_path / "broken")]) == 0
+    resumed = json.loads((tmp_path / "broken" / "result.json").read_text())
+    for one, two in zip(resumed["splits"], whole["splits"], strict=True):
+        assert one["trials"] == two["trials"]
+
+
+def test_a_report_joins_runs(tmp_path):
+    run(tmp_path / "a", "--model", "mlp", "--epochs", "1", "--trials", "2")
+    run(tmp_path / "b", "--epochs", "1", "--dataset_split", "0.25", "0.5")
+    files = [str(tmp_path / name / "result.json") for name in ("b", "a")]
+    assert report(["--results", *files, "--out", str(tmp_path / "c")]) == 0
+    lines = (tmp_path / "c" / "table.md").read_text().splitlines()
+    assert len(lines) == 2 + 2 + 1
+    assert lines[2].startswith("| modules, learned routing | 271 | 16 | 1 |")
+    assert lines[4].startswith("| MLP | 2990 | 51 | 2 |")
+    assert all(line.count("|") == lines[0].count("|") for line in lines)
+    for name in ("a", "b", "c"):
+        picture = (tmp_path / name / "accuracy.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        assert len(picture) > 10_000
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"task": "adding"}'])
+def test_a_report_of_something_else_is_refused(tmp_path, content):
+    path = tmp_path / "result.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=r"results: .*result.json is no result of a modular run"):
+        report(["--results", str(path), "--out", str(tmp_path / "c")])
+
+
+def test_a_table_by_hand():
+    trials = [
+        {"test_accuracy": 0.5, "all_rows": 1.0, "right_modules": 1.0},
+        {"test_accuracy": 1.0, "all_rows": 0.5, "right_modules": 0.5},
+    ]
+    mean = {"train_accuracy": 0.9, "test_accuracy": 0.75, "test_output_0": 0.7, "test_rows": 0.6}
+    split = {"train_rows": 16, "baseline": 0.8, "mean": mean, "trials": trials}
+    config = {"model": "hierarchically_modular", "known_module_input": True}
+    config |= {"known_module_locations": False, "use_gumbel": True, "routing_candidates": 8}
+    result = {"config": config, "parameters": 5, "splits": [split]}
+    assert label(result) == "modules, known routing, Gumbel, search of 8"
+    row = format_table([result]).splitlines()[2]
+    assert row == (
+        "| modules, known routing, Gumbel, search of 8 | 5 | 16 | 2 | 90.0 | 75.0 | 50.0 to 100.0 "
+        "| 70.0 | 60.0 | 80.0 | 1/2 | 1/2 |"
+    )
+
+
+@pytest.mark.parametrize(
+    "model", ["hierarchically_modular", "hierarchically_modular_shared_modules"]
+)
+@pytest.mark.parametrize("known", [False, True])
+def test_digit_images_train(tmp_path, model, known):
+    flags = ["--modularity", "2", "2", "3", "2", "2", "--model", model, "--epochs", "1"]
+    if known:
+        flags += ["--known_module_input"]
+        flags += ["--known_module_locations"] if "shared" in model else []
+    result = run(tmp_path / "a", *flags)
+    mean = result["splits"][0]["mean"]
+    assert 0 <= mean["test_accuracy"] <= 1
+    assert "right_modules" not in mean
+    if known:
+        config = validate(ModularConfig, result["config"])
+        net = build_model(config, [boolean_task((2, 2, 3, 2, 2))])
+        assert isinstance(net, HierarchicallyModular)
+        assert net.chosen_units()[0][0].flatten().tolist() == [0, 1]
+        assert net.chosen_units()[1][0].T.tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_several_tasks_train_together(tmp_path):
+    flags = ["--num_tasks", "3", "--epochs", "2", "--use_gumbel", "--per_sample_routing"]
+    result = run(tmp_path / "a", *flags, "--num_modules", "6", "4")
+    # routing of each task; modules for all: 10 * 49 + 3 (6 * 6 + 6 * 4 + 4)
+    assert result["parameters"] == 10 * 49 + 3 * (36 + 24 + 4)
+    assert math.isfinite(result["splits"][0]["mean"]["test_accuracy"])
+    flags = ["--num_tasks", "3", "--epochs", "2", "--model", "mlp", "--arch", "9", "8", "2"]
+    assert run(tmp_path / "b", *flags)["parameters"] == 9 * 8 + 8 + 8 * 2 + 2
