@@ -1,0 +1,103 @@
+"""Decides where a Triton kernel stands in for the plain path.
+
+Triton comes with CUDA builds of PyTorch and is no dependency. A kernel is used on a device once it
+has agreed there with the plain path on a small input; where Triton is missing, a launch fails or
+the results differ, the plain path is used and one warning says why.
+
+`RL_NFM_KERNELS=0` in the environment switches such kernels off. With `RL_NFM_KERNELS=triton` and
+`TRITON_INTERPRET=1` they also run on the CPU, in Triton's interpreter: slow, for tests and
+rehearsals without a GPU.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Hashable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+_TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+"""Highest relative error by the kernel's type, of norms; several times that of rounding."""
+_log = logging.getLogger(__name__)
+
+
+class TritonGuard:
+    """Remembers on which devices, and in which cases, a kernel agrees with the plain path.
+
+    Args:
+        name: of the kernel, for the warning.
+        check: runs kernel and plain path on a small input, for a device and the case; returns pairs
+            of results, gradients included, the plain ones best in float64. It imports Triton
+            itself, and draws its input from a generator of its own.
+    """
+
+    def __init__(self, name: str, check: Callable[..., Iterable[tuple[Tensor, Tensor]]]):
+        self.name = name
+        self._check = check
+        self._verdicts: dict[Hashable, bool] = {}
+        self._warned = False
+
+    def ready(self, device: torch.device, *case: Hashable) -> bool:
+        """Whether the kernel may be used; the first call for a device and a case checks that.
+
+        While a CUDA graph is being captured nothing can be checked, and what was not checked before
+        is not used: the warm-up that comes before a capture should have come by here.
+
+        Args:
+            device: of the tensors.
+            *case: what else the kernel is compiled for, such as types and sizes of heads.
+        """
+        if not _switched_on(device):
+            return False
+        key = (device.type, device.index, *case)
+        if key not in self._verdicts:
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                return False
+            self._verdicts[key] = self._passes(device, case)
+        return self._verdicts[key]
+
+    def give_up(self, device: torch.device, *case: Hashable, error: object) -> None:
+        """Use the plain path from now on, because a launch failed after all."""
+        self._verdicts[(device.type, device.index, *case)] = False
+        if not self._warned:
+            self._warned = True
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            _log.warning("slower on %s without the Triton %s: %s", device, self.name, reason)
+
+    def _passes(self, device: torch.device, case: tuple[Hashable, ...]) -> bool:
+        try:
+            with _undisturbed(device):
+                for ours, plain in self._check(device, *case):
+                    error = _relative_error(ours, plain)
+                    if not error <= _TOLERANCES[ours.dtype]:  # also for NaN
+                        raise ArithmeticError(f"differs from the plain path by {error:.1e}")
+        except Exception as error:  # whatever Triton, its compiler or the driver may raise
+            self.give_up(device, *case, error=error)
+            return False
+        return True
+
+
+def _switched_on(device: torch.device) -> bool:
+    switch = os.environ.get("RL_NFM_KERNELS", "1")
+    return switch == "triton" if device.type == "cpu" else device.type == "cuda" and switch != "0"
+
+
+@contextlib.contextmanager
+def _undisturbed(device: torch.device) -> Iterator[None]:
+    """Whatever the caller's modes are, the check runs with gradients and without autocast."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+            mode = torch.cuda.get_sync_debug_mode()
+            torch.cuda.set_sync_debug_mode("default")  # comparing has to wait for results
+            stack.callback(torch.cuda.set_sync_debug_mode, mode)
+        yield
+
+
+def _relative_error(ours: Tensor, plain: Tensor) -> float:
+    ours, plain = ours.detach().double(), plain.detach().double()
+    return float((ours - plain).norm() / plain.norm().clamp(min=1e-30))
