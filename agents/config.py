@@ -18,7 +18,7 @@ from annotated_types import Ge, Gt, Le
 from agents.learning.learner import LearnerConfig
 from agents.replay.buffer import ReplayConfig
 from envs import PROTOCOLS, Protocol, make_protocol
-from rl_nfm.encoders import encoder_entries, encoder_entry, encoder_names
+from rl_nfm.encoders import encoder_entry, encoder_names
 from rl_nfm.support.configuration import nearest, read_yaml, validate
 from rl_nfm.values.heads import HeadConfig
 
@@ -150,6 +150,10 @@ class Config:
         if trunk is not None:
             encoder_entry(trunk)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class with the encoders' groups is made at run time, so pickle cannot find it by name.
+        return make_config, (to_plain(self),)
+
 
 RESUMABLE = ("steps", "device", "run", "env.num_threads", "learner.precision", "learner.compile")
 """What may change when a run goes on."""
@@ -162,14 +166,18 @@ def chosen_encoders(config: Config) -> list[str]:
     return names if trunk is None else [*names, trunk]
 
 
-@cache
 def config_class() -> type[Config]:
     """`Config` with one group of options per registered encoder."""
-    listed = tyro.conf.arg(help=f"Which network reads the frames: {', '.join(encoder_names())}.")
+    return _config_class(tuple(encoder_names()))
+
+
+@cache
+def _config_class(encoders: tuple[str, ...]) -> type[Config]:
+    listed = tyro.conf.arg(help=f"Which network reads the frames: {', '.join(encoders)}.")
     groups: list[Any] = [("encoder", Annotated[str, listed], dataclasses.field(default="nature"))]
     groups += [
         (entry.name, entry.config, dataclasses.field(default_factory=entry.config))
-        for entry in encoder_entries()
+        for entry in map(encoder_entry, encoders)
     ]
     cls = dataclasses.make_dataclass("Config", groups, bases=(Config,), frozen=True, kw_only=True)
     cls.__doc__ = Config.__doc__
@@ -180,9 +188,23 @@ def make_config(values: Mapping[str, Any], *, where: str = "") -> Config:
     """A checked config from plain values.
 
     Raises:
-        ValueError: unknown option, wrong type or value out of range.
+        ValueError: unknown option, wrong type or value out of range, or an encoder that is not
+            registered here.
     """
+    name = values.get("encoder")
+    group = values.get(name) if isinstance(name, str) else None
+    trunk = group.get("trunk") if isinstance(group, Mapping) else None
+    for encoder in (name, trunk):
+        if isinstance(encoder, str):
+            _check_registered(encoder, where)  # before its group of options is called unknown
     return validate(config_class(), values, where=where)
+
+
+def _check_registered(encoder: str, where: str) -> None:
+    try:
+        encoder_entry(encoder)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}" if where else str(error)) from None
 
 
 def to_plain(config: Config) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rl_nfm.encoders import Encoder, encoder_entries, make_encoder
+from rl_nfm.encoders.base import EncoderEntry
 from rl_nfm.support.configuration import nearest
 
 HELP = """usage: rl-nfm encoders [--json]
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     for word in argv:
         if word != "--json":
             raise ValueError(nearest("option", word, ["--json", "--help"]))
-    rows = [_describe(entry.name, entry.summary) for entry in encoder_entries()]
+    rows = [row for entry in encoder_entries() if (row := _described(entry)) is not None]
     if argv:
         print(json.dumps(rows, indent=1))
         return 0
@@ -42,6 +43,20 @@ def main(argv: Sequence[str]) -> int:
             f"{row['feature_dim']:>8,}  {row['summary']}"
         )
     return 0
+
+
+def _described(entry: EncoderEntry) -> dict[str, Any] | None:
+    """A row of the table; None, and a line on stderr, for one that cannot be built."""
+    try:
+        return _describe(entry.name, entry.summary)
+    except Exception as error:  # whatever the code of another package may raise
+        reason = (str(error).splitlines() or [""])[0]
+        print(
+            f"rl-nfm: encoder {entry.name} ({entry.build.__module__}) cannot be built: "
+            f"{type(error).__name__}: {reason}",
+            file=sys.stderr,
+        )
+        return None
 
 
 def _describe(name: str, summary: str) -> dict[str, Any]:

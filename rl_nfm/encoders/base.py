@@ -7,12 +7,15 @@ Shapes: T time steps, B batch, C stacked frames, H x W pixels, D features, A act
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_LOG = logging.getLogger(__name__)
 
 State = tuple[Tensor, ...]
 """Recurrent state: tensors of shape [B, ...]; empty for a feed-forward encoder."""
@@ -108,6 +111,12 @@ class EncoderEntry:
         return any(field.name == "trunk" for field in dataclasses.fields(self.config))
 
 
+RESERVED_NAMES = frozenset(
+    {"game", "encoder", "steps", "seed", "device", "preset", "out", "resume", "help"}
+    | {"env", "replay", "learner", "head", "exploration", "run"}
+)
+"""What options of a training run are called; an encoder's name is the name of its own group."""
+
 _REGISTRY: dict[str, EncoderEntry] = {}
 _plugins_loaded = False
 
@@ -119,14 +128,21 @@ def register_encoder(name: str, config: type) -> Callable[[Callable[..., Encoder
     module in its entry points, group `rl_nfm.encoders`.
 
     Raises:
-        ValueError: if the name is taken or no identifier, or `config` is not a frozen dataclass.
+        ValueError: if the name is taken, reserved or no identifier, or `config` is not a frozen
+            dataclass that can be made without arguments.
     """
     if not name.isidentifier():
         raise ValueError(f"encoder name {name!r} must be a Python identifier")
+    if name in RESERVED_NAMES:
+        raise ValueError(f"encoder name {name!r} is not allowed: options of a run are called so")
     if name in _REGISTRY:
         raise ValueError(f"encoder {name!r} is already registered")
     if not (dataclasses.is_dataclass(config) and config.__dataclass_params__.frozen):  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError(f"the config of encoder {name!r} must be a frozen dataclass, got {config}")
+    try:
+        config()
+    except TypeError as error:
+        raise ValueError(f"the config of encoder {name!r} needs defaults: {error}") from None
 
     def register(build: Callable[..., Encoder]) -> Callable[..., Encoder]:
         summary = (build.__doc__ or name).strip().splitlines()[0]
@@ -137,11 +153,32 @@ def register_encoder(name: str, config: type) -> Callable[[Callable[..., Encoder
 
 
 def _load_plugins() -> None:
+    """Import the modules of other packages that register encoders; a broken one is left out."""
     global _plugins_loaded
-    if not _plugins_loaded:
-        _plugins_loaded = True
-        for point in entry_points(group="rl_nfm.encoders"):
+    if _plugins_loaded:
+        return
+    _plugins_loaded = True
+    for point in entry_points(group="rl_nfm.encoders"):
+        known = dict(_REGISTRY)
+        try:
             point.load()
+            _check_options(_REGISTRY.keys() - known.keys())
+        except (Exception, SystemExit) as error:  # whatever foreign code may raise
+            _REGISTRY.clear()
+            _REGISTRY.update(known)
+            reason = (str(error).splitlines() or [""])[0]
+            _LOG.warning(
+                "rl-nfm: the encoder plug-in %s (%s) is left out: %s: %s",
+                *(point.name, point.value, type(error).__name__, reason),
+            )
+
+
+def _check_options(names: Iterable[str]) -> None:
+    """Raise for options that cannot be read from files, which would break every command."""
+    from rl_nfm.support.configuration import validate
+
+    for name in names:
+        validate(_REGISTRY[name].config, {}, where=name)
 
 
 def encoder_names() -> list[str]:
@@ -165,7 +202,10 @@ def encoder_entry(name: str) -> EncoderEntry:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"encoder: {name!r} is unknown{hint} (allowed: {', '.join(names)})")
+        raise ValueError(
+            f"encoder: {name[:100]!r} is not registered{hint} (known: {', '.join(names)}); one of "
+            "another package needs that package installed or imported"
+        )
     return _REGISTRY[name]
 
 

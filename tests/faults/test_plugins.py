@@ -1,0 +1,114 @@
+"""Installed plug-ins that are broken: named, left out, and every command goes on."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from agents.cli import main
+from agents.config import Config, make_config, read_preset, to_plain
+from rl_nfm.encoders import base, encoder_names, register_encoder
+from rl_nfm.encoders.base import RESERVED_NAMES
+from rl_nfm.encoders.nature import NatureConfig, NatureEncoder
+
+GOOD = """
+import dataclasses
+from rl_nfm.encoders import register_encoder
+from rl_nfm.encoders.nature import NatureConfig
+from rl_nfm.encoders import encoder_entries
+nature = next(entry for entry in encoder_entries() if entry.name == "nature")
+@register_encoder({name!r}, {config})
+def build(config, **more):
+    "Mine."
+    {build}
+"""
+PLUGINS = {
+    "good": GOOD.format(
+        name="mine", config="NatureConfig", build="return nature.build(config, **more)"
+    ),
+    "syntax": "def (",
+    "missing": "import nowhere_to_be_found",
+    "exits": "import sys; sys.exit(3)",
+    "raises": "raise RuntimeError('two\\nlines')",
+    "taken": GOOD.format(name="nature", config="NatureConfig", build="return None"),
+    "group": GOOD.format(name="head", config="NatureConfig", build="return None"),
+    "needs": GOOD.format(
+        name="needs",
+        config="dataclasses.make_dataclass('C', ['a'], frozen=True)",
+        build="return None",
+    ),
+    "odd": GOOD.format(
+        name="odd",
+        config="dataclasses.make_dataclass('C', [('a', 'Unknown', 1)], frozen=True)",
+        build="return None",
+    ),
+    "halfway": GOOD.format(name="halfway", config="NatureConfig", build="return None") + "1 / 0\n",
+    "unbuilt": GOOD.format(name="unbuilt", config="NatureConfig", build="return more['nothing']"),
+}
+LEFT_OUT = PLUGINS.keys() - {"good", "unbuilt"}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder on the path where a distribution with all these plug-ins is installed."""
+    folder = tmp_path_factory.mktemp("site")
+    info = folder / "broken_plugins-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-plugins\nVersion: 1.0\n")
+    lines = [f"{name} = plugin_{name}" for name in PLUGINS]
+    (info / "entry_points.txt").write_text("[rl_nfm.encoders]\n" + "\n".join(lines) + "\n")
+    for name, code in PLUGINS.items():
+        (folder / f"plugin_{name}.py").write_text(code)
+    return folder
+
+
+def test_broken_plugins_are_named_and_the_commands_go_on(site):
+    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+    found = subprocess.run(
+        [sys.executable, "-m", "agents.cli", "encoders", "--json"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert [row["name"] for row in json.loads(found.stdout)] == [*encoder_names(), "mine"]
+    lines = found.stderr.splitlines()
+    assert "Traceback" not in found.stderr
+    assert len(lines) == len(LEFT_OUT) + 1, found.stderr
+    for name in LEFT_OUT:
+        assert sum(f"plug-in {name} (plugin_{name}) is left out" in line for line in lines) == 1
+    assert any("encoder unbuilt (plugin_unbuilt) cannot be built: KeyError" in x for x in lines)
+
+
+def test_a_run_of_a_plugin_that_is_gone_says_so(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    register_encoder("mine", NatureConfig)(NatureEncoder)
+    try:
+        assert main(["train", "debug", "--encoder", "mine", "--steps", "4", "--out", run]) == 0
+    finally:
+        del base._REGISTRY["mine"]
+    for command in (["evaluate", run], ["train", "--resume", run]):
+        capsys.readouterr()
+        assert main(command) == 2
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1, message
+        assert "encoder: 'mine' is not registered" in message
+        assert "needs that package installed or imported" in message
+
+
+def test_every_group_of_options_is_a_reserved_name():
+    assert {field.name for field in fields(Config)} <= RESERVED_NAMES
+    assert not RESERVED_NAMES & set(encoder_names())
+
+
+def test_a_config_can_be_pickled():
+    """Its class is made at run time, with one group for each encoder."""
+    config = make_config({**to_plain(read_preset("debug")), "encoder": "rim", "seed": 5})
+    copy = pickle.loads(pickle.dumps(config))
+    assert copy == config
+    assert type(copy) is type(config)
