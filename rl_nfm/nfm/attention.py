@@ -29,7 +29,7 @@ def masked_top_k(scores: Tensor, k: int) -> Tensor:
     if scores.shape[-1] <= k:
         return scores.softmax(-1)
     chosen = scores.topk(k, dim=-1).indices
-    dropped = torch.ones_like(scores, dtype=torch.bool).scatter(-1, chosen, False)
+    dropped = torch.ones_like(scores, dtype=torch.bool).scatter(-1, chosen, 0)  # traced, not False
     return scores.masked_fill(dropped, float("-inf")).softmax(-1)
 
 

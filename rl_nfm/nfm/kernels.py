@@ -28,7 +28,7 @@ from torch import Tensor
 from rl_nfm.nfm.attention import masked_top_k, mix_values, slot_scores
 from rl_nfm.nfm.config import Rescale
 from rl_nfm.nfm.rescale import Grid, gather_slots
-from rl_nfm.support.cpp import library
+from rl_nfm.support.cpp import library, runs_eagerly
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
@@ -40,7 +40,11 @@ def available() -> bool:
 
 
 def supports(query: Tensor, keys: Sequence[Tensor] = (), values: Sequence[Tensor] = ()) -> bool:
-    """Whether the kernels take such tensors: on the CPU, of one type and batch size."""
+    """Whether the kernels take such tensors: on the CPU, of one type and batch size.
+
+    Under `torch.compile` they are an operator in its graph. What else records, transforms or fakes
+    operations takes the plain path; so does `torch.export`, whose graph is to run without us.
+    """
     return (
         query.device.type == "cpu"
         and query.dtype in _SUFFIX
@@ -48,7 +52,12 @@ def supports(query: Tensor, keys: Sequence[Tensor] = (), values: Sequence[Tensor
             x.dtype == query.dtype and x.device == query.device and x.shape[0] == query.shape[0]
             for x in (*keys, *values)
         )
+        and (_is_compiled() or runs_eagerly(query, *keys, *values))
     )
+
+
+def _is_compiled() -> bool:
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
 def attend(

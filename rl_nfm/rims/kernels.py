@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch import Tensor
 
 from rl_nfm.rims.products import LayerCall, Products, StepBlock, Unrolled
 from rl_nfm.rims.step import given
-from rl_nfm.support.cpp import library
+from rl_nfm.support.cpp import library, runs_eagerly
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
@@ -59,19 +57,12 @@ class Tape(NamedTuple):
 
 
 def supports(*tensors: Tensor | None) -> bool:
-    """Whether these can be used here, of one type on the CPU; builds them at the first call.
-
-    Not where PyTorch records or transforms operations, of which it would miss what is done here.
-    """
+    """Whether these can be used here, of one type on the CPU; builds them at the first call."""
     given_ones = [x for x in tensors if x is not None]
     floats = [x for x in given_ones if x.dtype != torch.bool]
     return (
-        not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        and forward_ad._current_level < 0
-        and not torch._C._are_functorch_transforms_active()
-        and not is_in_torch_dispatch_mode()
-        and all(type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" for x in given_ones)
+        runs_eagerly(*given_ones)
+        and all(x.device.type == "cpu" for x in given_ones)
         and floats[0].dtype in _SUFFIX
         and all(x.dtype == floats[0].dtype for x in floats)
         and library(SOURCE) is not None
