@@ -1,4 +1,4 @@
-"""Kernels of our own: when they may run, and how their C++ files are built into the user's cache."""
+"""When kernels of our own may run, and how their C++ files are built into the user's cache."""
 
 import ctypes
 import hashlib
@@ -54,7 +54,7 @@ def _is_ordinary(tensor: Tensor) -> bool:
 
 
 def _is_in_function_mode() -> bool:
-    """Whether a mode sees each call; one that only sets the device of new tensors does not count."""
+    """Whether a mode sees each call. One that sets the device of new tensors does not count."""
     if torch._C._len_torch_function_stack() == 0:
         return False
     modes: list[TorchFunctionMode] = torch.overrides._get_current_function_mode_stack()
