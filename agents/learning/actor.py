@@ -40,7 +40,13 @@ class Actor:
 
     @torch.no_grad()
     def act(
-        self, obs: Tensor, episode_start: Tensor, *, epsilon: Tensor | float, noise: bool
+        self,
+        obs: Tensor,
+        episode_start: Tensor,
+        *,
+        epsilon: Tensor | float,
+        noise: bool,
+        fixed_fractions: bool = False,
     ) -> Tensor:
         """Epsilon-greedy actions.
 
@@ -48,7 +54,9 @@ class Actor:
             obs: uint8 [E, C, H, W].
             episode_start: bool [E].
             epsilon: probability of a random action, a number or [E].
-            noise: draw noise and quantile fractions at random, as in training.
+            noise: explore by noisy layers, with a draw of noise for each environment: with one
+                for all of them, all would do the same wherever observations are alike.
+            fixed_fractions: see `QNetwork.values`.
 
         Returns:
             int64 [E] on the device.
@@ -67,7 +75,12 @@ class Actor:
         autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
         with autocast, frozen_statistics(self.network):
             features, self.state = self.network.features(obs[None], self.state, reset[None], extras)
-            values, _ = self.network.values(features[0], self.num_quantiles, noise)
+            values, _ = self.network.values(
+                features[0],
+                self.num_quantiles,
+                noise="rows" if noise else "off",
+                fixed_fractions=fixed_fractions,
+            )
         greedy = values.mean(-2).argmax(-1)
         explore = torch.rand(greedy.shape, device=self.device) < epsilon
         anything = torch.randint(values.shape[-1], greedy.shape, device=self.device)

@@ -49,6 +49,13 @@ class LearnerConfig:
     munchausen_clip: Annotated[float, Le(0)] = -1.0
     """Lower bound of the log-policy bonus before scaling."""
 
+    value_rescaling_eps: Annotated[float, Ge(0)] | None = None
+    """Learn values rescaled by R2D2's h(x) = sign(x) (sqrt(|x| + 1) - 1) + eps x, for raw rewards
+    (published: 1e-3); none: values as they are. Refused with `munchausen`."""
+
+    priority: Literal["td_error", "loss"] = "td_error"
+    """What a transition's priority is: the mean |TD error|, or its loss (as in SABER)."""
+
     num_quantiles: Annotated[int, Gt(0)] = 64
     """N: fractions drawn for the online network."""
 
@@ -91,6 +98,11 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         if self.munchausen and self.double:
             raise ValueError("munchausen: True is not allowed together with double (set it False)")
+        if self.munchausen and self.value_rescaling_eps is not None:
+            raise ValueError(
+                f"value_rescaling_eps: {self.value_rescaling_eps} is not allowed together with "
+                "munchausen, whose log-policy is in units of the reward (allowed: none)"
+            )
 
 
 def native_bf16(device: torch.device) -> bool:
@@ -204,7 +216,8 @@ class Learner:
         self.optimizer.step()
         if self.config.target_tau is not None:
             self._mix_target(self.config.target_tau)
-        self.replay.update_priorities(batch.index, td_error, batch.mask)
+        priority = loss.detach() if self.config.priority == "loss" else td_error
+        self.replay.update_priorities(batch.index, priority, batch.mask)
         self._record(total, td_error, q_value, norm, batch.mask)
 
     def _record(
@@ -236,7 +249,7 @@ class Learner:
             ahead = len(batch.obs) if config.double else first + positions
             features = self._unroll(self.online, batch, 0, ahead)  # [S, B, D]
             values, tau = self.online.values(
-                features[first : first + positions], config.num_quantiles, noise=True
+                features[first : first + positions], config.num_quantiles, noise="batch"
             )
             with torch.no_grad():
                 target_t = self._targets(batch, features)
@@ -276,24 +289,34 @@ class Learner:
         features = self._unroll(self.target, batch, skipped, len(batch.obs))
         index = batch.bootstrap.unsqueeze(-1).expand(-1, -1, features.shape[-1])
         next_features = features.gather(0, index - skipped)
-        quantile_t, _ = self.target.values(next_features, config.num_target_quantiles, noise=True)
+        quantile_t, _ = self.target.values(
+            next_features, config.num_target_quantiles, noise="batch"
+        )
         if config.munchausen:
             return self._munchausen_targets(batch, features, quantile_t)
+        selector = quantile_t
         if config.double:
             chosen = online_features.gather(0, index)
-            selector, _ = self.online.values(chosen, config.num_action_quantiles, noise=True)
-        else:
-            selector = quantile_t
+            selector, _ = self.online.values(chosen, config.num_action_quantiles, noise="batch")
+        elif self.target.quantiles:
+            # Fractions of their own: the maximum over the samples that also give the value would
+            # choose their luck (Dopamine and rltime draw anew too).
+            selector, _ = self.target.values(
+                next_features, config.num_action_quantiles, noise="batch"
+            )
         a_t = selector.mean(-2).argmax(-1)  # [T, B]
         value_t = losses.take_action(quantile_t, a_t)
-        return losses.bootstrap_target(batch.r_t, batch.discount_t, value_t)
+        eps = config.value_rescaling_eps
+        if eps is None:
+            return losses.bootstrap_target(batch.r_t, batch.discount_t, value_t)
+        return losses.rescaled_bootstrap_target(batch.r_t, batch.discount_t, value_t, eps)
 
     def _munchausen_targets(self, batch: Batch, features: Tensor, quantile_t: Tensor) -> Tensor:
         """Soft targets; the log-policy bonus belongs to the first step of the return."""
         config = self.config
         first = self.replay.config.burn_in_steps
         present = features[first : first + batch.a_tm1.shape[0]]
-        q_tm1 = self.target.values(present, config.num_target_quantiles, noise=True)[0].mean(-2)
+        q_tm1 = self.target.values(present, config.num_target_quantiles, noise="batch")[0].mean(-2)
         bonus = losses.munchausen_bonus(
             q_tm1,
             batch.a_tm1,

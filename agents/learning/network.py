@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_nfm.encoders import Encoder, Extras, State
-from rl_nfm.values.heads import HeadConfig, ValueHead
+from rl_nfm.values.heads import HeadConfig, Noise, ValueHead
 
 
 class QNetwork(nn.Module):
@@ -29,27 +29,32 @@ class QNetwork(nn.Module):
         return self.encoder(obs, state, reset, extras)
 
     def values(
-        self, features: Tensor, num_quantiles: int, noise: bool
+        self,
+        features: Tensor,
+        num_quantiles: int,
+        *,
+        noise: Noise,
+        fixed_fractions: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Values [*, N, A] of features [*, D] and their quantile fractions [*, N].
 
         Args:
             features: of the encoder.
             num_quantiles: N; 1 and no fractions where the head has none.
-            noise: draw the noise of noisy layers and the fractions at random. False, for
-                evaluation: no noise and the midpoints (i + 0.5) / N, so that the same
-                observation always gives the same values (IQN draws there too).
+            noise: of noisy layers.
+            fixed_fractions: the midpoints (i + 0.5) / N instead of a draw, so that the same
+                observation always gives the same values.
         """
         leading = features.shape[:-1]
         flat = features.reshape(-1, features.shape[-1])
         tau = None
         if self.quantiles:
             shape = (flat.shape[0], num_quantiles)
-            if noise:
-                tau = torch.rand(shape, device=flat.device)
-            else:
+            if fixed_fractions:
                 middle = torch.arange(num_quantiles, device=flat.device) + 0.5
                 tau = (middle / num_quantiles).expand(shape)
+            else:
+                tau = torch.rand(shape, device=flat.device)
         values = self.head(flat, tau, noise)
         values = values.view(*leading, *values.shape[1:])
         return values, None if tau is None else tau.view(*leading, -1)

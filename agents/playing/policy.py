@@ -36,7 +36,9 @@ class Agent:
                 [B, H, W, C].
             state: what the last call returned; None at the beginning.
             episode_start: bool [B], true where `observation` is the first of an episode.
-            deterministic: false: random with the probability `run.eval_epsilon`.
+            deterministic: the same action for the same observation and state; false: as in an
+                evaluation, random with the probability `run.eval_epsilon` and with quantile
+                fractions drawn anew.
 
         Returns:
             int64 actions, [B] or a scalar array for one observation, and the state for the next
@@ -56,7 +58,11 @@ class Agent:
         epsilon = 0.0 if deterministic else self.config.run.eval_epsilon
         device = actor.device
         action = actor.act(
-            to_device(batch, device), to_device(start, device), epsilon=epsilon, noise=False
+            to_device(batch, device),
+            to_device(start, device),
+            epsilon=epsilon,
+            noise=False,
+            fixed_fractions=deterministic,
         )
         actions = action.cpu().numpy()
         kept = self._kept(actor)

@@ -46,6 +46,11 @@ class HeadConfig:
     as in rltime."""
 
 
+Noise = Literal["off", "batch", "rows"]
+"""off: the means of noisy layers alone; batch: one draw for the whole batch, for learning; rows:
+one draw for each row of the first dimension, for acting, where a row is an environment."""
+
+
 class NoisyLinear(nn.Module):
     """Linear layer with factorised Gaussian noise; its means alone where no noise is asked for."""
 
@@ -57,22 +62,31 @@ class NoisyLinear(nn.Module):
         self.weight_sigma = nn.Parameter(torch.full((out_features, in_features), sigma * bound))
         self.bias_sigma = nn.Parameter(torch.full((out_features,), sigma * bound))
 
-    def forward(self, x: Float[Tensor, "*B I"], noise: bool) -> Float[Tensor, "*B O"]:
-        """One fresh noise sample for the whole batch, or none."""
-        if not noise:
+    def forward(self, x: Float[Tensor, "B *N I"], noise: Noise) -> Float[Tensor, "B *N O"]:
+        """See `Noise`. A draw for each row costs a second matrix product, but no weights a row."""
+        if noise == "off":
             return F.linear(x, self.weight, self.bias)
-        out_features, in_features = self.weight.shape
-        raw = torch.randn(in_features + out_features, device=x.device)
-        scaled = raw.sign() * raw.abs().sqrt()
-        noise_in, noise_out = scaled.split([in_features, out_features])
+        if noise == "rows":
+            # (sigma * outer(out, in)) x = out * (sigma (in * x))
+            noise_in, noise_out = self._draw(len(x), *[1] * (x.dim() - 2), device=x.device)
+            scale = F.linear(x * noise_in, self.weight_sigma, self.bias_sigma)
+            return F.linear(x, self.weight, self.bias) + noise_out * scale
+        noise_in, noise_out = self._draw(device=x.device)
         weight = torch.addcmul(self.weight, self.weight_sigma, torch.outer(noise_out, noise_in))
         return F.linear(x, weight, torch.addcmul(self.bias, self.bias_sigma, noise_out))
+
+    def _draw(self, *rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`sign(e) sqrt(|e|)` of Gaussian e, for inputs [*rows, I] and outputs [*rows, O]."""
+        out_features, in_features = self.weight.shape
+        raw = torch.randn(*rows, in_features + out_features, device=device)
+        noise_in, noise_out = (raw.sign() * raw.abs().sqrt()).split([in_features, out_features], -1)
+        return noise_in, noise_out
 
 
 class PlainLinear(nn.Linear):
     """nn.Linear with NoisyLinear's call."""
 
-    def forward(self, x: Tensor, noise: bool) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Ignores `noise`."""
         return super().forward(x)
 
@@ -89,7 +103,7 @@ class Stream(nn.Module):
         self.hidden = linear(in_features, config.hidden)
         self.out = linear(config.hidden, out_features)
 
-    def forward(self, x: Tensor, noise: bool) -> Tensor:
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Outputs [*B, O], in fp32."""
         hidden = F.relu(self.hidden(x, noise)).float()
         with torch.autocast(x.device.type, enabled=False):  # bf16 would round values of 10 to 1/16
@@ -120,14 +134,17 @@ class ValueHead(nn.Module):
         self.value = Stream(width, 1, config) if config.dueling else None
 
     def forward(
-        self, features: Float[Tensor, "B D"], tau: Float[Tensor, "B N"] | None, noise: bool = False
+        self,
+        features: Float[Tensor, "B D"],
+        tau: Float[Tensor, "B N"] | None,
+        noise: Noise = "off",
     ) -> Float[Tensor, "B N A"]:
         """Values in fp32.
 
         Args:
             features: of the encoder.
             tau: quantile fractions in [0, 1]; None for `distribution="none"`, where N is 1.
-            noise: draw fresh noise for noisy layers; False uses their means.
+            noise: of noisy layers, drawn afresh at every call.
         """
         if self.torso is not None:
             features = F.relu(self.torso(features))

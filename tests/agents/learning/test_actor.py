@@ -104,11 +104,11 @@ def test_actions_are_greedy_in_the_mean_over_quantiles(toys: types.SimpleNamespa
     network.encoder.layer.weight.data *= 5  # so that observations differ in their best action
     obs = frames(50)
     actor = make_actor(network, 50, num_quantiles=9)
-    action = actor.act(obs, torch.ones(50).bool(), epsilon=0.0, noise=False)
+    action = actor.act(obs, torch.ones(50).bool(), epsilon=0.0, noise=False, fixed_fractions=True)
     with torch.no_grad():
         features, _ = network.encoder(obs[None])
         tau = ((torch.arange(9) + 0.5) / 9).expand(50, 9)
-        values = network.head(features[0], tau, False)
+        values = network.head(features[0], tau)
     assert torch.equal(action, values.mean(1).argmax(-1))
     assert len(set(action.tolist())) > 1
     assert action.dtype == torch.int64
@@ -132,7 +132,7 @@ def test_epsilon_of_each_environment(toys: types.SimpleNamespace) -> None:
     assert all(abs(n - 100) < 40 for n in torch.bincount(counts[2], minlength=3).tolist())
 
 
-def test_no_noise_and_fixed_fractions_in_evaluation(
+def test_noise_and_fractions_are_drawn_where_asked(
     toys: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = toys.make_network(toys.LinearEncoder(), 1, **NOISY)
@@ -143,19 +143,36 @@ def test_no_noise_and_fixed_fractions_in_evaluation(
     given: list[Tensor] = []
     values = network.values
 
-    def watch(*args: Any) -> Any:
-        given.append(values(*args)[0])
+    def watch(*args: Any, **kwargs: Any) -> Any:
+        given.append(values(*args, **kwargs)[0])
         return given[-1], None
 
     monkeypatch.setattr(network, "values", watch)
+    start = begins(1, 1, 1, 1)
     for _ in range(2):
-        actor.act(frames(4), begins(1, 1, 1, 1), epsilon=0.0, noise=False)
+        actor.act(frames(4), start, epsilon=0.0, noise=False, fixed_fractions=True)
     assert not drawn
     assert torch.equal(given[0], given[1])
     for _ in range(2):
-        actor.act(frames(4), begins(1, 1, 1, 1), epsilon=0.0, noise=True)
+        actor.act(frames(4), start, epsilon=0.0, noise=False)
+    assert not drawn
+    assert not torch.equal(given[2], given[3]), "fractions are drawn anew at every step"
+    for _ in range(2):
+        actor.act(frames(4), start, epsilon=0.0, noise=True, fixed_fractions=True)
     assert len(drawn) == 8  # 4 layers, twice
-    assert not torch.equal(given[2], given[3])
+    assert not torch.equal(given[4], given[5])
+
+
+def test_each_environment_explores_with_noise_of_its_own(toys: types.SimpleNamespace) -> None:
+    """One draw for all would send environments that look alike the same way."""
+    network = toys.make_network(toys.LinearEncoder(), 1, distribution="none", noisy=True)
+    same = frames(1).expand(64, -1, -1, -1)
+    actor = make_actor(network, 64)
+    torch.manual_seed(0)
+    greedy = actor.act(same, torch.ones(64).bool(), epsilon=0.0, noise=False)
+    assert len(set(greedy.tolist())) == 1
+    noisy = actor.act(same, torch.ones(64).bool(), epsilon=0.0, noise=True)
+    assert int(torch.bincount(noisy).max()) < 0.9 * 64
 
 
 def test_acting_never_updates_batch_statistics(toys: types.SimpleNamespace) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.learning.learner import Learner, LearnerConfig
 from agents.learning.network import QNetwork
@@ -39,6 +39,8 @@ ABLATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "iqn on the hidden layer": (OFF, {**IQN_HEAD, "quantile_layer": "hidden"}),
     "iqn double": ({**OFF, "double": True}, IQN_HEAD),
     "munchausen iqn": ({**OFF, **MUNCHAUSEN, "kappa": 0.5}, IQN_HEAD),
+    "value rescaling": ({**OFF, "double": True, "value_rescaling_eps": 1e-3}, PLAIN_HEAD),
+    "iqn value rescaling": ({**OFF, "value_rescaling_eps": 0.05}, IQN_HEAD),
     "rainbow": ({**OFF, "double": True}, {**RAINBOW_HEAD, "quantile_layer": "hidden"}),
     "beyond the rainbow": ({**OFF, **MUNCHAUSEN}, RAINBOW_HEAD),
 }
@@ -185,11 +187,22 @@ def targets(config: LearnerConfig, online: Params, target: Params, batch: Batch)
         log_pi = torch.log_softmax(z.mean(1) / temperature, -1)  # [B, A]
         soft = (log_pi.exp()[:, None] * (z - temperature * log_pi[:, None])).sum(-1)
         return [r[i] + bonus[i] + discount[i] * soft[i] for i in b]
-    selecting = z.mean(1)
-    if config.double:
-        x = encode(online, batch.obs[1])
-        selecting = action_values(online, x, config.num_action_quantiles)[0].mean(1)
-    return [r[i] + discount[i] * z[i, :, selecting[i].argmax()] for i in b]
+    # K fractions of their own choose the action, in either network
+    selector = online if config.double else target
+    x = encode(selector, batch.obs[1])
+    selecting = action_values(selector, x, config.num_action_quantiles)[0].mean(1)
+    eps = config.value_rescaling_eps
+
+    def target_of(i: int) -> Tensor:
+        value = z[i, :, selecting[i].argmax()]
+        if eps is None:
+            return r[i] + discount[i] * value
+        # R2D2's h and its inverse, as printed
+        root = (((1 + 4 * eps * (value.abs() + 1 + eps)).sqrt() - 1) / (2 * eps)) ** 2 - 1
+        y = r[i] + discount[i] * value.sign() * root
+        return y.sign() * ((y.abs() + 1).sqrt() - 1) + eps * y
+
+    return [target_of(i) for i in b]
 
 
 def pair_error(td: float, kappa: float, quantile: bool) -> float:
@@ -273,8 +286,8 @@ def test_plain_dqn_by_its_textbook_formula(toys: types.SimpleNamespace) -> None:
     def q(network: QNetwork, obs: Tensor) -> Tensor:
         with torch.no_grad():
             features = network.encoder(obs[None])[0][0]
-            hidden = torch.relu(network.head.advantage.hidden(features, False))
-            return network.head.advantage.out(hidden, False)
+            hidden = torch.relu(network.head.advantage.hidden(features, "off"))
+            return network.head.advantage.out(hidden, "off")
 
     y = batch.r_t[0] + batch.discount_t[0] * q(learner.target, batch.obs[1]).max(-1).values
     taken = q(learner.online, batch.obs[0])[torch.arange(7), batch.a_tm1[0]]
@@ -439,6 +452,60 @@ def test_noise_and_fractions_are_drawn_afresh(
     for drawn in (noise, fractions):
         first = [float(x.flatten()[0]) for x in drawn]
         assert len(set(first)) == len(first)
+
+
+@pytest.mark.usefixtures("fixed_draws")
+def test_the_loss_as_priority(toys: types.SimpleNamespace) -> None:
+    """SABER's priority: each item's loss, before the importance weights."""
+    options = {"double": True, "priority": "loss"}
+    learner, fake = make_learner(toys, options, IQN_HEAD, priority_beta=0.6)
+    online, target = doubles(learner.online), doubles(learner.target)
+    learner.update()
+    first = dataclasses.replace(
+        fake.batch,
+        obs=fake.batch.obs[:, :1],
+        a_tm1=fake.batch.a_tm1[:, :1],
+        r_t=fake.batch.r_t[:, :1],
+        discount_t=fake.batch.discount_t[:, :1],
+        probability=fake.batch.probability[:1],
+    )  # its fractions are the same in a batch of one
+    alone, errors, _ = expected_loss(learner.config, online, online, target, first, 0.6)
+    assert float(fake.told[0][1][0, 0]) == pytest.approx(alone, rel=1e-4)
+    assert alone != pytest.approx(errors[0], rel=0.1)
+
+
+class ZeroMean(nn.Module):
+    """Quantile functions `c_a (tau - 1/2)`: every action is worth 0, whatever its spread."""
+
+    def forward(self, features: Tensor, tau: Tensor, noise: str) -> Tensor:
+        del features, noise
+        return (tau.unsqueeze(-1) - 0.5) * torch.tensor([0.1, 1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_targets_are_not_biased_by_the_choice(toys: types.SimpleNamespace, double: bool) -> None:
+    """Fractions that choose must not be those that give the value.
+
+    The mean of M = 64 fractions is 1/2 with deviation 1 / sqrt(12 * 64) = 0.036. Choosing by the
+    same fractions takes the widest action where their mean is high and the narrowest where it is
+    low: (3 - 0.1) / 2 * 0.036 * sqrt(2 / pi) = +0.042 per step, on states of value 0.
+    """
+    torch.manual_seed(0)
+    size = 4000
+    batch = make_batch(size)
+    still = torch.zeros(1, size)
+    batch = dataclasses.replace(batch, r_t=still, discount_t=still + 1)
+    options = {"double": double, "num_target_quantiles": 64, "num_action_quantiles": 32}
+    learner, _ = make_learner(toys, options, IQN_HEAD, batch=batch)
+    learner.online.head = learner.target.head = ZeroMean()  # pyright: ignore[reportAttributeAccessIssue]
+    with torch.no_grad():
+        features, _ = learner.online.features(batch.obs, (), None, None)
+        target = learner._targets(batch, features)  # [T, B, M]
+        same = ZeroMean()(features, torch.rand(size, 64), "off")
+        chosen = same.mean(1).argmax(-1)
+        biased = same.mean(1)[torch.arange(size), chosen].mean()
+    assert float(biased) == pytest.approx(0.042, abs=0.005)
+    assert abs(float(target.mean())) < 0.004
 
 
 def test_metrics_are_means_since_the_last_call(toys: types.SimpleNamespace) -> None:

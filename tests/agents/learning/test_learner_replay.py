@@ -151,7 +151,7 @@ def test_a_learner_learns_a_bandit(toys: types.SimpleNamespace) -> None:
     obs = torch.full((1, 1, *toys.obs_shape), 200, dtype=torch.uint8)
     obs[:, :, 0] = 0  # the first frame of an episode: the stack is black before it
     with torch.no_grad():
-        values, _ = online.values(online.features(obs, (), None, None)[0][0], 32, noise=False)
+        values, _ = online.values(online.features(obs, (), None, None)[0][0], 32, noise="off")
     assert torch.allclose(values.mean(-2)[0], rewards, atol=0.35)
 
 

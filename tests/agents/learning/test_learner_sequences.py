@@ -95,7 +95,7 @@ def walk(network: QNetwork, batch: Batch, b: int, burn_in: int, detach: bool) ->
         h = one_step(network, batch, s, b, h)
         if detach and s < burn_in:
             h = h.detach()
-        values.append(network.head.advantage(h, False))
+        values.append(network.head.advantage(h, "off"))
     return values
 
 
@@ -202,7 +202,7 @@ def test_a_head_reads_a_batch_of_sequences_position_by_position(
     """[T, B] is flattened and put back in the same order, quantile fractions too."""
     network = toys.make_network(toys.CellEncoder(), 1, distribution="iqn", noisy=False)
     features = torch.randn(3, 4, 5)
-    values, tau = network.values(features, 6, noise=True)
+    values, tau = network.values(features, 6, noise="batch")
     assert values.shape == (3, 4, 6, 3)
     assert tau.shape == (3, 4, 6)
     for t in range(3):

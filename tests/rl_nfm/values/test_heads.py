@@ -23,8 +23,8 @@ def test_noisy_layer_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     # f(4) = 2, f(-9) = -3 for the inputs, f(-1) = -1 for the output
     # weights 1 + 0.5 * -2 = 0 and 2 + 0.25 * 3 = 2.75, bias 3 + 0.1 * -1 = 2.9
     x = torch.tensor([[10.0, 1.0]])
-    assert layer(x, True).tolist() == [[pytest.approx(5.65)]]
-    assert layer(x, False).tolist() == [[15.0]]  # 10 + 2 + 3
+    assert layer(x, "batch").tolist() == [[pytest.approx(5.65)]]
+    assert layer(x, "off").tolist() == [[15.0]]  # 10 + 2 + 3
 
 
 def test_noisy_layer_starts_as_published() -> None:
@@ -46,23 +46,43 @@ def test_noise_has_the_moments_of_factorised_noise() -> None:
         for parameter in layer.parameters():
             parameter.zero_()
         layer.weight_sigma.fill_(1.0)
-        draws = torch.stack([layer(torch.ones(1, 1), True)[0] for _ in range(400)])
+        draws = torch.stack([layer(torch.ones(1, 1), "batch")[0] for _ in range(400)])
     assert abs(float(draws.mean())) < 0.05
     assert float(draws.var()) == pytest.approx(2 / math.pi, rel=0.12)
 
 
 def test_one_noise_sample_for_the_whole_batch() -> None:
     layer = NoisyLinear(3, 4, 0.5)
-    outputs = layer(torch.ones(5, 3), True)
+    outputs = layer(torch.ones(5, 3), "batch")
     assert bool((outputs == outputs[0]).all())
-    assert not torch.equal(layer(torch.ones(5, 3), True), outputs)
+    assert not torch.equal(layer(torch.ones(5, 3), "batch"), outputs)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 2, 3)])
+def test_noise_of_each_row_is_that_of_a_layer_of_its_own(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row b gives what noisy weights from its own draw give, for all of its quantiles."""
+    layer, x = NoisyLinear(3, 4, 0.5), torch.randn(shape)
+    drawn: list[Tensor] = []
+    real = torch.randn
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randn", lambda *a, **k: drawn.append(real(*a, **k)) or drawn[-1])
+        rows = layer(x, "rows")
+    assert drawn[0].shape == (6, *[1] * (len(shape) - 2), 7)
+    for b in range(6):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "randn", lambda *_, b=b, **__: drawn[0][b].flatten())
+            assert torch.allclose(rows[b], layer(x[b : b + 1], "batch")[0], atol=1e-5)
+    outputs = layer(torch.ones(5, 3), "rows").detach()[:, 0]
+    assert len(set(outputs.tolist())) == 5
 
 
 def test_plain_layer_ignores_noise() -> None:
     layer = PlainLinear(3, 2)
     x = torch.randn(4, 3)
-    assert torch.equal(layer(x, True), nn.functional.linear(x, layer.weight, layer.bias))
-    assert torch.equal(layer(x, False), layer(x, True))
+    assert torch.equal(layer(x, "batch"), nn.functional.linear(x, layer.weight, layer.bias))
+    assert torch.equal(layer(x, "off"), layer(x, "batch"))
 
 
 def naive_values(head: ValueHead, features: Tensor, tau: Tensor | None) -> Tensor:
@@ -116,7 +136,7 @@ def test_dueling_mean_over_actions_is_the_state_value() -> None:
     head = make_head(distribution="none", noisy=False)
     features = torch.randn(6, 5)
     assert head.value is not None
-    value = head.value(features, False)
+    value = head.value(features, "off")
     assert torch.allclose(head(features, None).mean(-1), value, atol=1e-6)
 
 
@@ -137,25 +157,25 @@ def test_every_noisy_layer_is_noisy_and_only_on_demand() -> None:
     assert len(layers) == 4
     features, tau = torch.randn(2, 5), torch.rand(2, 3)
     assert torch.equal(head(features, tau), head(features, tau))
-    assert torch.equal(head(features, tau, False), head(features, tau))
+    assert torch.equal(head(features, tau, "off"), head(features, tau))
     for layer in layers:  # noise in one layer alone already changes the values
         for other in layers:
             scale = 0.5 if other is layer else 0.0
             nn.init.constant_(other.weight_sigma, scale)
             nn.init.constant_(other.bias_sigma, scale)
-        assert not torch.equal(head(features, tau, True), head(features, tau))
+        assert not torch.equal(head(features, tau, "batch"), head(features, tau))
 
 
 def test_values_are_fp32_under_autocast() -> None:
     head = make_head()
     with torch.autocast("cpu", torch.bfloat16):
-        assert head(torch.randn(2, 5), torch.rand(2, 3), True).dtype == torch.float32
+        assert head(torch.randn(2, 5), torch.rand(2, 3), "batch").dtype == torch.float32
 
 
 def test_every_parameter_gets_gradient() -> None:
     for quantile_layer in ("features", "hidden"):
         head = make_head(quantile_layer=quantile_layer)
-        head(torch.randn(9, 5), torch.rand(9, 8), True).square().sum().backward()
+        head(torch.randn(9, 5), torch.rand(9, 8), "batch").square().sum().backward()
         for name, parameter in head.named_parameters():
             assert parameter.grad is not None, name
             assert bool(parameter.grad.any()), name

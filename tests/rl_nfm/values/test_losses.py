@@ -156,6 +156,65 @@ def test_take_action_with_time() -> None:
             assert torch.equal(taken[t, b], values[t, b, :, action[t, b]])
 
 
+def test_value_rescaling_by_hand() -> None:
+    """h(x) = sign(x) (sqrt(|x| + 1) - 1) + eps x of R2D2, eps 1 / 1000, and its inverse."""
+    x = f64(0.0, 3.0, -3.0, 8.0, 99.0, 0.5)
+    # sqrt(4) - 1 + 0.003; sqrt(9) - 1 + 0.008; sqrt(100) - 1 + 0.099; sqrt(1.5) - 1 + 0.0005
+    expected = [0.0, 1.003, -1.003, 2.008, 9.099, 0.225244871391589]
+    assert losses.signed_hyperbolic(x).tolist() == pytest.approx(expected, rel=1e-14)
+    assert losses.signed_parabolic(f64(expected)).tolist() == pytest.approx(x.tolist(), rel=1e-12)
+    # without the linear term the inverse is (|x| + 1)^2 - 1
+    assert losses.signed_hyperbolic(f64([8.0]), 0.0).tolist() == [2.0]
+    assert losses.signed_parabolic(f64(2.0, -0.5), 0.0).tolist() == [8.0, -1.25]
+
+
+# x, rlax.signed_hyperbolic(x), rlax.signed_parabolic(x): rlax 0.1.9 executed in float64
+RLAX = [
+    (-1000.0, -31.63858403911275, -382518.4400268373),
+    (-2.0, -0.7340508075688772, -7.952349144987261),
+    (-0.5, -0.22524487139158894, -1.2462627648760685),
+    (-0.001, -0.0005008750624609638, -0.001997002006018045),
+    (0.0, 0.0, 0.0),
+    (1e-06, 5.009998750587764e-07, 1.9960089914228263e-06),
+    (0.25, 0.1182839887498949, 0.5610975709032828),
+    (1.0, 0.41521356237309515, 2.988056701675955),
+    (7.5, 1.9229759474226504, 70.0638239325713),
+    (10000.0, 109.00499987500625, 7299281.555164479),
+]
+
+
+def test_value_rescaling_equals_rlax() -> None:
+    x, there, back = f64(RLAX).unbind(1)
+    assert torch.allclose(losses.signed_hyperbolic(x), there, rtol=1e-12, atol=1e-15)
+    assert torch.allclose(losses.signed_parabolic(x), back, rtol=1e-12, atol=1e-12)
+    # rlax.transformed_n_step_q_learning with n = 1, SIGNED_HYPERBOLIC_PAIR and a prediction of 0
+    target = losses.rescaled_bootstrap_target(
+        f64(5.0, -120.0, 0.25), f64(0.997, 0.9, 0.0), f64([[-2.0], [4.0], [-7.0]]), 1e-3
+    )
+    assert target.flatten().tolist() == pytest.approx(
+        [-0.9849708976863678, -9.079262545938239, 0.1182839887498949], rel=1e-12
+    )
+
+
+def test_value_rescaling_keeps_float32s_digits() -> None:
+    """The printed form of the inverse is off by 1e-4 of values around 1, in float32."""
+    x = torch.logspace(-6, 6, 200)
+    x = torch.cat([-x, x])
+    there = losses.signed_hyperbolic(x)
+    assert torch.allclose(losses.signed_parabolic(there), x, rtol=2e-6, atol=0)
+    printed = (((1 + 4e-3 * (there.abs() + 1.001)).sqrt() - 1) / 2e-3).square() - 1
+    assert not torch.allclose(printed * x.sign(), x, rtol=2e-6, atol=0)
+    assert bool((there[201:] > there[200:-1]).all()), "it keeps the order"
+
+
+def test_rescaled_target_by_hand() -> None:
+    """h(r + discount * h^-1(value)): the TD error is in units of h, rewards are raw."""
+    # h^-1(1.003) = 3 and h^-1(-1.003) = -3; 5 + 0.5 * 6 = 8 -> 2.008; 99 + 0 -> 9.099
+    value = f64([[1.003, 1.003], [-1.003, 2.0]])
+    target = losses.rescaled_bootstrap_target(f64(6.5, 99.0), f64(0.5, 0.0), value, 1e-3)
+    assert target.flatten().tolist() == pytest.approx([2.008, 2.008, 9.099, 9.099], rel=1e-12)
+
+
 def naive_soft(q: list[float], temperature: float) -> tuple[list[float], list[float]]:
     """Policy and temperature * log policy, by plain exponentials."""
     powers = [math.exp(value / temperature) for value in q]
