@@ -13,6 +13,7 @@ HELP = """usage: rl-nfm COMMAND ...
 commands:
   train       train an agent from a preset, or go on with a run
   evaluate    play episodes with a trained agent; scores, video, attention
+  sweep       compare encoders over games and seeds: many runs from one command
   report      learning curves and scores over seeds and games
   encoders    list the encoders
   supervised  the supervised tasks of NFM, RIMs, modular networks and arithmetic units
@@ -22,6 +23,7 @@ commands:
 COMMANDS = {
     "train": "agents.commands.train",
     "evaluate": "agents.commands.evaluate",
+    "sweep": "agents.commands.sweep",
     "report": "agents.commands.report",
     "encoders": "agents.commands.encoders",
     "supervised": "rl_nfm.supervised.cli",

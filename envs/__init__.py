@@ -10,15 +10,18 @@ from envs.games import (
 from envs.make import make_env
 from envs.memory import MemoryCueVecEnv
 from envs.protocols import PROTOCOLS, Protocol, make_protocol
+from envs.suites import SUITES, games_of
 from envs.vector import GameVecEnv
 
 __all__ = [
     "PROTOCOLS",
+    "SUITES",
     "AtariVecEnv",
     "GameVecEnv",
     "MemoryCueVecEnv",
     "Protocol",
     "game_names",
+    "games_of",
     "human_normalized_score",
     "make_atari",
     "make_env",

@@ -5,11 +5,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from rl_nfm.encoders import Encoder, encoder_entries, make_encoder
+from rl_nfm.encoders import encoder_entries, make_encoder
 from rl_nfm.encoders.base import EncoderEntry
+from rl_nfm.encoders.cost import encoder_macs
 from rl_nfm.support.configuration import nearest
 
 HELP = """usage: rl-nfm encoders [--json]
@@ -64,26 +62,11 @@ def _describe(name: str, summary: str) -> dict[str, Any]:
     return {
         "name": name,
         "parameters": sum(p.numel() for p in encoder.parameters()),
-        "macs": count_macs(encoder),
+        "macs": encoder_macs(encoder, OBS_SHAPE),
         "feature_dim": encoder.feature_dim,
         "recurrent": encoder.recurrent,
         "summary": summary,
     }
-
-
-@torch.no_grad()
-def count_macs(encoder: Encoder) -> int:
-    """Multiply-accumulates of convolutions and matrix products for one observation, one step."""
-    obs = torch.zeros(1, 1, *OBS_SHAPE, dtype=torch.uint8)
-    extras = {
-        "last_action": torch.zeros(1, 1, dtype=torch.int64),
-        "last_reward": torch.zeros(1, 1),
-        "episode_step": torch.zeros(1, 1, dtype=torch.int64),
-    }
-    reset = torch.ones(1, 1, dtype=torch.bool)
-    with FlopCounterMode(display=False) as counter:
-        encoder(obs, encoder.initial_state(1), reset, extras)
-    return counter.get_total_flops() // 2
 
 
 if __name__ == "__main__":

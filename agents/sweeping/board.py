@@ -1,0 +1,186 @@
+"""What a sweep shows: one live table in a terminal, without one a line a minute."""
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TextIO
+
+from agents.sweeping.runs import PlannedRun, Progress, progress
+from envs import human_normalized_score, random_and_human_score
+
+_TERMINAL_SECONDS, _PLAIN_SECONDS = 2.0, 60.0
+_QUIET_SECONDS = 600.0
+"""A run that logged nothing for so long is not called under way."""
+
+
+class Board:
+    """Reads where all runs stand, and shows it.
+
+    Args:
+        runs: all of the sweep, finished ones too.
+        known: names of runs that are done elsewhere.
+        at_once: how many run side by side, for the time left.
+        out: where to.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[PlannedRun],
+        *,
+        known: Sequence[str] = (),
+        at_once: int,
+        out: TextIO = sys.stdout,
+    ):
+        self.runs, self.at_once = runs, at_once
+        self._out, self._terminal = out, out.isatty()
+        self._next = time.monotonic() + (0.0 if self._terminal else _PLAIN_SECONDS)
+        self._height = 0
+        whole = Progress(done=True)
+        self._done = {run.name: whole for run in runs if run.name in set(known)}
+
+    def is_done(self, run: PlannedRun) -> bool:
+        """Whether a run is finished, as its folder (or what is known) tells."""
+        return self._look(run).done
+
+    def _look(self, run: PlannedRun) -> Progress:
+        """Read its folder again, unless it was done."""
+        if run.name in self._done:
+            return self._done[run.name]
+        try:
+            found = progress(run)
+        except ValueError:
+            found = Progress()  # damaged: its process says how
+        if found.done:
+            self._done[run.name] = found
+        return found
+
+    def tell(self, line: str) -> None:
+        """A line that stays."""
+        self._erase()
+        print(line, file=self._out, flush=True)
+        self._next = min(self._next, time.monotonic() + 0.5)
+
+    def show(self, failed: Mapping[str, str], *, last: bool = False) -> None:
+        """The table, or one line, when it is time for it."""
+        if time.monotonic() < self._next and not last:
+            return
+        self._next = time.monotonic() + (_TERMINAL_SECONDS if self._terminal else _PLAIN_SECONDS)
+        found = {run.name: self._look(run) for run in self.runs}
+        lines = [*self.table(found, failed)] if self._terminal or last else []
+        lines.append(self.summary(found, failed))
+        self._erase()
+        print("\n".join(lines), file=self._out, flush=True)
+        self._height = len(lines) if self._terminal and not last else 0
+
+    def _erase(self) -> None:
+        if self._height:
+            print(f"\x1b[{self._height}F\x1b[J", end="", file=self._out)
+            self._height = 0
+
+    def summary(self, found: Mapping[str, Progress], failed: Mapping[str, str]) -> str:
+        """One line on all runs."""
+        done = sum(state.done for state in found.values())
+        running = sum(map(_is_under_way, found.values()))
+        steps = sum(min(state.steps, run.steps) for run, state in self._pairs(found))
+        total = sum(run.steps for run in self.runs)
+        parts = [f"{done} of {len(found)} runs done", f"{len(failed)} given up"]
+        if done < len(found):
+            parts += [f"{running} under way", f"{steps / max(1, total):.0%} of the steps"]
+            if (left := self._seconds_left(found, failed)) is not None:
+                parts.append(f"about {duration(left)} left")
+        return ", ".join(parts)
+
+    def table(self, found: Mapping[str, Progress], failed: Mapping[str, str]) -> Iterator[str]:
+        """Games x encoders, and the runs that are under way."""
+        methods = list(dict.fromkeys(run.method for run in self.runs))
+        games = dict.fromkeys(run.game for run in self.runs)
+        rows = [
+            ["", *methods],
+            *([game, *(self._cell(game, m, found, failed) for m in methods)] for game in games),
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        for run, state in self._pairs(found):
+            if _is_under_way(state):
+                yield f"  {run.name}: {_describe(run, state)}"
+
+    def _cell(
+        self,
+        game: str,
+        method: str,
+        found: Mapping[str, Progress],
+        failed: Mapping[str, str],
+    ) -> str:
+        """Runs done, given up, and their mean return as a share of the way to a human's."""
+        group = [(r, s) for r, s in self._pairs(found) if (r.game, r.method) == (game, method)]
+        text = f"{sum(state.done for _, state in group)}/{len(group)}"
+        if lost := sum(run.name in failed for run, _ in group):
+            text += f" ({lost} given up)"
+        returns = [state.last_return for _, state in group if state.last_return is not None]
+        if returns:
+            text += f" {_against_human(game, math.fsum(returns) / len(returns))}"
+        return text
+
+    def _pairs(self, found: Mapping[str, Progress]) -> Iterator[tuple[PlannedRun, Progress]]:
+        return ((run, found[run.name]) for run in self.runs)
+
+    def _seconds_left(
+        self, found: Mapping[str, Progress], failed: Mapping[str, str]
+    ) -> float | None:
+        """By each method's mean speed so far; by the others' where it has none yet."""
+        rates: dict[str, list[float]] = {}
+        for run, state in self._pairs(found):
+            if state.steps_per_second:
+                rates.setdefault(run.method, []).append(state.steps_per_second)
+        if not rates:
+            return None
+        overall = _mean([rate for known in rates.values() for rate in known])
+        seconds = [
+            max(0, run.steps - state.steps) / _mean(rates.get(run.method, [overall]))
+            for run, state in self._pairs(found)
+            if not state.done and run.name not in failed
+        ]
+        return math.fsum(seconds) / min(self.at_once, max(1, len(seconds)))
+
+
+def _is_under_way(state: Progress) -> bool:
+    return not state.done and time.time() - state.logged_at < _QUIET_SECONDS
+
+
+def _describe(run: PlannedRun, state: Progress) -> str:
+    parts = [f"{state.steps / run.steps:.0%}"]
+    if state.steps_per_second:
+        left = (run.steps - state.steps) / state.steps_per_second
+        parts += [f"{state.steps_per_second:.1f} steps/s", f"{duration(left)} left"]
+    if state.last_return is not None:
+        parts.append(f"return {state.last_return:.1f}{_reference(run.game)}")
+    return ", ".join(parts)
+
+
+def _reference(game: str) -> str:
+    scores = random_and_human_score(game)
+    return "" if scores is None else f" (random {scores[0]:g}, human {scores[1]:g})"
+
+
+def _against_human(game: str, score: float) -> str:
+    """The return, and how much of the way from random play to a human's it is."""
+    share = human_normalized_score(game, score)
+    return f"{score:.0f}" + ("" if share is None else f" {share:.1%}")
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def duration(seconds: float) -> str:
+    """Like 2 d 5 h, 3 h 20 min, 4 min or 30 s."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes = whole // 60
+    days, hours = minutes // 1440, minutes // 60 % 24
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"

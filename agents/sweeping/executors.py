@@ -1,0 +1,65 @@
+"""Where the runs of a sweep take place: `Executor`, and its form for the processes of one machine.
+
+The other form is `agents.sweeping.cluster`. Both hand out `concurrent.futures.Future`, of which one
+loop (`agents.sweeping.sweep`) waits for the next that is over.
+"""
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+from agents.sweeping.runs import PlannedRun, StopRequest, execute
+
+
+class Executor(Protocol):
+    """Runs what it is given, as many at once as there is room for."""
+
+    threads: int
+    """Cores of one run."""
+    at_once: int
+    """Runs side by side."""
+
+    def submit(self, run: PlannedRun) -> "Future[int]":
+        """Begin a run, or go on with it, when there is room; the exit code of its process."""
+        ...
+
+    def stop(self) -> None:
+        """Begin nothing more, and have what runs end with a checkpoint."""
+        ...
+
+    def kill(self) -> None:
+        """End what runs without waiting for a checkpoint."""
+        ...
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    count = getattr(os, "sched_getaffinity", None)
+    return len(count(0)) if count else os.cpu_count() or 1
+
+
+class LocalExecutor:
+    """Processes on this machine; see `Executor`.
+
+    Args:
+        at_once: how many; none: one per core. They share the cores evenly.
+    """
+
+    def __init__(self, at_once: int | None = None):
+        self.at_once = cores() if at_once is None else at_once
+        self.threads = max(1, cores() // self.at_once)
+        self._request = StopRequest()
+        self._pool = ThreadPoolExecutor(self.at_once, thread_name_prefix="run")
+
+    def submit(self, run: PlannedRun) -> "Future[int]":
+        """See `Executor.submit`."""
+        return self._pool.submit(execute, run, self.threads, self._request)
+
+    def stop(self) -> None:
+        """See `Executor.stop`."""
+        self._request.gently.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def kill(self) -> None:
+        """See `Executor.kill`."""
+        self._request.at_once.set()

@@ -1,0 +1,61 @@
+"""The folder of a sweep: made, checked and held before anything starts."""
+
+import contextlib
+import fcntl
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from agents.config import Config
+from agents.sweeping.runs import PlannedRun, saved_steps
+from rl_nfm.support.output_files import check_file
+
+LOCK_FILE = ".lock"
+
+
+@contextlib.contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Make the folder; inside, no other sweep can work on it.
+
+    Raises:
+        ValueError: another one does, or the folder cannot be made or written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out: {out} cannot be made ({error.strerror})") from None
+    check_file("out", out / LOCK_FILE)
+    with (out / LOCK_FILE).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"out: another sweep is working on {out}") from None
+        yield
+
+
+def check_space(out: Path, runs: Sequence[PlannedRun], configs: Mapping[str, Config]) -> None:
+    """Refuse a disk without room for what the checkpoints of these runs will hold at least.
+
+    Args:
+        out: on that disk.
+        runs: unfinished ones.
+        configs: method to config.
+
+    Raises:
+        ValueError: with the space that is needed and that is there.
+    """
+    needed = 0
+    for run in runs:
+        config = configs[run.method]
+        protocol = config.env.resolve()
+        if config.run.save_replay:
+            frames = min(config.steps, config.replay.capacity_steps)
+            frames -= min(frames, max(0, saved_steps(run.folder)))
+            needed += frames * protocol.img_height * protocol.img_width
+    free = shutil.disk_usage(out).free
+    if needed > free:
+        raise ValueError(
+            f"out: the replay buffers of {len(runs)} runs need {needed / 1e9:.1f} GB in {out}, "
+            f"where {free / 1e9:.1f} GB are free; see --run.save-replay and "
+            "--replay.capacity-steps, or begin fewer runs at a time"
+        )

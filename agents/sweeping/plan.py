@@ -1,0 +1,225 @@
+"""What a sweep of agents asks for, checked, and the runs it comes to.
+
+`OUT/preset.yaml` holds the values that all runs share, complete, so that a sweep stays what it was
+when its preset is edited; `OUT/sweep.yaml` says what was asked. A run lies in GAME/METHOD/seed-N,
+where METHOD is the encoder and what was varied: `nfm`, or `nfm,learner.learning_rate=1e-4`.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agents.config import Config, changed_fields, make_config
+from agents.sweeping.folder import LOCK_FILE
+from agents.sweeping.runs import PlannedRun
+from agents.sweeping.variants import with_encoder
+from envs import games_of
+from rl_nfm.support.configuration import read_yaml
+from rl_nfm.support.output_files import written
+
+SWEEP_FILE, PRESET_FILE = "sweep.yaml", "preset.yaml"
+_PER_RUN = ("game", "encoder", "seed")
+"""Options that a sweep sets for each run."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A sweep of agents: every game with every encoder, setting and seed."""
+
+    base: Config
+    """What all runs share, with the options of every encoder."""
+    games: tuple[str, ...]
+    """Names of games and suites."""
+    encoders: tuple[str, ...]
+    """Of `variants.variant_names()`."""
+    seeds: tuple[int, ...]
+    vary: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Option, as a dotted name, to its values as typed; all combinations are run."""
+
+    def __post_init__(self) -> None:
+        for name in ("games", "encoders", "seeds"):
+            check_unique(name, getattr(self, name))
+        for option, values in self.vary.items():
+            if option in _PER_RUN:
+                raise ValueError(f"vary: {option} is not allowed, use --{option}s")
+            check_unique(f"vary: {option}", values)
+
+    def settings(self) -> list[dict[str, str]]:
+        """Every combination of what is varied."""
+        values = itertools.product(*self.vary.values())
+        return [dict(zip(self.vary, chosen, strict=True)) for chosen in values]
+
+    def configs(self) -> dict[str, Config]:
+        """Method to its config on the first game with the first seed.
+
+        Raises:
+            ValueError: an unknown encoder or option, or a value that is not allowed.
+        """
+        return {
+            method_name(encoder, setting): self._config(encoder, setting)
+            for encoder in self.encoders
+            for setting in self.settings()
+        }
+
+    def _config(self, encoder: str, setting: Mapping[str, str]) -> Config:
+        values = dataclasses.asdict(self.base)
+        for option, text in setting.items():
+            *path, last = option.split(".")
+            group: Any = values
+            for part in path:
+                group = group.setdefault(part, {})
+                if not isinstance(group, dict):
+                    raise ValueError(f"vary: {option}: {part} is no group of options")
+            group[last] = yaml.safe_load(text)
+        return with_encoder(make_config(values, where="vary" if setting else ""), encoder)
+
+    def runs(self, out: Path, threads: int) -> list[PlannedRun]:
+        """All runs, those of the first seed first.
+
+        Args:
+            out: the sweep's folder.
+            threads: cores of each run.
+
+        Raises:
+            ValueError: see `configs` and `envs.games_of`.
+        """
+        configs = self.configs()
+        chosen = {method: _changes(self.base, config) for method, config in configs.items()}
+        runs = []
+        for seed, game, method in itertools.product(self.seeds, games_of(self.games), configs):
+            folder, config = out / game / method / f"seed-{seed}", configs[method]
+            options = {**chosen[method], "game": game, "encoder": config.encoder, "seed": seed}
+            workers = () if config.env.num_threads else ("--env.num-threads", str(threads))
+            preset = str(out / PRESET_FILE)
+            runs.append(
+                PlannedRun(
+                    kind="train",
+                    game=game,
+                    method=method,
+                    seed=seed,
+                    folder=folder,
+                    begin=("train", preset, *_flags(options), *workers, "--out", str(folder)),
+                    resume=("train", "--resume", str(folder), *workers),
+                    steps=config.steps,
+                )
+            )
+        return runs
+
+    def save(self, out: Path) -> None:
+        """Write both files; games, encoders, seeds and values join those asked for before.
+
+        Raises:
+            ValueError: `out` is no sweep and not empty, or holds one of another preset.
+            OSError: it cannot be written.
+        """
+        before = read_request(out)
+        asked: dict[str, Any] = {
+            name: list(dict.fromkeys([*before.get(name, []), *getattr(self, name)]))
+            for name in ("games", "encoders", "seeds")
+        }
+        vary = {option: list(values) for option, values in before.get("vary", {}).items()}
+        for option, values in self.vary.items():
+            vary[option] = list(dict.fromkeys([*vary.get(option, []), *values]))
+        asked["vary"] = vary
+        if (out / PRESET_FILE).is_file():
+            self._check_same(out / PRESET_FILE)
+        for name, values in ((PRESET_FILE, dataclasses.asdict(self.base)), (SWEEP_FILE, asked)):
+            with written(out / name) as partial:
+                partial.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+    def _check_same(self, path: Path) -> None:
+        old = dataclasses.asdict(make_config(read_yaml(path), where=str(path)))
+        new = dataclasses.asdict(self.base)
+        for field in changed_fields(old, new):
+            if field not in _PER_RUN:
+                raise ValueError(
+                    f"{field}: cannot change within a sweep; {path} has another value. "
+                    "Choose another --out, or --vary it"
+                )
+
+
+def read_request(out: Path) -> dict[str, Any]:
+    """What sweep.yaml says; empty where no sweep was begun.
+
+    Raises:
+        ValueError: the folder holds other things, or the file is damaged.
+    """
+    if (out / SWEEP_FILE).is_file():
+        return read_yaml(out / SWEEP_FILE)
+    others = [path.name for path in out.iterdir() if path.name not in (PRESET_FILE, LOCK_FILE)]
+    if others:
+        raise ValueError(f"out: {out} is not empty and holds no sweep ({others[0]})")
+    return {}
+
+
+def method_name(encoder: str, setting: Mapping[str, str]) -> str:
+    """The encoder and what was varied, as the name of a folder."""
+    return ",".join([encoder, *(f"{option}={value}" for option, value in setting.items())])
+
+
+def check_unique(name: str, values: Sequence[Any]) -> None:
+    """Refuse no value, and one that is there twice.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if not values:
+        raise ValueError(f"{name}: at least one is needed")
+    for value in values:
+        if list(values).count(value) > 1:
+            raise ValueError(f"{name}: {value} is given twice")
+
+
+def parse_vary(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Options and their values from words like `learner.n_steps=1,3`.
+
+    Raises:
+        ValueError: another form, or an option twice.
+    """
+    varied: dict[str, tuple[str, ...]] = {}
+    for word in words:
+        option, _, values = word.partition("=")
+        option = option.replace("-", "_")
+        if not option or not values or "/" in values:
+            raise ValueError(f"vary: {word!r} is not allowed, must be OPTION=VALUE,VALUE")
+        if option in varied:
+            raise ValueError(f"vary: {option} is given twice")
+        varied[option] = tuple(values.split(","))
+    return varied
+
+
+def parse_seeds(words: Sequence[str]) -> tuple[int, ...]:
+    """Seeds from numbers and ranges: `0 1 2`, `0..4` (both ends included).
+
+    Raises:
+        ValueError: anything else.
+    """
+    seeds: list[int] = []
+    for word in words:
+        first, dots, last = word.partition("..")
+        if not first.isdecimal() or (dots and not last.isdecimal()):
+            raise ValueError(f"seeds: {word!r} is not allowed, must be a number or FIRST..LAST")
+        chosen = range(int(first), int(last or first) + 1)
+        if not 0 < len(chosen) <= 10_000:
+            raise ValueError(f"seeds: {word!r} is not allowed: {len(chosen)} seeds")
+        seeds += chosen
+    return tuple(seeds)
+
+
+def _changes(base: Config, config: Config) -> dict[str, Any]:
+    """Dotted names and values of what `config` changes."""
+    values = dataclasses.asdict(config)
+    names = changed_fields(dataclasses.asdict(base), values)
+    return {
+        name: functools.reduce(lambda group, key: group[key], name.split("."), values)
+        for name in names
+    }
+
+
+def _flags(options: Mapping[str, Any]) -> list[str]:
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]

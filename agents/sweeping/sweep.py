@@ -1,0 +1,104 @@
+"""The loop of a sweep: submit what is unfinished, retry what failed, show where all stand."""
+
+import contextlib
+import dataclasses
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
+
+from agents.sweeping.board import Board
+from agents.sweeping.executors import Executor
+from agents.sweeping.runs import PlannedRun, last_line
+
+_LOOK_SECONDS = 0.5
+"""Between looks at signals while nothing ends."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a sweep ended."""
+
+    failed: dict[str, str]
+    """Name of each run that was given up, to the last line it printed."""
+    signal: int | None
+    """Which signal ended the sweep before its runs were."""
+
+
+def run_all(runs: Sequence[PlannedRun], executor: Executor, board: Board, retries: int) -> Outcome:
+    """Bring every run to its end; those that fail too often are given up, the others go on.
+
+    Args:
+        runs: in the order in which they begin; finished ones must not be among them.
+        executor: where they take place.
+        board: shows how far they are.
+        retries: how often a run that failed goes on from its checkpoint.
+    """
+    failures: Counter[str] = Counter()
+    failed: dict[str, str] = {}
+    with _signals() as received:
+        futures = {executor.submit(run): run for run in runs}
+        obeyed = 0
+        while futures:
+            wait(futures, _LOOK_SECONDS, FIRST_COMPLETED)
+            while obeyed < len(received[:2]):
+                _obey(obeyed, received[obeyed], executor, board)
+                obeyed += 1
+            # not what `wait` returns: it overlooks cancelled ones
+            for future in [future for future in futures if future.done()]:
+                run = futures.pop(future)
+                if board.is_done(run) or received:
+                    continue
+                failures[run.name] += 1
+                reason = _reason(future, run)
+                if failures[run.name] <= retries:
+                    board.tell(f"{run.name}: failed, goes on from its checkpoint: {reason}")
+                    futures[executor.submit(run)] = run
+                else:
+                    failed[run.name] = reason
+                    board.tell(f"{run.name}: given up after {failures[run.name]} tries: {reason}")
+            board.show(failed)
+    board.show(failed, last=True)
+    return Outcome(failed=failed, signal=received[0] if received else None)
+
+
+def _obey(obeyed: int, number: int, executor: Executor, board: Board) -> None:
+    """The first signal stops the runs with a checkpoint each, a second one at once."""
+    name = signal.Signals(number).name
+    if obeyed == 0:
+        board.tell(f"{name}: the runs end with a checkpoint each (once more: at once)")
+        executor.stop()
+    else:
+        board.tell(f"{name}: the runs end at once")
+        executor.kill()
+
+
+def _reason(future: "Future[int]", run: PlannedRun) -> str:
+    """Why a run is not finished, in one line."""
+    error = None if future.cancelled() else future.exception()
+    if error is not None:
+        lines = str(error).strip().splitlines()
+        return lines[-1] if lines else type(error).__name__
+    code = future.result()
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    if code == 0:
+        return f"it ended early (see {run.log})"
+    return f"{last_line(run.log)} (exit code {code}, see {run.log})"
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Inside, SIGINT and SIGTERM are collected instead of ending the process."""
+    received: list[int] = []
+
+    def collect(number: int, _frame: Any) -> None:
+        received.append(number)
+
+    before = {s: signal.signal(s, collect) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,132 @@
+"""Encoders of a sweep: registered names, and baselines made as large as another encoder.
+
+A matched baseline has the reference's number of parameters, or of multiply-accumulates (MACs), at
+the options that the sweep's preset gives the reference. Encoders are compared without the head:
+its first layer reads their features, and so grows with a baseline's width. `describe` tells both.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+
+from agents.config import Config, make_config
+from agents.saving import checkpoint
+from rl_nfm.backbones.matching import count_parameters, matching_width
+from rl_nfm.encoders import Encoder, encoder_names
+from rl_nfm.encoders.cost import encoder_macs
+from rl_nfm.support.configuration import nearest
+
+NUM_ACTIONS = 18
+"""For the sizes: the same in every game, as in `rl-nfm encoders`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Match:
+    """How a baseline becomes as large as its reference."""
+
+    encoder: str
+    """The baseline."""
+    reference: str
+    """Encoder whose size it takes, and whose options, as far as the baseline has them."""
+    option: str
+    """The baseline's option that is searched."""
+    unit: str
+    """What is made equal: parameters or MACs."""
+
+
+MATCHES: Mapping[str, Match] = {
+    "resnet_matched": Match(encoder="resnet", reference="nfm", option="width", unit="parameters"),
+    "resnet_macs": Match(encoder="resnet", reference="nfm", option="width", unit="MACs"),
+    "lstm_matched": Match(encoder="lstm", reference="rim", option="hidden_size", unit="parameters"),
+}
+"""Name in a sweep to what it stands for."""
+
+
+def variant_names() -> list[str]:
+    """Everything that `--encoders` takes."""
+    return [*encoder_names(), *MATCHES]
+
+
+def with_encoder(config: Config, name: str) -> Config:
+    """The config with that encoder; a matched baseline's group of options is filled in.
+
+    What the config says of sequences in replay holds for encoders with a state only.
+
+    Args:
+        config: holds the options of every encoder.
+        name: one of `variant_names()`.
+
+    Raises:
+        ValueError: an unknown name, or a reference that cannot be matched.
+    """
+    if name in MATCHES:
+        chosen = _matched(config, MATCHES[name])
+    elif name in encoder_names():
+        chosen = _replaced(config, encoder=name)
+    else:
+        raise ValueError(nearest("encoders", name, variant_names()))
+    return chosen if build_encoder(chosen).recurrent else _without_sequences(chosen)
+
+
+def _without_sequences(config: Config) -> Config:
+    """For an encoder without a state, which is trained on single steps."""
+    single = {"sequence_steps": 1, "overlap_steps": 0, "burn_in_steps": 0}
+    return _replaced(config, replay={**dataclasses.asdict(config.replay), **single})
+
+
+@cache
+def _matched(config: Config, match: Match) -> Config:
+    reference = _replaced(config, encoder=match.reference)
+    baseline, model = getattr(config, match.encoder), getattr(config, match.reference)
+    shared = {
+        field.name: getattr(model, field.name)
+        for field in dataclasses.fields(baseline)
+        if field.name != match.option and hasattr(model, field.name)
+    }
+
+    def at(width: int) -> Config:
+        group = dataclasses.replace(baseline, **shared, **{match.option: width})
+        return _replaced(
+            config, **{"encoder": match.encoder, match.encoder: dataclasses.asdict(group)}
+        )
+
+    count = _count_parameters if match.unit == "parameters" else _count_macs
+    width = matching_width(count(reference), lambda width: count(at(width)), match.unit)
+    return at(width)
+
+
+def _count_parameters(config: Config) -> int:
+    with torch.device("meta"):  # nothing is allocated there
+        return count_parameters(build_encoder(config))
+
+
+def _count_macs(config: Config) -> int:
+    return encoder_macs(build_encoder(config), obs_shape(config))
+
+
+def build_encoder(config: Config) -> Encoder:
+    """The encoder of a config, as every game with all actions would have it."""
+    return checkpoint.build_network(config, obs_shape(config), NUM_ACTIONS).encoder.eval()
+
+
+def obs_shape(config: Config) -> tuple[int, int, int]:
+    """(C, H, W) of an observation under the config's protocol."""
+    protocol = config.env.resolve()
+    return protocol.stack_num, protocol.img_height, protocol.img_width
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """Parameters and MACs of a config's encoder, and the parameters of the whole network."""
+    network = checkpoint.build_network(config, obs_shape(config), NUM_ACTIONS).eval()
+    return {
+        "parameters": count_parameters(network.encoder),
+        "macs": encoder_macs(network.encoder, obs_shape(config)),
+        "network_parameters": count_parameters(network),
+    }
+
+
+def _replaced(config: Config, **changes: Any) -> Config:
+    return make_config({**dataclasses.asdict(config), **changes})

@@ -1,0 +1,133 @@
+"""What a sweep asks for: the runs it comes to, and what it refuses."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from agents.config import read_preset
+from agents.sweeping.plan import Plan, parse_seeds, parse_vary
+from agents.sweeping.variants import build_encoder, describe, with_encoder
+from rl_nfm.backbones.matching import count_parameters
+
+
+@pytest.fixture(scope="module")
+def debug():
+    return read_preset("debug")
+
+
+def plan(base, **changes):
+    return Plan(
+        **{"base": base, "games": ("qbert",), "encoders": ("nature",), "seeds": (3,), **changes}
+    )
+
+
+def test_runs_are_every_combination_and_the_first_seed_comes_first(debug, tmp_path):
+    asked = plan(
+        debug,
+        games=("mission", "ALE/Pong-v5"),
+        encoders=("nature", "rim"),
+        seeds=(5, 2),
+        vary={"learner.n_steps": ("1", "3")},
+    )
+    runs = asked.runs(tmp_path, threads=2)
+    assert len({run.name for run in runs}) == 2 * 4 * 2 * 2
+    assert [run.seed for run in runs] == [5] * 16 + [2] * 16
+    assert [run.name for run in runs[:3]] == [
+        "ms_pacman/nature,learner.n_steps=1/seed-5",
+        "ms_pacman/nature,learner.n_steps=3/seed-5",
+        "ms_pacman/rim,learner.n_steps=1/seed-5",
+    ]
+    assert {run.game for run in runs} == {"ms_pacman", "alien", "qbert", "pong"}
+    words = list(runs[0].begin)
+    assert words[words.index("--learner.n_steps") + 1] == "1"
+    assert words[words.index("--env.num-threads") + 1] == "2"
+    assert runs[0].folder == tmp_path / "ms_pacman/nature,learner.n_steps=1/seed-5"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": (1, 2, 1)}, "seeds: 1 is given twice"),
+        ({"games": ("qbert", "qbert")}, "games: qbert is given twice"),
+        ({"games": ()}, "games: at least one is needed"),
+        ({"games": ("quebert",)}, "game: 'quebert' is unknown; did you mean 'qbert'"),
+        ({"encoders": ("nfn",)}, "encoders: 'nfn' is unknown; did you mean 'nfm'"),
+        ({"vary": {"learner.n_stepss": ("1",)}}, "n_stepss.*did you mean 'n_steps'"),
+        ({"vary": {"learner.n_steps": ("0",)}}, "learner.n_steps: 0 is not allowed"),
+        ({"vary": {"game": ("qbert",)}}, "vary: game is not allowed, use --games"),
+        ({"vary": {"steps.more": ("1",)}}, "steps is no group"),
+    ],
+)
+def test_wrong_requests_are_refused(debug, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        plan(debug, **changes).runs(tmp_path, threads=1)
+
+
+def test_seeds_and_varied_options_as_typed():
+    assert parse_seeds(("0..2", "7")) == (0, 1, 2, 7)
+    assert parse_vary(("a.b-c=1e-4,2", "d=x")) == {"a.b_c": ("1e-4", "2"), "d": ("x",)}
+    for word in ("4..2", "-1", "a", "1..", "0..99999999999"):
+        with pytest.raises(ValueError, match="seeds: "):
+            parse_seeds((word,))
+    for word in ("a", "a=", "=1", "a=x/y"):
+        with pytest.raises(ValueError, match="vary: "):
+            parse_vary((word,))
+    with pytest.raises(ValueError, match="given twice"):
+        parse_vary(("a=1", "a=2"))
+
+
+def test_a_sweep_grows_but_its_preset_stays(debug, tmp_path):
+    plan(debug).save(tmp_path)
+    plan(debug, games=("alien",), seeds=(3, 4), vary={"learner.n_steps": ("1",)}).save(tmp_path)
+    asked = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
+    assert asked == {
+        "games": ["qbert", "alien"],
+        "encoders": ["nature"],
+        "seeds": [3, 4],
+        "vary": {"learner.n_steps": ["1"]},
+    }
+    other = dataclasses.replace(debug, learner=dataclasses.replace(debug.learner, discount=0.5))
+    before = (tmp_path / "preset.yaml").read_bytes()
+    with pytest.raises(ValueError, match=r"^learner\.discount: cannot change within a sweep"):
+        plan(other).save(tmp_path)
+    assert (tmp_path / "preset.yaml").read_bytes() == before
+
+
+def test_a_folder_of_other_things_is_no_sweep(debug, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"not empty and holds no sweep \(thesis.tex\)"):
+        plan(debug).save(tmp_path)
+
+
+def test_matched_baselines_are_as_large_as_their_reference(debug):
+    nfm = describe(with_encoder(debug, "nfm"))
+    rim = describe(with_encoder(debug, "rim"))
+    narrow = describe(with_encoder(debug, "resnet"))
+    matched = describe(with_encoder(debug, "resnet_matched"))
+    macs = describe(with_encoder(debug, "resnet_macs"))
+    lstm = describe(with_encoder(debug, "lstm_matched"))
+    assert narrow["parameters"] < 0.7 * nfm["parameters"]
+    assert matched["parameters"] == pytest.approx(nfm["parameters"], rel=0.1)
+    assert macs["macs"] == pytest.approx(nfm["macs"], rel=0.1)
+    assert lstm["parameters"] == pytest.approx(rim["parameters"], rel=0.1)
+
+
+def test_a_baseline_follows_the_options_of_its_reference(debug):
+    values = dataclasses.asdict(debug)
+    values["nfm"].update(depth=18, width=6)
+    wider = with_encoder(
+        type(debug)(**{**vars(debug), "nfm": dataclasses.replace(debug.nfm, depth=18, width=6)}),
+        "resnet_matched",
+    )
+    assert wider.resnet.depth == 18
+    reference = dataclasses.replace(debug.nfm, depth=18, width=6)
+    nfm = build_encoder(with_encoder(dataclasses.replace(debug, nfm=reference), "nfm"))
+    assert count_parameters(build_encoder(wider)) == pytest.approx(count_parameters(nfm), rel=0.1)
+
+
+def test_sequences_are_for_encoders_with_a_state():
+    compare = read_preset("compare")
+    assert with_encoder(compare, "rim").replay == compare.replay
+    single = with_encoder(compare, "nfm").replay
+    assert (single.sequence_steps, single.overlap_steps, single.burn_in_steps) == (1, 0, 0)
