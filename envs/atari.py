@@ -6,8 +6,10 @@ and in that whatever would crash, hang or be taken silently there is a `ValueErr
 """
 
 import os
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
+import ale_py
 import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 from annotated_types import Ge, Le
@@ -25,6 +27,9 @@ class AtariVecEnv(GameVecEnv):
     With `batch_size` below `num_envs` (asynchronous mode) the order of rows depends on timing,
     and every reset after the first builds the emulators anew.
     """
+
+    source = "ale_py.vector_env"
+    versions: ClassVar[Mapping[str, str]] = {"ale_py": ale_py.__version__}
 
     def __init__(
         self,

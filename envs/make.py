@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from envs.atari import make_atari
 from envs.games import MEMORY_CUE, resolve_game
 from envs.memory import MEMORY_PROTOCOL, MemoryCueVecEnv
@@ -36,18 +38,33 @@ def make_env(
         ValueError: anything unknown or out of range, naming what is allowed.
     """
     if resolve_game(game) == MEMORY_CUE:
-        return MemoryCueVecEnv(
+        env = MemoryCueVecEnv(
             make_protocol(MEMORY_PROTOCOL, **protocol_fields),
             num_envs=num_envs,
             batch_size=batch_size,
             seed=seed,
         )
-    return make_atari(
-        game,
-        num_envs=num_envs,
-        batch_size=batch_size,
-        num_threads=num_threads,
-        protocol=protocol,
-        seed=seed,
-        **protocol_fields,
-    )
+    else:
+        env = make_atari(
+            game,
+            num_envs=num_envs,
+            batch_size=batch_size,
+            num_threads=num_threads,
+            protocol=protocol,
+            seed=seed,
+            **protocol_fields,
+        )
+    _check_observations(env)
+    return env
+
+
+def _check_observations(env: GameVecEnv) -> None:
+    """Refuse what a replay of one grey frame a row would store wrongly: colour, above all."""
+    space, protocol = env.single_observation_space, env.protocol
+    shape = (protocol.stack_num, protocol.img_height, protocol.img_width)
+    if space.shape != shape or space.dtype != np.uint8:
+        env.close()
+        raise ValueError(
+            f"{env.game}: observations of shape {space.shape}, {space.dtype}, are not allowed: "
+            f"grey frames in a stack {shape}, uint8"
+        )

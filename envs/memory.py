@@ -47,6 +47,8 @@ class MemoryCueVecEnv(GameVecEnv):
     `num_envs` the environments take turns in a fixed order.
     """
 
+    source = "envs.memory"
+
     def __init__(
         self,
         protocol: Protocol = MEMORY_PROTOCOL,

@@ -10,8 +10,9 @@ N environments, B rows in a batch (B = N unless `batch_size` is smaller), S stac
 
 import os
 from abc import abstractmethod
+from collections.abc import Mapping
 from enum import Enum, auto
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, ClassVar, NoReturn
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -64,6 +65,10 @@ class GameVecEnv(VectorEnv):
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
     closed = True  # until a subclass has built what `close` frees
+    source: ClassVar[str]
+    """What steps the games, for the protocol block of scores."""
+    versions: ClassVar[Mapping[str, str]] = {}
+    """Versions of packages that a score depends on, for the same block."""
 
     def __init__(
         self,

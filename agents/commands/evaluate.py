@@ -53,6 +53,9 @@ class Options:
     epsilon: Annotated[float, Ge(0), Le(1)] = 0.001
     """Probability of a random action."""
 
+    fractions: Literal["drawn", "fixed"] = "drawn"
+    """Quantile fractions: drawn anew at every step, as in training, or the same at every step."""
+
     seed: Annotated[int, Ge(0), Le(2**31 - 1)] = 1000
     """Of games and actions; another one than in training."""
 
@@ -103,6 +106,7 @@ def main(argv: Sequence[str]) -> int:
             epsilon=options.epsilon,
             seed=options.seed,
             num_envs=options.num_envs,
+            fixed_fractions=options.fractions == "fixed",
             progress=True,
             on_step=lambda step: [listener(step) for listener in listeners],
         )
@@ -157,6 +161,12 @@ def _text(content: dict[str, Any]) -> str:
         if hns is None
         else f"{hns:.4f}",
     }
+    if content["repeated"] is not None:
+        count, score = content["repeated"]
+        rows["note"] = (
+            f"{count} of {content['episodes']} episodes returned exactly {score:g}: the agent may "
+            "be stuck, and more episodes say little more"
+        )
     lines = [f"{name:24}{value}" for name, value in rows.items()]
     lines += ["protocol:", *(f"  {name:28}{value}" for name, value in content["protocol"].items())]
     return "\n".join(lines)

@@ -1,15 +1,19 @@
 """Playing episodes with a trained network, without display or training state.
 
+The policy evaluated is the one that learned, without its noise: quantile fractions are drawn anew
+at every step, from the evaluation's seed, as Dopamine and rltime do. With the same fractions at
+every step a young agent gets stuck: of 24 episodes of one, 23 returned exactly 210.
 Counts the first N episodes *started*, not ended: the latter favours short episodes.
 """
 
 import contextlib
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-import ale_py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -65,6 +69,15 @@ class Scores:
         return float(np.median(self.returns))
 
     @property
+    def repeated(self) -> tuple[int, float] | None:
+        """How many episodes returned the commonest score, and it, where more than half did.
+
+        The policy then leads to the same end whatever the game does: a sign that it is stuck.
+        """
+        score, count = Counter(self.returns).most_common(1)[0]
+        return (count, score) if len(self.returns) > 2 and 2 * count > len(self.returns) else None
+
+    @property
     def hns(self) -> float | None:
         """Human-normalised mean return; None where no human score is published."""
         return human_normalized_score(self.game, self.mean)
@@ -79,20 +92,24 @@ class Scores:
             "mean": self.mean,
             "median": self.median,
             "hns": self.hns,
+            "repeated": self.repeated,
             "protocol": self.protocol,
         }
 
 
-def protocol_block(env: GameVecEnv, *, epsilon: float, seed: int) -> dict[str, Any]:
+def protocol_block(
+    env: GameVecEnv, *, epsilon: float, seed: int, fixed_fractions: bool = False
+) -> dict[str, Any]:
     """Everything that the score depends on beside the network."""
     return {
-        "env_id": f"ale_py.vector_env/{env.game}",
+        "env_id": f"{env.source}/{env.game}",
         **dataclasses.asdict(env.protocol),
         "epsilon": epsilon,
+        "fractions": "fixed" if fixed_fractions else "drawn",
         "seed": seed,
         "num_envs": env.num_envs,
         "episodes_counted": "first started",
-        "ale_py": ale_py.__version__,
+        **env.versions,
     }
 
 
@@ -104,6 +121,7 @@ def play(
     epsilon: float,
     seed: int,
     num_envs: int = 8,
+    fixed_fractions: bool = False,
     progress: bool = False,
     on_step: OnStep | None = None,
 ) -> Scores:
@@ -116,6 +134,7 @@ def play(
         epsilon: probability of a random action; random play has 1.
         seed: of the environments and of the actions; training's random streams are left alone.
         num_envs: games side by side, at most N.
+        fixed_fractions: the same quantile fractions at every step; see the head of this file.
         progress: show a bar.
         on_step: called with each observation; the first game's first episode is the first counted.
 
@@ -134,12 +153,18 @@ def play(
         actor = None if network is None else _make_actor(network, config, env)
         with _bar(episodes, progress) as bar:
             counted = _Counter(env.num_envs, episodes, bar)
-            _play(env, actor, counted, epsilon, on_step)
+            choose = partial(_choose, actor, env, epsilon=epsilon, fixed_fractions=fixed_fractions)
+            _play(env, actor, counted, choose, on_step)
     return Scores(
         game=env.game,
         returns=counted.returns,
         lengths=counted.lengths,
-        protocol=protocol_block(env, epsilon=1.0 if network is None else epsilon, seed=seed),
+        protocol=protocol_block(
+            env,
+            epsilon=1.0 if network is None else epsilon,
+            seed=seed,
+            fixed_fractions=fixed_fractions,
+        ),
     )
 
 
@@ -147,14 +172,14 @@ def _play(
     env: GameVecEnv,
     actor: Actor | None,
     counted: "_Counter",
-    epsilon: float,
+    choose: Callable[..., NDArray[np.int64]],
     on_step: OnStep | None,
 ) -> None:
     """Until all episodes are counted; their last observation is shown too."""
     obs, info = env.reset()
     reward = np.zeros(env.num_envs, np.float32)
     while True:
-        action = _choose(actor, env, obs, info, epsilon)
+        action = choose(obs, info)
         if on_step is not None:
             on_step(PlayStep(obs=obs, reward=reward, info=info, action=action, actor=actor))
         if counted.done:
@@ -206,12 +231,20 @@ def _choose(
     env: GameVecEnv,
     obs: NDArray[np.uint8],
     info: dict[str, Any],
+    *,
     epsilon: float,
+    fixed_fractions: bool,
 ) -> NDArray[np.int64]:
     if actor is None:
         return torch.randint(len(env.action_meanings), (env.num_envs,)).numpy()
     start = to_device(info["episode_start"], actor.device)
-    action = actor.act(to_device(obs, actor.device), start, epsilon=epsilon, noise=False)
+    action = actor.act(
+        to_device(obs, actor.device),
+        start,
+        epsilon=epsilon,
+        noise=False,
+        fixed_fractions=fixed_fractions,
+    )
     return action.cpu().numpy()
 
 

@@ -7,8 +7,9 @@ import threading
 
 import numpy as np
 import pytest
+from gymnasium.spaces import Box
 
-from envs import make_atari
+from envs import make, make_atari, make_env
 
 SMALL = {"img_height": 21, "img_width": 16}
 
@@ -165,3 +166,25 @@ def test_a_forked_child_is_refused_and_can_end(env):
 def test_copies_are_refused(env, copier):
     with pytest.raises(TypeError, match="AtariVecEnv cannot be copied or pickled"):
         copier(env)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        Box(0, 255, (3, 84, 84), np.uint8),  # colour channels in the place of stacked frames
+        Box(0, 255, (4, 84, 84, 3), np.uint8),
+        Box(0, 1, (4, 84, 84), np.float32),
+    ],
+    ids=["channels", "stacked", "floats"],
+)
+def test_colour_observations_are_refused(space, monkeypatch):
+    """Stored as they were, they would be three frames of a blue channel."""
+
+    def painted(game, **options):
+        env = make_atari(game, **options)
+        env.single_observation_space = space
+        return env
+
+    monkeypatch.setattr(make, "make_atari", painted)
+    with pytest.raises(ValueError, match=r"pong: observations of shape .* grey frames in a stack"):
+        make_env("pong", num_envs=1)

@@ -10,7 +10,7 @@ import torch
 from agents import cli
 from agents.commands import evaluate as command
 from agents.config import make_config, read_preset, to_plain, write_config
-from agents.playing.evaluate import _bar, _Counter, play
+from agents.playing.evaluate import Scores, _bar, _Counter, play
 from agents.saving import checkpoint
 from envs import human_normalized_score
 from rl_nfm.support import storage
@@ -68,6 +68,8 @@ def test_scores_of_a_run(trained, tmp_path, capsys, monkeypatch):
     assert protocol["max_num_frames_per_episode"] == 80
     assert (protocol["epsilon"], protocol["num_envs"]) == (0.001, 5)
     assert protocol["episodes_counted"] == "first started"
+    assert protocol["fractions"] == "drawn"
+    assert protocol["env_id"] == "ale_py.vector_env/ms_pacman"
     assert f"{content['mean']:.2f}" in out
     assert f"{content['hns']:.4f}" in out
     for name in protocol:
@@ -88,6 +90,60 @@ def test_a_checkpoint_alone_scores_as_its_run(trained, tmp_path, capsys):
     a, b = (json.loads(file.read_text()) for file in paths.values())
     assert a["returns"] == b["returns"]
     assert (a["checkpoint_steps"], a["protocol"]) == (b["checkpoint_steps"], b["protocol"])
+
+
+def test_fractions_are_drawn_from_the_seed_unless_fixed(trained):
+    """Fixed: one observation, one action. Drawn: not so, but the same for the same seed."""
+    found = checkpoint.open_checkpoint(checkpoint.find(trained))
+    network = checkpoint.load_network(found, torch.device("cpu")).eval()
+    values, asked = network.values, []
+
+    def watch(features, num_quantiles, *, noise, fixed_fractions):
+        assert noise == "off"
+        got, tau = values(features, num_quantiles, noise=noise, fixed_fractions=fixed_fractions)
+        asked.append(tau.clone())
+        return got, tau
+
+    network.values = watch
+    taus = {}
+    for seed, fixed in ((3, False), (3, False), (4, False), (3, True)):
+        asked.clear()
+        scores = play(
+            network, found.config, episodes=1, epsilon=0.0, seed=seed, fixed_fractions=fixed
+        )
+        assert scores.protocol["fractions"] == ("fixed" if fixed else "drawn")
+        taus.setdefault((seed, fixed), []).append(torch.cat(asked))
+    once, again = taus[3, False]
+    assert torch.equal(once, again)
+    assert len({tuple(step) for step in once.tolist()}) == len(once), "anew at every step"
+    assert not torch.equal(once, taus[4, False][0])
+    assert len({tuple(step) for step in taus[3, True][0].tolist()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("returns", "repeated"),
+    [
+        ([210.0, 60.0, 210.0, 210.0, 90.0], (3, 210.0)),
+        ([210.0, 60.0, 210.0, 60.0], None),
+        ([5.0, 5.0], None),
+        ([0.0, 0.0, 0.0], (3, 0.0)),
+    ],
+)
+def test_most_episodes_with_one_score_are_told(
+    returns, repeated, trained, capsys, tmp_path, monkeypatch
+):
+    scores = Scores(
+        game="ms_pacman", returns=returns, lengths=[9] * len(returns), protocol={"epsilon": 0.0}
+    )
+    assert scores.repeated == repeated
+    monkeypatch.setattr(command, "play", lambda *_, **__: scores)
+    file = tmp_path / "s.json"
+    code, out, _ = run(capsys, "evaluate", trained, "--json", file)
+    assert code == 0
+    assert ("episodes returned exactly" in out) == (repeated is not None)
+    assert json.loads(file.read_text())["repeated"] == (repeated and list(repeated))
+    if repeated == (3, 210.0):
+        assert "3 of 5 episodes returned exactly 210:" in out
 
 
 def test_the_best_checkpoint(trained, tmp_path, capsys):
@@ -134,6 +190,8 @@ def test_a_game_without_a_human_score(tmp_path, capsys):
     assert (code, content["hns"], content["game"]) == (0, None, "memory_cue")
     assert "no human score" in out
     assert content["protocol"]["name"] == "memory_cue", "what was played, not what was asked for"
+    assert content["protocol"]["env_id"] == "envs.memory/memory_cue"
+    assert "ale_py" not in content["protocol"]
 
 
 BAD = [
@@ -199,6 +257,7 @@ def test_help(capsys):
         "device",
         "num-envs",
         "random",
+        "fractions",
     )
     for flag in flags:
         assert f"--{flag} " in out, flag
