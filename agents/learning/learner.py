@@ -1,12 +1,16 @@
 """The update: from a batch to new weights, without host synchronisation.
 
 Rainbow's parts, each a switch: quantiles (IQN), double, dueling, n-step, prioritised, noisy; and
-Munchausen. All off is DQN. The maths is in `rl_nfm.values.losses`; this file draws the batch, runs
-the networks and steps the optimiser. Noise is drawn afresh for the online, the selecting and the
-target forward. bf16 autocast covers the networks; losses and targets are fp32.
+Munchausen. All off is DQN. The maths is in `rl_nfm.values.losses`; this file runs the networks and
+steps the optimiser. Where batches come from, and where the TD errors go, is not its business:
+`agents.training.step` composes it with a replay. Noise is drawn afresh for the online, the
+selecting and the target forward. bf16 autocast covers the networks; losses and targets are fp32.
+
+Letters: S observations, T positions, B batch, N, M, K online, target and selecting quantiles.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -14,7 +18,8 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from agents.learning.network import QNetwork
-from agents.replay.buffer import Batch, Replay, importance_weights
+from agents.replay.buffer import Batch
+from rl_nfm.support.optimizer import load_optimizer_state, optimizer_state
 from rl_nfm.values import losses
 
 
@@ -119,23 +124,20 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 class Learner:
-    """Owns both networks' training state; `update()` is one gradient step."""
+    """Owns the training state of both networks; `update(batch)` is one gradient step."""
 
     def __init__(
         self,
         config: LearnerConfig,
         online: QNetwork,
         target: QNetwork,
-        replay: Replay,
         *,
         device: torch.device,
     ):
-        self.config, self.online, self.target = config, online, target
-        self.replay, self.device = replay, device
+        self.config, self.online, self.target, self.device = config, online, target, device
         target.load_state_dict(online.state_dict())
         target.requires_grad_(False)
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
-        self.beta = torch.zeros((), device=device)
         cuda = device.type == "cuda"
         self.optimizer = torch.optim.Adam(
             online.parameters(),
@@ -144,42 +146,80 @@ class Learner:
             fused=True,
             capturable=cuda,
         )
+        self._names = [name for name, _ in online.named_parameters()]
         self.updates = 0
         self.dtype = autocast_dtype(config.precision, device)
-        self._loss = torch.compile(self._compute_loss) if config.compile else self._compute_loss
+        self._loss = self._compute_loss
         self._sums = torch.zeros(4, dtype=torch.float64, device=device)
         self._summed_updates = 0
         target.eval()
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._use_graph = cuda and config.cuda_graph
-        self._eager_updates = 0
+
+    def compile(self) -> None:
+        """Let `torch.compile` make the loss; the first updates then take seconds to minutes."""
+        self._loss = torch.compile(self._compute_loss)
 
     def set_schedule(self, progress: float) -> None:
-        """Set learning rate and beta for this share of training done, in [0, 1]."""
-        config, replay = self.config, self.replay.config
+        """Set the learning rate for this share of training done, in [0, 1]."""
+        config = self.config
         final = config.learning_rate_final
         if final is not None:
             rate = config.learning_rate + progress * (final - config.learning_rate)
             self.learning_rate.fill_(rate)
             if self.device.type != "cuda":
                 self.optimizer.param_groups[0]["lr"] = rate
-        span = replay.priority_beta_final - replay.priority_beta
-        self.beta.fill_(replay.priority_beta + progress * span)
 
-    def update(self) -> None:
-        """One gradient step; on a GPU the replay of a captured graph after three eager ones."""
-        if self._graph is not None:
-            self._graph.replay()
-        elif self._use_graph and self._eager_updates >= 3:
-            self._capture()
-        else:
-            self._step()
-            self._eager_updates += 1
+    def update(self, batch: Batch) -> Tensor:
+        """One gradient step.
+
+        Returns:
+            What each position's priority is made of, float [T, B]: |TD error|, or the loss where
+            `priority` says so.
+        """
+        error = self.gradient_step(batch)
+        self.count_update()
+        return error
+
+    def gradient_step(self, batch: Batch) -> Tensor:
+        """The part of `update` that runs on the device alone, and so can be captured as a graph."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, td_error, q_value = self._loss(batch)
+        positions = batch.mask.sum(0).clamp(min=1)
+        per_sequence = (loss * batch.mask).sum(0) / positions
+        total = (per_sequence * batch.weight).mean()
+        total.backward()
+        limit = self.config.max_grad_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.online.parameters(), limit, foreach=True)
+        self.optimizer.step()
+        if self.config.target_tau is not None:
+            self._mix_target(self.config.target_tau)
+        self._record(total, td_error, q_value, norm, batch.mask)
+        return loss.detach() if self.config.priority == "loss" else td_error
+
+    def count_update(self) -> None:
+        """The part of `update` that the host decides: a hard copy to the target when it is due."""
         self.updates += 1
         self._summed_updates += 1
         if self.config.target_tau is None and self.updates % self.config.target_every_updates == 0:
-            # The host knows when a copy is due, so it stays outside the captured graph.
             self._mix_target(1.0)
+
+    def state(self) -> dict[str, Tensor]:
+        """What goes on beside the online network, by name: target, optimiser, count of updates."""
+        state = {f"target.{name}": value for name, value in self.target.state_dict().items()}
+        moments = optimizer_state(self.optimizer, self._names)
+        state |= {f"optimizer.{name}": value for name, value in moments.items()}
+        return state | {"updates": torch.tensor(self.updates)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave; the online network is loaded by itself.
+
+        Raises:
+            RuntimeError: if the target's weights do not fit the network.
+            ValueError: if the optimiser's state does not.
+            KeyError: if something is missing.
+        """
+        self.target.load_state_dict(with_prefix(state, "target."))
+        load_optimizer_state(self.optimizer, with_prefix(state, "optimizer."), self._names)
+        self.updates = int(state["updates"])
 
     def metrics(self) -> dict[str, float]:
         """Means since the last call: loss, |TD error|, value of the action taken, gradient norm."""
@@ -189,36 +229,6 @@ class Learner:
         values = (self._sums / count).tolist()
         self._sums.zero_()
         return dict(zip(("loss", "td_error", "q_value", "grad_norm"), values, strict=True))
-
-    def _capture(self) -> None:
-        """Capture one update; the eager ones before it have warmed up every kernel."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._step()  # allocations and autotuning on the side stream; counts as this update
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step()
-        self._graph = graph
-
-    def _step(self) -> None:
-        batch = self.replay.sample(self.replay.config.batch_size)
-        weight = importance_weights(batch.probability, self.beta)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, td_error, q_value = self._loss(batch)
-        positions = batch.mask.sum(0).clamp(min=1)
-        per_sequence = (loss * batch.mask).sum(0) / positions
-        total = (per_sequence * weight).mean()
-        total.backward()
-        limit = self.config.max_grad_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.online.parameters(), limit, foreach=True)
-        self.optimizer.step()
-        if self.config.target_tau is not None:
-            self._mix_target(self.config.target_tau)
-        priority = loss.detach() if self.config.priority == "loss" else td_error
-        self.replay.update_priorities(batch.index, priority, batch.mask)
-        self._record(total, td_error, q_value, norm, batch.mask)
 
     def _record(
         self, loss: Tensor, td_error: Tensor, q_value: Tensor, norm: Tensor, mask: Tensor
@@ -242,8 +252,7 @@ class Learner:
     def _compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, |TD error| and value of the action taken, each [T, B]; the last two detached."""
         config = self.config
-        first = self.replay.config.burn_in_steps
-        positions = batch.a_tm1.shape[0]
+        first, positions = batch.burn_in_steps, batch.a_tm1.shape[0]
         autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
         with autocast:
             ahead = len(batch.obs) if config.double else first + positions
@@ -262,7 +271,7 @@ class Learner:
 
     def _unroll(self, network: QNetwork, batch: Batch, begin: int, end: int) -> Tensor:
         """Features of observations begin..end; only the T trained ones carry gradient."""
-        first = self.replay.config.burn_in_steps
+        first = batch.burn_in_steps
         last = first + batch.a_tm1.shape[0]
         state, parts = batch.state, []
         recurrent = len(state) > 0
@@ -314,7 +323,7 @@ class Learner:
     def _munchausen_targets(self, batch: Batch, features: Tensor, quantile_t: Tensor) -> Tensor:
         """Soft targets; the log-policy bonus belongs to the first step of the return."""
         config = self.config
-        first = self.replay.config.burn_in_steps
+        first = batch.burn_in_steps
         present = features[first : first + batch.a_tm1.shape[0]]
         q_tm1 = self.target.values(present, config.num_target_quantiles, noise="batch")[0].mean(-2)
         bonus = losses.munchausen_bonus(
@@ -326,3 +335,8 @@ class Learner:
         )
         value_t = losses.munchausen_value(quantile_t, config.munchausen_temperature)
         return losses.bootstrap_target(batch.r_t + bonus, batch.discount_t, value_t)
+
+
+def with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries whose names begin so, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

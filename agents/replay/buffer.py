@@ -19,7 +19,7 @@ Letters: R rows, E environments, B batch, T positions, S observations.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -111,6 +111,10 @@ class Batch:
     """int64 [B], for `update_priorities`."""
     probability: Tensor
     """float64 [B], of drawing this sequence."""
+    weight: Tensor
+    """Importance weights, float [B]."""
+    burn_in_steps: int
+    """Observations before the first of the T positions."""
 
 
 class Replay:
@@ -169,10 +173,11 @@ class Replay:
         self.added_rows = 0
         keep_state = config.initial_state == "stored"
         state_rows = self.rows // self.stride
-        self.state = tuple(
+        self.recurrent = tuple(
             torch.zeros(state_rows, num_envs, *s.shape[1:], device=device) if keep_state else s
             for s in state
         )
+        self.beta = torch.tensor(config.priority_beta, device=device)
         self._env = torch.arange(num_envs, device=device)
 
     @property
@@ -190,6 +195,32 @@ class Replay:
         """Everything kept per row and written once, by name, each [R, E, ...]."""
         names = ("frame", "action", "reward", "discount", "episode_start", "life_loss")
         return {name: getattr(self, name) for name in (*names, "episode_step")}
+
+    def set_schedule(self, progress: float) -> None:
+        """Set beta for this share of training done, in [0, 1]."""
+        first, last = self.config.priority_beta, self.config.priority_beta_final
+        self.beta.fill_(first + progress * (last - first))
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything but `row_stores`, by name."""
+        state = {
+            "priorities": self.priorities.weights,
+            "max_priority": self.max_priority,
+            "added_rows": torch.tensor(self.added_rows),
+        }
+        return state | {f"state.{index}": value for index, value in enumerate(self.recurrent)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave; the `row_stores` are filled by the caller.
+
+        Raises:
+            KeyError: if something is missing.
+        """
+        self.added_rows = int(state["added_rows"])
+        self.priorities.load(state["priorities"])
+        self.max_priority.copy_(state["max_priority"])
+        for index, store in enumerate(self.recurrent):
+            store.copy_(state[f"state.{index}"])
 
     def add(
         self,
@@ -226,7 +257,7 @@ class Replay:
         if self.config.initial_state == "stored" and state:
             first = self.added_rows + self.config.burn_in_steps  # the sequence that begins here
             if first % self.stride == 0:
-                for kept, new in zip(self.state, state, strict=True):
+                for kept, new in zip(self.recurrent, state, strict=True):
                     kept[self._state_row(row)] = new
         self.added_rows += 1
         self._update_eligible()
@@ -262,7 +293,7 @@ class Replay:
         offset = torch.arange(length, device=self.device)[:, None]
         r_t, discount_t, bootstrap_steps = self._returns(row + offset, env)
         mask = ~self._at(self.episode_start, row + offset + 1, env)
-        if length == 1 and burn_in == 0 and not self.state:
+        if length == 1 and burn_in == 0 and not self.recurrent:
             rows = torch.cat([row[None], row + bootstrap_steps])  # [2, B]
             bootstrap = torch.ones_like(bootstrap_steps)
         else:
@@ -281,6 +312,8 @@ class Replay:
             mask=mask,
             index=index,
             probability=probability,
+            weight=importance_weights(probability, self.beta),
+            burn_in_steps=burn_in,
         )
 
     def update_priorities(self, index: Tensor, td_error: Tensor, mask: Tensor) -> None:
@@ -350,8 +383,8 @@ class Replay:
     def _states(self, first_row: Tensor, env: Tensor) -> State:
         if self.config.initial_state == "stored":
             row = self._state_row(first_row % self.rows)
-            return tuple(s[row, env] for s in self.state)
-        return tuple(s.expand(len(env), *s.shape[1:]) for s in self.state)
+            return tuple(s[row, env] for s in self.recurrent)
+        return tuple(s.expand(len(env), *s.shape[1:]) for s in self.recurrent)
 
     def _flat(self, rows: Tensor, env: Tensor) -> Tensor:
         return rows % self.rows * self.num_envs + env

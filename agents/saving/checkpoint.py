@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from agents.config import Config, make_config, to_plain
-from agents.learning.learner import Learner
+from agents.learning.learner import Learner, with_prefix
 from agents.learning.network import QNetwork
 from agents.replay.buffer import Replay
 from rl_nfm.encoders import make_encoder
 from rl_nfm.support import storage
-from rl_nfm.support.optimizer import load_optimizer_state, optimizer_state
 
 KIND = "rl-nfm agent 1"
 CHUNK_BYTES = 64 * 2**20
@@ -111,10 +110,12 @@ def _load_state(network: QNetwork, weights: dict[str, Tensor], path: Path) -> No
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        problem = str(error).splitlines()[1].strip()
-        raise storage.CheckpointError(
-            f"{path}: weights do not fit the config ({problem})"
-        ) from None
+        raise _misfit(path, error) from None
+
+
+def _misfit(path: Path, error: RuntimeError) -> storage.CheckpointError:
+    problem = str(error).splitlines()[1].strip()
+    return storage.CheckpointError(f"{path}: weights do not fit the config ({problem})")
 
 
 def save(
@@ -122,6 +123,7 @@ def save(
     *,
     config: Config,
     learner: Learner,
+    replay: Replay,
     counters: dict[str, Any],
     previous: Path | None,
 ) -> Path:
@@ -130,9 +132,8 @@ def save(
     Raises:
         OSError: when it cannot be written; the checkpoint before is then still whole.
     """
-    replay = learner.replay
-    meta = _meta(config, learner, counters)
-    tensors = {"network": learner.online.state_dict(), "training": _training_state(learner)}
+    meta = _meta(config, learner, replay, counters)
+    tensors = {"network": learner.online.state_dict(), "training": _training_state(learner, replay)}
     links: dict[str, tuple[Path, str]] = {}
     if config.run.save_replay:
         before = storage.load_meta(previous, kind=KIND, skip=("",)) if previous else None
@@ -151,18 +152,21 @@ def save(
     return target
 
 
-def save_best(folder: Path, *, config: Config, learner: Learner, counters: dict[str, Any]) -> None:
+def save_best(
+    folder: Path, *, config: Config, learner: Learner, replay: Replay, counters: dict[str, Any]
+) -> None:
     """Write the network alone, as the best one so far."""
     storage.save_directory(
         folder / "best",
         kind=KIND,
-        meta=_meta(config, learner, counters),
+        meta=_meta(config, learner, replay, counters),
         tensors={"network": learner.online.state_dict()},
     )
 
 
-def _meta(config: Config, learner: Learner, counters: dict[str, Any]) -> dict[str, Any]:
-    replay = learner.replay
+def _meta(
+    config: Config, learner: Learner, replay: Replay, counters: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "config": to_plain(config),
         "counters": {**counters, "updates": learner.updates},
@@ -192,23 +196,16 @@ def _chunks(replay: Replay) -> dict[str, slice]:
     return chunks
 
 
-def _training_state(learner: Learner) -> dict[str, Tensor]:
-    state = {f"target.{name}": value for name, value in learner.target.state_dict().items()}
-    names = [name for name, _ in learner.online.named_parameters()]
-    moments = optimizer_state(learner.optimizer, names)
-    state.update({f"optimizer.{name}": value for name, value in moments.items()})
+def _training_state(learner: Learner, replay: Replay) -> dict[str, Tensor]:
+    state = learner.state()
+    state |= {f"replay.{name}": value for name, value in replay.state().items()}
     state["rng.cpu"] = torch.get_rng_state()
     if learner.device.type == "cuda":
         state["rng.cuda"] = torch.cuda.get_rng_state(learner.device)
-    replay = learner.replay
-    state["replay.priorities"] = replay.priorities.weights
-    state["replay.max_priority"] = replay.max_priority
-    for index, value in enumerate(replay.state):
-        state[f"replay.state.{index}"] = value
     return state
 
 
-def restore(checkpoint: Checkpoint, learner: Learner) -> bool:
+def restore(checkpoint: Checkpoint, learner: Learner, replay: Replay) -> bool:
     """Put networks, optimiser, replay and random states back; returns whether a replay was there.
 
     Raises:
@@ -220,21 +217,18 @@ def restore(checkpoint: Checkpoint, learner: Learner) -> bool:
         checkpoint.path,
     )
     state = storage.load_tensors(checkpoint.path / "training.safetensors")
-    _load_state(learner.target, _part(state, "target."), checkpoint.path)
-    names = [name for name, _ in learner.online.named_parameters()]
-    load_optimizer_state(learner.optimizer, _part(state, "optimizer."), names)
-    learner.updates = checkpoint.meta["counters"]["updates"]
+    state.setdefault("updates", torch.tensor(checkpoint.meta["counters"]["updates"]))
+    try:
+        learner.load_state(state)
+    except RuntimeError as error:
+        raise _misfit(checkpoint.path, error) from None
     torch.set_rng_state(state["rng.cpu"])
     if learner.device.type == "cuda" and "rng.cuda" in state:
         torch.cuda.set_rng_state(state["rng.cuda"], learner.device)
     if "replay" not in checkpoint.meta:
         return False
-    _restore_replay(checkpoint, learner.replay, state)
+    _restore_replay(checkpoint, replay, state)
     return True
-
-
-def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def _restore_replay(checkpoint: Checkpoint, replay: Replay, state: dict[str, Tensor]) -> None:
@@ -245,8 +239,5 @@ def _restore_replay(checkpoint: Checkpoint, replay: Replay, state: dict[str, Ten
         begin = int(name.split("-")[1])
         for key, value in storage.load_tensors(checkpoint.path / name).items():
             replay.row_stores[key][begin : begin + len(value)] = value.to(replay.device)
-    replay.added_rows = told["added_rows"]
-    replay.priorities.load(state["replay.priorities"])
-    replay.max_priority.copy_(state["replay.max_priority"])
-    for index, store in enumerate(replay.state):
-        store.copy_(state[f"replay.state.{index}"])
+    state.setdefault("replay.added_rows", torch.tensor(told["added_rows"]))
+    replay.load_state(with_prefix(state, "replay."))

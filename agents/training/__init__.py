@@ -1,1 +1,1 @@
-"""The training run."""
+"""Training: one gradient step composed of its parts, and what the loop around it needs."""

@@ -23,6 +23,7 @@ from agents.replay.buffer import Replay, ReturnConfig, replay_bytes
 from agents.saving import checkpoint
 from agents.saving.run_folder import RunFolder
 from agents.training.memory_check import check_memory
+from agents.training.step import GradientStep
 from envs import make_env
 from rl_nfm.nfm import NeuralFunctionModule
 
@@ -131,7 +132,7 @@ class Trainer:
             config.replay, num_envs=config.env.num_envs, obs_shape=obs_shape, state=state
         )
         check_memory(*size, device)
-        replay = Replay(
+        self.replay = Replay(
             config.replay,
             ReturnConfig(
                 n_steps=config.learner.n_steps,
@@ -144,7 +145,8 @@ class Trainer:
             device=device,
             state=state,
         )
-        self.learner = Learner(config.learner, online, target, replay, device=device)
+        self.learner = Learner(config.learner, online, target, device=device)
+        self.step = GradientStep(self.learner, self.replay)
         self.actor = Actor(
             online,
             num_envs=config.env.num_envs,
@@ -165,7 +167,8 @@ class Trainer:
         """Train to the end, or until a signal; always ends with a checkpoint."""
         self.folder, self.saved = folder, None
         if last is not None:
-            checkpoint.restore(last, self.learner)
+            checkpoint.restore(last, self.learner, self.replay)
+            self.step.forget_graph()
             saved = {k: v for k, v in last.meta["counters"].items() if k != "updates"}
             self.counters = Counters(**saved)
             self.saved = last.path
@@ -209,7 +212,7 @@ class Trainer:
             raw = to_device(reward, self.device)
             life_loss = to_device(info["life_loss"], self.device)
             self.actor.observe(raw, life_loss)
-            self.learner.replay.add(
+            self.replay.add(
                 frame=pixels[:, -1],
                 action=action,
                 reward=raw,
@@ -229,14 +232,14 @@ class Trainer:
 
     def _learn(self) -> None:
         """The updates that this step's frames have paid for."""
-        config, counters, replay = self.config, self.counters, self.learner.replay
+        config, counters, replay = self.config, self.counters, self.replay
         if replay.steps < config.replay.min_steps or not replay.ready:
             return
         counters.update_credit += config.env.num_envs / config.learner.steps_per_update
-        self.learner.set_schedule(min(1.0, counters.steps / config.steps))
+        self.step.set_schedule(min(1.0, counters.steps / config.steps))
         while counters.update_credit >= 1.0:
             counters.update_credit -= 1.0
-            self.learner.update()
+            self.step()
 
     def _epsilon(self) -> torch.Tensor:
         """Probability of a random action, per environment."""
@@ -289,7 +292,7 @@ class Trainer:
 
     def _picture_attention(self) -> None:
         """What an NFM attends to in the newest observations, to TensorBoard."""
-        network, replay, steps = self.learner.online, self.learner.replay, self.counters.steps
+        network, replay, steps = self.learner.online, self.replay, self.counters.steps
         if not any(isinstance(module, NeuralFunctionModule) for module in network.modules()):
             return
         env = torch.arange(replay.num_envs, device=self.device)
@@ -311,7 +314,7 @@ class Trainer:
             "episodes": counters.episodes,
             "epsilon": float(self._epsilon().mean()),
             "learning_rate": float(learner.learning_rate),
-            "beta": float(learner.beta),
+            "beta": float(self.replay.beta),
             "steps_per_second": (now[1] - self._clock[1]) / seconds,
             "updates_per_second": (now[2] - self._clock[2]) / seconds,
             "episode_returns": counters.new_returns,
@@ -347,6 +350,7 @@ class Trainer:
                     self.folder.checkpoints,
                     config=self.config,
                     learner=self.learner,
+                    replay=self.replay,
                     counters=counters,
                 )
                 return None
@@ -354,6 +358,7 @@ class Trainer:
                 self.folder.checkpoints,
                 config=self.config,
                 learner=self.learner,
+                replay=self.replay,
                 counters=counters,
                 previous=self.saved,
             )

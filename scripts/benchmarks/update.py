@@ -18,6 +18,7 @@ from agents.config import Config, make_config
 from agents.learning.learner import Learner
 from agents.replay.buffer import Replay, ReturnConfig
 from agents.saving.checkpoint import build_network
+from agents.training.step import GradientStep
 
 EIGHT = {"num_quantiles": 8, "num_target_quantiles": 8, "num_action_quantiles": 8}
 PLAIN = {"distribution": "none", "dueling": False, "noisy": False}
@@ -64,7 +65,7 @@ def fill(replay: Replay) -> None:
         )
 
 
-def ours(config: Config, device: torch.device) -> Learner:
+def ours(config: Config, device: torch.device) -> GradientStep:
     torch.manual_seed(0)
     returns = ReturnConfig(
         n_steps=config.learner.n_steps,
@@ -75,7 +76,7 @@ def ours(config: Config, device: torch.device) -> Learner:
     replay = Replay(config.replay, returns, num_envs=8, obs_shape=(4, 84, 84), device=device)
     fill(replay)
     online, target = (build_network(config, (4, 84, 84), 9).to(device) for _ in range(2))
-    return Learner(config.learner, online, target, replay, device=device)
+    return GradientStep(Learner(config.learner, online, target, device=device), replay)
 
 
 class _Pixels(gymnasium.Env):
@@ -144,7 +145,7 @@ def main(argv: list[str]) -> None:
                 encoder=options.encoder,
                 batch=options.batch,
             )
-            contenders[f"{name}_graph" if graph else name] = ours(config, device).update
+            contenders[f"{name}_graph" if graph else name] = ours(config, device)
     for update in contenders.values():
         slice_times(update, 1.0, device)  # warm-up
     measured: dict[str, list[float]] = {name: [] for name in contenders}

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from agents.learning.learner import Learner, LearnerConfig
 from agents.learning.network import QNetwork
-from agents.replay.buffer import Batch, ReplayConfig
+from agents.replay.buffer import Batch, Replay, ReplayConfig, importance_weights
+from agents.training.step import GradientStep
 
 CPU = torch.device("cpu")
 Params = dict[str, Tensor]
@@ -52,14 +53,18 @@ class FakeReplay:
     def __init__(self, batch: Batch, **options: Any):
         self.config = ReplayConfig(batch_size=batch.obs.shape[1], **options)
         self.batch, self.told = batch, []
+        self.beta = torch.zeros(())
 
     def sample(self, batch_size: int) -> Batch:
         assert batch_size == self.config.batch_size
-        return self.batch
+        weight = importance_weights(self.batch.probability, self.beta)
+        return dataclasses.replace(self.batch, weight=weight)
 
     def update_priorities(self, index: Tensor, td_error: Tensor, mask: Tensor) -> None:
         assert not td_error.requires_grad
         self.told.append((index.clone(), td_error.clone(), mask.clone()))
+
+    set_schedule = Replay.set_schedule
 
 
 def make_batch(size: int = 7, seed: int = 0, obs_shape: tuple[int, ...] = (2, 3, 2)) -> Batch:
@@ -81,6 +86,8 @@ def make_batch(size: int = 7, seed: int = 0, obs_shape: tuple[int, ...] = (2, 3,
         mask=torch.ones(1, size, dtype=torch.bool),
         index=torch.arange(size),
         probability=torch.rand(size, generator=g, dtype=torch.float64) + 0.01,
+        weight=torch.ones(size),
+        burn_in_steps=0,
     )
 
 
@@ -92,7 +99,7 @@ def make_learner(
     batch: Batch | None = None,
     recurrent: bool = False,
     **replay: Any,
-) -> tuple[Learner, FakeReplay]:
+) -> tuple[Learner, GradientStep, FakeReplay]:
     """A learner whose networks differ, as after some updates."""
     fake = FakeReplay(batch or make_batch(), **replay)
     encoder = toys.CellEncoder if recurrent else toys.LinearEncoder
@@ -109,11 +116,10 @@ def make_learner(
         LearnerConfig(**options),
         toys.make_network(encoder(), 1, **head),
         toys.make_network(encoder(), 2, **head),
-        fake,  # pyright: ignore[reportArgumentType]
         device=CPU,
     )
     made.target.load_state_dict(toys.make_network(encoder(), 3, **head).state_dict())
-    return made, fake
+    return made, GradientStep(made, fake), fake
 
 
 def fixed_rand(*shape: Any, **_: Any) -> Tensor:
@@ -243,10 +249,10 @@ def expected_loss(
 @pytest.mark.usefixtures("fixed_draws")
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_loss_and_gradient_of_each_ablation(toys: types.SimpleNamespace, name: str) -> None:
-    learner, fake = make_learner(toys, *ABLATIONS[name], priority_beta=0.6)
+    learner, step, fake = make_learner(toys, *ABLATIONS[name], priority_beta=0.6)
     online, target = doubles(learner.online), doubles(learner.target)
-    learner.set_schedule(0.0)
-    learner.update()
+    step.set_schedule(0.0)
+    step()
     rest = (online, target, fake.batch, 0.6)
     loss, errors, values = expected_loss(learner.config, online, *rest)
     metrics = learner.metrics()
@@ -264,9 +270,9 @@ def test_loss_and_gradient_of_each_ablation(toys: types.SimpleNamespace, name: s
     for key, parameter in learner.online.named_parameters():
         assert parameter.grad is not None, key
         direction = torch.randn(parameter.shape, generator=g, dtype=torch.float64)
-        step = 1e-6 * direction
-        high = expected_loss(learner.config, {**online, key: online[key] + step}, *rest)[0]
-        low = expected_loss(learner.config, {**online, key: online[key] - step}, *rest)[0]
+        small = 1e-6 * direction
+        high = expected_loss(learner.config, {**online, key: online[key] + small}, *rest)[0]
+        low = expected_loss(learner.config, {**online, key: online[key] - small}, *rest)[0]
         slope = float((parameter.grad.double() * direction).sum())
         assert slope == pytest.approx((high - low) / 2e-6, rel=1e-3, abs=2e-5), key
         squares += float(parameter.grad.double().square().sum())
@@ -279,7 +285,7 @@ def test_loss_and_gradient_of_each_ablation(toys: types.SimpleNamespace, name: s
 @pytest.mark.usefixtures("fixed_draws")
 def test_plain_dqn_by_its_textbook_formula(toys: types.SimpleNamespace) -> None:
     """All switches off: Huber(r + gamma max_a Q_target(s', a) - Q(s, a)), mean over the batch."""
-    learner, fake = make_learner(toys, *ABLATIONS["dqn"], priority_exponent=0.0)
+    learner, step, fake = make_learner(toys, *ABLATIONS["dqn"], priority_exponent=0.0)
     batch = dataclasses.replace(fake.batch, probability=torch.full((7,), 0.1).double())
     fake.batch = batch
 
@@ -291,7 +297,7 @@ def test_plain_dqn_by_its_textbook_formula(toys: types.SimpleNamespace) -> None:
 
     y = batch.r_t[0] + batch.discount_t[0] * q(learner.target, batch.obs[1]).max(-1).values
     taken = q(learner.online, batch.obs[0])[torch.arange(7), batch.a_tm1[0]]
-    learner.update()
+    step()
     expected = torch.nn.functional.smooth_l1_loss(taken, y)
     assert learner.metrics()["loss"] == pytest.approx(float(expected), rel=1e-5)
 
@@ -301,29 +307,31 @@ def test_double_with_equal_networks_is_plain(toys: types.SimpleNamespace) -> Non
     found = []
     for double in (False, True):
         options = {**OFF, "double": double, "num_action_quantiles": 4}
-        learner, _ = make_learner(toys, options, IQN_HEAD)
+        learner, step, _ = make_learner(toys, options, IQN_HEAD)
         learner.target.load_state_dict(learner.online.state_dict())
-        learner.update()
+        step()
         found.append(learner.metrics())
     assert found[0] == found[1]
 
 
 def test_first_step_of_adam_by_hand(toys: types.SimpleNamespace) -> None:
     # m / (1 - beta1) = g, v / (1 - beta2) = g^2: a step of lr * g / (|g| + eps)
-    learner, _ = make_learner(toys, {**OFF, "learning_rate": 0.01, "adam_eps": 1e-3}, PLAIN_HEAD)
+    learner, step, _ = make_learner(
+        toys, {**OFF, "learning_rate": 0.01, "adam_eps": 1e-3}, PLAIN_HEAD
+    )
     before = {k: v.detach().clone() for k, v in learner.online.named_parameters()}
-    learner.update()
+    step()
     for key, parameter in learner.online.named_parameters():
         assert parameter.grad is not None
-        step = 0.01 * parameter.grad / (parameter.grad.abs() + 1e-3)
-        assert torch.allclose(parameter.detach(), before[key] - step, atol=1e-7), key
+        moved = 0.01 * parameter.grad / (parameter.grad.abs() + 1e-3)
+        assert torch.allclose(parameter.detach(), before[key] - moved, atol=1e-7), key
 
 
 def test_gradient_is_clipped_by_its_global_norm(toys: types.SimpleNamespace) -> None:
     norms = []
     for limit in (None, 0.05, 1e6):
-        learner, _ = make_learner(toys, {**OFF, "max_grad_norm": limit}, PLAIN_HEAD)
-        learner.update()
+        learner, step, _ = make_learner(toys, {**OFF, "max_grad_norm": limit}, PLAIN_HEAD)
+        step()
         grads = [p.grad for p in learner.online.parameters() if p.grad is not None]
         norms.append(
             (learner.metrics()["grad_norm"], float(torch.cat([g.flatten() for g in grads]).norm()))
@@ -337,16 +345,16 @@ def test_gradient_is_clipped_by_its_global_norm(toys: types.SimpleNamespace) -> 
 
 def test_schedules_are_linear_and_used(toys: types.SimpleNamespace) -> None:
     options = {**OFF, "learning_rate": 0.01, "learning_rate_final": 0.002}
-    learner, fake = make_learner(
+    learner, step, fake = make_learner(
         toys, options, PLAIN_HEAD, priority_beta=0.4, priority_beta_final=1.0
     )
     for progress, rate, beta in ((0.0, 0.01, 0.4), (0.25, 0.008, 0.55), (1.0, 0.002, 1.0)):
-        learner.set_schedule(progress)
+        step.set_schedule(progress)
         assert float(learner.learning_rate) == pytest.approx(rate)
         assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
-        assert float(learner.beta) == pytest.approx(beta)
+        assert float(fake.beta) == pytest.approx(beta)
         before, target = doubles(learner.online), doubles(learner.target)
-        learner.update()
+        step()
         loss, _, _ = expected_loss(learner.config, before, before, target, fake.batch, beta)
         assert learner.metrics()["loss"] == pytest.approx(loss, rel=1e-4)
 
@@ -354,43 +362,43 @@ def test_schedules_are_linear_and_used(toys: types.SimpleNamespace) -> None:
 def test_a_rate_of_zero_moves_nothing_and_no_schedule_keeps_the_rate(
     toys: types.SimpleNamespace,
 ) -> None:
-    learner, _ = make_learner(toys, {**OFF, "learning_rate_final": 0.0}, PLAIN_HEAD)
-    learner.set_schedule(1.0)
+    learner, step, _ = make_learner(toys, {**OFF, "learning_rate_final": 0.0}, PLAIN_HEAD)
+    step.set_schedule(1.0)
     before = doubles(learner.online)
-    learner.update()
+    step()
     assert all(torch.equal(before[k], v) for k, v in doubles(learner.online).items())
-    learner, _ = make_learner(toys, OFF, PLAIN_HEAD)
-    learner.set_schedule(1.0)
+    learner, step, _ = make_learner(toys, OFF, PLAIN_HEAD)
+    step.set_schedule(1.0)
     assert learner.optimizer.param_groups[0]["lr"] == 1e-3
 
 
 def test_masked_positions_do_not_count(toys: types.SimpleNamespace) -> None:
     """One masked item of a batch of T = 1: as if its loss were 0, the mean still over B."""
-    learner, fake = make_learner(toys, OFF, PLAIN_HEAD, priority_beta=0.0)
+    learner, step, fake = make_learner(toys, OFF, PLAIN_HEAD, priority_beta=0.0)
     online, target = doubles(learner.online), doubles(learner.target)
     total, errors, values = expected_loss(learner.config, online, online, target, fake.batch, 0.0)
     y = targets(learner.config, online, target, fake.batch)[2]
     own = pair_error(float(y[0]) - values[2], 1.0, False)
     fake.batch.mask[0, 2] = False
-    learner.set_schedule(0.0)
-    learner.update()
+    step.set_schedule(0.0)
+    step()
     metrics = learner.metrics()
     assert metrics["loss"] == pytest.approx(total - own / 7, rel=1e-4)
     assert metrics["td_error"] == pytest.approx((sum(errors) - errors[2]) / 6, rel=1e-4)
 
 
 def test_a_batch_without_any_transition_is_no_error(toys: types.SimpleNamespace) -> None:
-    learner, fake = make_learner(toys, OFF, PLAIN_HEAD)
+    learner, step, fake = make_learner(toys, OFF, PLAIN_HEAD)
     fake.batch.mask[:] = False
-    learner.update()
+    step()
     assert learner.metrics() == {"loss": 0.0, "td_error": 0.0, "q_value": 0.0, "grad_norm": 0.0}
 
 
 def test_hard_copies_are_due_every_so_many_updates(toys: types.SimpleNamespace) -> None:
-    learner, _ = make_learner(toys, {**OFF, "target_every_updates": 3}, PLAIN_HEAD)
+    learner, step, _ = make_learner(toys, {**OFF, "target_every_updates": 3}, PLAIN_HEAD)
     copied = doubles(learner.target)
     for update in range(1, 8):
-        learner.update()
+        step()
         assert learner.updates == update
         if update % 3 == 0:
             copied = doubles(learner.online)
@@ -402,12 +410,12 @@ def test_hard_copies_are_due_every_so_many_updates(toys: types.SimpleNamespace) 
 
 def test_soft_copies_mix_at_every_update(toys: types.SimpleNamespace) -> None:
     options = {**OFF, "target_tau": 0.25, "target_every_updates": 1}
-    learner, _ = make_learner(toys, options, PLAIN_HEAD)
+    learner, step, _ = make_learner(toys, options, PLAIN_HEAD)
     learner.online.encoder.norm = torch.nn.BatchNorm1d(5)
     learner.target.encoder.norm = torch.nn.BatchNorm1d(5).eval()
     for _ in range(3):
         before = doubles(learner.target)
-        learner.update()
+        step()
         online = doubles(learner.online)
         for key, value in doubles(learner.target).items():
             mixed = online[key] if "num_batches" in key else 0.75 * before[key] + 0.25 * online[key]
@@ -415,13 +423,13 @@ def test_soft_copies_mix_at_every_update(toys: types.SimpleNamespace) -> None:
 
 
 def test_buffers_are_copied_with_the_weights(toys: types.SimpleNamespace) -> None:
-    learner, _ = make_learner(toys, {**OFF, "target_every_updates": 2}, PLAIN_HEAD)
+    learner, step, _ = make_learner(toys, {**OFF, "target_every_updates": 2}, PLAIN_HEAD)
     learner.online.encoder.norm = torch.nn.BatchNorm1d(5)
     learner.target.encoder.norm = torch.nn.BatchNorm1d(5).eval()
-    learner.update()
+    step()
     assert int(learner.online.encoder.norm.num_batches_tracked) > 0
     assert int(learner.target.encoder.norm.num_batches_tracked) == 0
-    learner.update()
+    step()
     for key, value in learner.online.state_dict().items():
         assert torch.equal(value, learner.target.state_dict()[key]), key
     assert not learner.target.training
@@ -443,10 +451,10 @@ def test_noise_and_fractions_are_drawn_afresh(
 
     monkeypatch.setattr(torch, "randn", watch(noise, torch.randn))
     monkeypatch.setattr(torch, "rand", watch(fractions, torch.rand))
-    learner, _ = make_learner(toys, {"double": True}, RAINBOW_HEAD)
+    _, step, _ = make_learner(toys, {"double": True}, RAINBOW_HEAD)
     noise.clear()
     for updates in (1, 2):
-        learner.update()
+        step()
         assert len(noise) == 12 * updates
         assert [tuple(f.shape) for f in fractions[-3:]] == [(7, 5), (7, 4), (7, 3)]
     for drawn in (noise, fractions):
@@ -458,9 +466,9 @@ def test_noise_and_fractions_are_drawn_afresh(
 def test_the_loss_as_priority(toys: types.SimpleNamespace) -> None:
     """SABER's priority: each item's loss, before the importance weights."""
     options = {"double": True, "priority": "loss"}
-    learner, fake = make_learner(toys, options, IQN_HEAD, priority_beta=0.6)
+    learner, step, fake = make_learner(toys, options, IQN_HEAD, priority_beta=0.6)
     online, target = doubles(learner.online), doubles(learner.target)
-    learner.update()
+    step()
     first = dataclasses.replace(
         fake.batch,
         obs=fake.batch.obs[:, :1],
@@ -496,7 +504,7 @@ def test_targets_are_not_biased_by_the_choice(toys: types.SimpleNamespace, doubl
     still = torch.zeros(1, size)
     batch = dataclasses.replace(batch, r_t=still, discount_t=still + 1)
     options = {"double": double, "num_target_quantiles": 64, "num_action_quantiles": 32}
-    learner, _ = make_learner(toys, options, IQN_HEAD, batch=batch)
+    learner, _, _ = make_learner(toys, options, IQN_HEAD, batch=batch)
     learner.online.head = learner.target.head = ZeroMean()  # pyright: ignore[reportAttributeAccessIssue]
     with torch.no_grad():
         features, _ = learner.online.features(batch.obs, (), None, None)
@@ -509,15 +517,15 @@ def test_targets_are_not_biased_by_the_choice(toys: types.SimpleNamespace, doubl
 
 
 def test_metrics_are_means_since_the_last_call(toys: types.SimpleNamespace) -> None:
-    single, _ = make_learner(toys, OFF, PLAIN_HEAD)
+    single, step, _ = make_learner(toys, OFF, PLAIN_HEAD)
     apart = []
     for _ in range(3):
-        single.update()
+        step()
         apart.append(single.metrics())
     assert single.metrics() == {}
-    together, _ = make_learner(toys, OFF, PLAIN_HEAD)
+    together, step, _ = make_learner(toys, OFF, PLAIN_HEAD)
     for _ in range(3):
-        together.update()
+        step()
     for key, value in together.metrics().items():
         assert value == pytest.approx(sum(m[key] for m in apart) / 3)
 
@@ -530,10 +538,10 @@ def test_munchausen_together_with_double_is_refused() -> None:
 def test_bf16_stays_close_to_fp32_and_keeps_losses_in_fp32(toys: types.SimpleNamespace) -> None:
     losses = []
     for precision in ("fp32", "bf16"):
-        learner, fake = make_learner(
+        learner, step, fake = make_learner(
             toys, {**OFF, "double": True, "precision": precision}, PLAIN_HEAD
         )
-        learner.update()
+        step()
         losses.append(learner.metrics()["loss"])
         assert fake.told[0][1].dtype == torch.float32
         assert all(p.dtype == torch.float32 for p in learner.online.parameters())
@@ -547,9 +555,9 @@ def test_compiled_updates_equal_eager_ones(recurrent: bool, toys: types.SimpleNa
     found = []
     for compiled in (False, True):
         options = {"double": True, "compile": compiled}
-        learner, _ = make_learner(toys, options, PLAIN_HEAD, recurrent=recurrent)
+        learner, step, _ = make_learner(toys, options, PLAIN_HEAD, recurrent=recurrent)
         for _ in range(3):
-            learner.update()
+            step()
         found.append(learner.metrics())
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
@@ -559,12 +567,12 @@ def test_compiled_quantiles(toys: types.SimpleNamespace) -> None:
     """With all of Rainbow on; a bias of zero noise and fraction makes the values comparable."""
     found = []
     for compiled in (False, True):
-        learner, _ = make_learner(toys, {"double": True, "compile": compiled}, RAINBOW_HEAD)
+        learner, step, _ = make_learner(toys, {"double": True, "compile": compiled}, RAINBOW_HEAD)
         with torch.no_grad():
             learner.online.head.embedding.weight.zero_()  # values do not depend on the fractions
             for name, parameter in learner.online.named_parameters():
                 if "sigma" in name:
                     parameter.zero_()
-        learner.update()
+        step()
         found.append(learner.metrics()["q_value"])
     assert found[0] == pytest.approx(found[1], rel=1e-5)

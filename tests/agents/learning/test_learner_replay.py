@@ -9,19 +9,20 @@ from torch import Tensor
 
 from agents.learning.learner import Learner, LearnerConfig
 from agents.replay.buffer import Replay, ReplayConfig, ReturnConfig
+from agents.training.step import GradientStep
 
 CPU = torch.device("cpu")
 HEAD = {"distribution": "iqn", "dueling": True, "noisy": True}
 
 
-def make_learner(
+def make_step(
     toys: types.SimpleNamespace,
     device: torch.device,
     *,
     seed: int = 0,
     recurrent: bool = False,
     **options: Any,
-) -> Learner:
+) -> GradientStep:
     """A full Rainbow-IQN learner on a replay that holds 200 rows of 3 environments."""
     torch.manual_seed(seed)
     encoder = (toys.CellEncoder if recurrent else toys.LinearEncoder)()
@@ -39,7 +40,7 @@ def make_learner(
     g = torch.Generator().manual_seed(7)
     add_rows(replay, 200, g)
     config = {"learning_rate": 1e-3, "precision": "fp32", "target_every_updates": 7, **options}
-    return Learner(LearnerConfig(**config), online, target, replay, device=device)
+    return GradientStep(Learner(LearnerConfig(**config), online, target, device=device), replay)
 
 
 def add_rows(replay: Replay, count: int, g: torch.Generator) -> None:
@@ -58,15 +59,17 @@ def add_rows(replay: Replay, count: int, g: torch.Generator) -> None:
             episode_start=torch.full((3,), time % 17 == 0).to(replay.device),
             life_loss=draw(0.1),
             episode_step=torch.full((3,), time % 17).to(replay.device),
-            state=tuple(torch.randn(3, 5, generator=g).to(replay.device) for _ in replay.state),
+            state=tuple(torch.randn(3, 5, generator=g).to(replay.device) for _ in replay.recurrent),
         )
 
 
-def everything(learner: Learner) -> dict[str, Tensor]:
+def everything(step: GradientStep) -> dict[str, Tensor]:
+    learner, replay = step.learner, step.replay
+    assert isinstance(replay, Replay)
     found = {f"online.{k}": v for k, v in learner.online.state_dict().items()}
     found |= {f"target.{k}": v for k, v in learner.target.state_dict().items()}
-    found["priorities"] = learner.replay.priorities.weights
-    found["max_priority"] = learner.replay.max_priority
+    found["priorities"] = replay.priorities.weights
+    found["max_priority"] = replay.max_priority
     found |= {f"metrics.{k}": torch.tensor(v) for k, v in learner.metrics().items()}
     return {k: v.detach().cpu().clone() for k, v in found.items()}
 
@@ -77,13 +80,13 @@ def test_same_seed_is_bit_identical(
     recurrent: bool, precision: str, toys: types.SimpleNamespace
 ) -> None:
     def train(seed: int) -> dict[str, Tensor]:
-        learner = make_learner(toys, CPU, seed=seed, recurrent=recurrent, precision=precision)
+        step = make_step(toys, CPU, seed=seed, recurrent=recurrent, precision=precision)
         for update in range(9):
-            learner.set_schedule(update / 9)
-            learner.update()
+            step.set_schedule(update / 9)
+            step()
             if update % 4 == 0:
-                add_rows(learner.replay, 1, torch.Generator().manual_seed(update))
-        return everything(learner)
+                add_rows(step.replay, 1, torch.Generator().manual_seed(update))
+        return everything(step)
 
     first, second, other = train(3), train(3), train(4)
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -92,8 +95,9 @@ def test_same_seed_is_bit_identical(
 
 
 def test_priorities_of_a_batch_are_written_back(toys: types.SimpleNamespace) -> None:
-    learner = make_learner(toys, CPU)
-    replay = learner.replay
+    step = make_step(toys, CPU)
+    replay = step.replay
+    assert isinstance(replay, Replay)
     before = replay.priorities.weights.clone()
     eligible = before > 0
     told: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -104,7 +108,7 @@ def test_priorities_of_a_batch_are_written_back(toys: types.SimpleNamespace) -> 
         real(index, td_error, mask)
 
     replay.update_priorities = watch  # pyright: ignore[reportAttributeAccessIssue]
-    learner.update()
+    step()
     (index, td_error, mask) = told[0]
     after = replay.priorities.weights
     changed = (after != before).nonzero().flatten()
@@ -144,10 +148,10 @@ def test_a_learner_learns_a_bandit(toys: types.SimpleNamespace) -> None:
     config = LearnerConfig(
         num_quantiles=8, num_target_quantiles=8, learning_rate=0.02, target_every_updates=20
     )
-    learner = Learner(config, online, target, replay, device=CPU)
-    learner.set_schedule(1.0)
+    step = GradientStep(Learner(config, online, target, device=CPU), replay)
+    step.set_schedule(1.0)
     for _ in range(160):
-        learner.update()
+        step()
     obs = torch.full((1, 1, *toys.obs_shape), 200, dtype=torch.uint8)
     obs[:, :, 0] = 0  # the first frame of an episode: the stack is black before it
     with torch.no_grad():
@@ -166,7 +170,7 @@ def test_captured_updates_equal_eager_ones(
     device = torch.device("cuda")
     found, start = [], {}
     for graph in (False, True):
-        learner = make_learner(
+        step = make_step(
             toys,
             device,
             recurrent=recurrent,
@@ -174,16 +178,16 @@ def test_captured_updates_equal_eager_ones(
             target_tau=target_tau,
             learning_rate_final=1e-4,
         )
-        start = everything(learner)
+        start = everything(step)
         torch.manual_seed(11)
         g = torch.Generator().manual_seed(5)
         for update in range(100):
-            learner.set_schedule(update / 100)
-            learner.update()
+            step.set_schedule(update / 100)
+            step()
             if update % 10 == 0:
-                add_rows(learner.replay, 1, g)
-        assert (learner._graph is not None) == graph
-        found.append(everything(learner))
+                add_rows(step.replay, 1, g)
+        assert (step._graph is not None) == graph
+        found.append(everything(step))
     for key, eager in found[0].items():
         if key.startswith("metrics"):
             assert float(found[1][key]) == pytest.approx(float(eager), rel=0.02), key
@@ -195,14 +199,14 @@ def test_captured_updates_equal_eager_ones(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_captured_update_obeys_the_schedule(toys: types.SimpleNamespace) -> None:
-    learner = make_learner(toys, torch.device("cuda"), learning_rate_final=0.0)
+    step = make_step(toys, torch.device("cuda"), learning_rate_final=0.0)
     for _ in range(6):
-        learner.update()
-    assert learner._graph is not None
-    learner.set_schedule(1.0)
-    before = everything(learner)
-    learner.update()
-    after = everything(learner)
+        step()
+    assert step._graph is not None
+    step.set_schedule(1.0)
+    before = everything(step)
+    step()
+    after = everything(step)
     assert all(torch.equal(before[k], after[k]) for k in before if k.startswith("online"))
 
 
@@ -210,12 +214,12 @@ def test_a_captured_update_obeys_the_schedule(toys: types.SimpleNamespace) -> No
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_an_update_waits_for_nothing(toys: types.SimpleNamespace) -> None:
     """No host synchronisation, which is also what allows the capture."""
-    learner = make_learner(toys, torch.device("cuda"), cuda_graph=False)
-    learner.set_schedule(0.5)
+    step = make_step(toys, torch.device("cuda"), cuda_graph=False)
+    step.set_schedule(0.5)
     for _ in range(2):
-        learner.update()
+        step()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        learner.update()
+        step()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -13,26 +13,11 @@ from torch import Tensor
 
 from agents.learning.learner import Learner, LearnerConfig
 from agents.learning.network import QNetwork
-from agents.replay.buffer import Batch, ReplayConfig
+from agents.replay.buffer import Batch, importance_weights
 from rl_nfm.values.heads import HeadConfig
 
 CPU = torch.device("cpu")
 PLAIN: dict[str, Any] = {"distribution": "none", "dueling": False, "noisy": False}
-
-
-class FakeReplay:
-    """Gives one batch again and again."""
-
-    def __init__(self, batch: Batch, burn_in: int):
-        steps, size = batch.a_tm1.shape
-        self.config = ReplayConfig(batch_size=size, sequence_steps=steps, burn_in_steps=burn_in)
-        self.batch = batch
-
-    def sample(self, batch_size: int) -> Batch:
-        return self.batch
-
-    def update_priorities(self, index: Tensor, td_error: Tensor, mask: Tensor) -> None:
-        self.td_error = td_error
 
 
 def make_batch(burn_in: int, steps: int, n_steps: int, size: int = 4) -> Batch:
@@ -55,18 +40,17 @@ def make_batch(burn_in: int, steps: int, n_steps: int, size: int = 4) -> Batch:
         mask=torch.rand(steps, size, generator=g) < 0.8,
         index=torch.arange(size),
         probability=torch.rand(size, generator=g, dtype=torch.float64) + 0.1,
+        weight=torch.ones(size),
+        burn_in_steps=burn_in,
     )
 
 
-def make_learner(
-    toys: types.SimpleNamespace, batch: Batch, burn_in: int, **options: Any
-) -> Learner:
+def make_learner(toys: types.SimpleNamespace, **options: Any) -> Learner:
     plain = {"double": True, "precision": "fp32", "max_grad_norm": None, **options}
     made = Learner(
         LearnerConfig(**plain),
         toys.make_network(toys.CellEncoder(), 1, **PLAIN),
         toys.make_network(toys.CellEncoder(), 2, **PLAIN),
-        FakeReplay(batch, burn_in),  # pyright: ignore[reportArgumentType]
         device=CPU,
     )
     made.target.load_state_dict(toys.make_network(toys.CellEncoder(), 3, **PLAIN).state_dict())
@@ -136,11 +120,11 @@ def test_sequences_equal_a_walk_item_by_item(
     burn_in: int, steps: int, n_steps: int, double: bool, toys: types.SimpleNamespace
 ) -> None:
     batch = make_batch(burn_in, steps, n_steps)
-    learner = make_learner(toys, batch, burn_in, double=double)
-    learner.beta.fill_(0.7)
+    learner = make_learner(toys, double=double)
+    batch.weight = importance_weights(batch.probability, torch.tensor(0.7))
     expected = naive_loss(learner, batch, burn_in, 0.7, True)
     wanted = torch.autograd.grad(expected, list(learner.online.parameters()))
-    learner.update()
+    learner.update(batch)
     assert learner.metrics()["loss"] == pytest.approx(float(expected.detach()), rel=1e-4)
     for (key, found), grad in zip(gradients(learner).items(), wanted, strict=True):
         assert torch.allclose(found, grad, rtol=1e-3, atol=1e-6), key
@@ -150,11 +134,11 @@ def test_burn_in_carries_no_gradient(toys: types.SimpleNamespace) -> None:
     """With gradient through the burn-in the result would be another: the test above can fail."""
     batch = make_batch(5, 4, 2)
     batch.reset[:] = False
-    learner = make_learner(toys, batch, 5)
+    learner = make_learner(toys)
     through = naive_loss(learner, batch, 5, 0.0, False)
     hidden: Any = learner.online.encoder
     (other,) = torch.autograd.grad(through, [hidden.hidden.weight])
-    learner.update()
+    learner.update(batch)
     found = gradients(learner)["encoder.hidden.weight"]
     assert float((found - other).norm() / other.norm()) > 0.01
     assert batch.state[0].grad is None
@@ -162,7 +146,7 @@ def test_burn_in_carries_no_gradient(toys: types.SimpleNamespace) -> None:
 
 def test_one_call_equals_pieces_equals_single_steps(toys: types.SimpleNamespace) -> None:
     batch = make_batch(3, 4, 2)
-    learner = make_learner(toys, batch, 3)
+    learner = make_learner(toys)
     network, span = learner.online, len(batch.obs)
     with torch.no_grad():
         whole, last = network.features(batch.obs, batch.state, batch.reset, batch.extras)
@@ -185,8 +169,8 @@ def test_bf16_gives_every_weight_its_gradient(burn_in: int, toys: types.SimpleNa
     found = []
     for precision in ("fp32", "bf16"):
         batch = make_batch(burn_in, 3, 2)
-        learner = make_learner(toys, batch, burn_in, precision=precision)
-        learner.update()
+        learner = make_learner(toys, precision=precision)
+        learner.update(batch)
         found.append(gradients(learner))
         assert set(found[-1]) == {name for name, _ in learner.online.named_parameters()}
     for key, exact in found[0].items():
@@ -218,7 +202,7 @@ def test_quantiles_and_munchausen_on_sequences(
     """As if each position were a transition of its own, with its own features."""
     batch = make_batch(2, 3, 2)
     options = {"double": False, "munchausen": munchausen, "munchausen_temperature": 0.3}
-    learner = make_learner(toys, batch, 2, **options)
+    learner = make_learner(toys, **options)
     # Weights that make the values independent of the fractions, which are drawn at random.
     config = HeadConfig(**{"hidden": 4, "num_cosines": 3, **PLAIN, "distribution": "iqn"})
     for network in (learner.online, learner.target):
@@ -235,8 +219,7 @@ def test_quantiles_and_munchausen_on_sequences(
     with torch.no_grad():
         target = [walk(learner.target, batch, b, 2, True) for b in range(4)]
         online = [walk(learner.online, batch, b, 2, True) for b in range(4)]
-    learner.update()
-    told = learner.replay.td_error  # pyright: ignore[reportAttributeAccessIssue]
+    told = learner.update(batch)
     for t in range(3):
         for b in range(4):
             later = target[b][int(batch.bootstrap[t, b])]

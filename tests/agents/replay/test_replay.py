@@ -171,7 +171,7 @@ class Pair:
             episode_start=column("episode_start", torch.bool),
             life_loss=column("life_loss", torch.bool),
             episode_step=column("episode_step", torch.int64),
-            state=(column("state", torch.float32),) if self.replay.state else (),
+            state=(column("state", torch.float32),) if self.replay.recurrent else (),
         )
 
     def index(self, key: tuple[int, int]) -> int:
@@ -248,7 +248,7 @@ def check_batch(pair: Pair, batch: Batch) -> None:
 
 def check_item(pair: Pair, batch: Any, b: int, start: int, env: int) -> None:
     """Item `b` of a batch in plain lists."""
-    twin, config, feed_forward = pair.twin, pair.replay.config, not pair.replay.state
+    twin, config, feed_forward = pair.twin, pair.replay.config, not pair.replay.recurrent
     first = config.burn_in_steps
     shown = {0: start} if feed_forward else {}
     if not feed_forward:
@@ -480,7 +480,7 @@ def test_importance_weights_by_hand() -> None:
 
 def held_bytes(replay: Replay) -> tuple[int, int]:
     """Bytes of everything kept, and of the states."""
-    states = sum(s.nbytes for s in replay.state)
+    states = sum(s.nbytes for s in replay.recurrent)
     rows = sum(s.nbytes for s in replay.row_stores.values())
     return rows + states + replay.priorities.weights.nbytes, states
 

@@ -32,8 +32,7 @@ def test_the_schedule_reaches_a_restored_optimiser(tmp_path):
     config = dataclasses.replace(read_preset("debug"), device="cuda")
     folder = train.train(config, out=tmp_path / "run")
     trainer = train.Trainer(config, torch.device("cuda"))
-    checkpoint.restore(
-        checkpoint.open_checkpoint(checkpoint.find(folder), replay=True), trainer.learner
-    )
+    saved = checkpoint.open_checkpoint(checkpoint.find(folder), replay=True)
+    checkpoint.restore(saved, trainer.learner, trainer.replay)
     assert trainer.learner.optimizer.param_groups[0]["lr"] is trainer.learner.learning_rate
     trainer.env.close()

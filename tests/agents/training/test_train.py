@@ -68,18 +68,18 @@ def test_restore_puts_everything_back(tmp_path):
     folder = train.train(config, out=tmp_path / "run")
     saved = checkpoint.open_checkpoint(checkpoint.find(folder), replay=True)
     a = train.Trainer(config, torch.device("cpu"))
-    assert checkpoint.restore(saved, a.learner)
+    assert checkpoint.restore(saved, a.learner, a.replay)
     b = train.Trainer(dataclasses.replace(config, seed=7), torch.device("cpu"))
-    checkpoint.restore(saved, b.learner)
-    for name, value in a.learner.replay.row_stores.items():
-        assert torch.equal(value, b.learner.replay.row_stores[name])
-    assert a.learner.replay.added_rows == 75
-    assert a.learner.replay.episode_start[0].all()
-    assert a.learner.replay.frame.any()
+    checkpoint.restore(saved, b.learner, b.replay)
+    for name, value in a.replay.row_stores.items():
+        assert torch.equal(value, b.replay.row_stores[name])
+    assert a.replay.added_rows == 75
+    assert a.replay.episode_start[0].all()
+    assert a.replay.frame.any()
     torch.set_rng_state(storage.load_tensors(saved.path / "training.safetensors")["rng.cpu"])
-    a.learner.update()
+    a.step()
     torch.set_rng_state(storage.load_tensors(saved.path / "training.safetensors")["rng.cpu"])
-    b.learner.update()
+    b.step()
     for p, q in zip(a.learner.online.parameters(), b.learner.online.parameters(), strict=True):
         assert torch.equal(p, q)
     a.env.close()
