@@ -16,6 +16,7 @@ from annotated_types import Ge, Le
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from envs.colors import ColorTwin
 from envs.games import MEMORY_CUE, resolve_game
 from envs.protocols import Protocol, check, make_protocol
 from envs.vector import MAX_SEED, GameVecEnv, Turn
@@ -40,16 +41,25 @@ class AtariVecEnv(GameVecEnv):
         batch_size: int = 0,
         num_threads: int = 0,
         seed: int | None = None,
+        render_mode: str | None = None,
     ):
         """See `make_atari`."""
         super().__init__(
-            resolve_game(game), protocol, num_envs=num_envs, batch_size=batch_size, seed=seed
+            resolve_game(game),
+            protocol,
+            num_envs=num_envs,
+            batch_size=batch_size,
+            seed=seed,
+            render_mode=render_mode,
         )
         if self.game == MEMORY_CUE:
             raise ValueError(f"game: {game!r} is no Atari game; use make_env")
         threads = Annotated[int, Ge(0), Le(os.cpu_count() or 1)]
         self._num_threads = check("num_threads", num_threads, threads)
+        if render_mode is not None and self.batch_size < self.num_envs:
+            raise ValueError("render_mode: needs whole batches; leave batch_size out")
         self._vec = self._build()
+        self._twin = None if render_mode is None else self._build_twin()
         self._open([action.name for action in self._vec.ale.get_action_set()])
 
     def _build(self) -> AtariVectorEnv:
@@ -68,6 +78,11 @@ class AtariVecEnv(GameVecEnv):
             **settings,
         )
 
+    def _build_twin(self) -> ColorTwin:
+        return ColorTwin(
+            self.game, self.protocol, num_envs=self.num_envs, num_threads=self._num_threads
+        )
+
     def _restart(self, seed: int | None, turn: Turn) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         asynchronous = self.batch_size < self.num_envs
         if turn is Turn.RESET or (asynchronous and turn is not Turn.FIRST_RESET):
@@ -75,14 +90,24 @@ class AtariVecEnv(GameVecEnv):
             # drained: not where batch_size does not divide num_envs, nor when some were lost.
             del self._vec
             self._vec = self._build()
+            self._twin = None if self._twin is None else self._build_twin()
             if seed is None:
                 seed = int(self.np_random.integers(MAX_SEED - self.num_envs))
         elif turn is Turn.RECV:
             self._vec.recv()
+        if self._twin is not None:
+            if seed is None and turn is Turn.FIRST_RESET:
+                seed = int(self.np_random.integers(MAX_SEED - self.num_envs))
+            self._pictures = self._twin.reset(seed)
         return self._vec.reset(seed=seed)
 
     def _dispatch(self, actions: NDArray[np.int64]) -> None:
         self._vec.send(actions)
+        if self._twin is not None:
+            self._pictures, _ = self._twin.step(actions)
+
+    def _show(self, obs: NDArray[np.uint8]) -> None:
+        """The twin has shown it already, in colour."""
 
     def _collect(
         self,
@@ -93,7 +118,7 @@ class AtariVecEnv(GameVecEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """End the threads and free the emulators."""
-        del kwargs, self._vec
+        del kwargs, self._vec, self._twin
 
 
 def make_atari(
@@ -104,6 +129,7 @@ def make_atari(
     num_threads: int = 0,
     protocol: str | Protocol = "dopamine",
     seed: int | None = None,
+    render_mode: str | None = None,
     **protocol_fields: Any,
 ) -> AtariVecEnv:
     """Environments of one Atari game.
@@ -115,6 +141,7 @@ def make_atari(
         num_threads: C++ threads, at most the processor's; 0 means as many as are of use.
         protocol: a name in `PROTOCOLS`, or a `Protocol`.
         seed: for the first `reset`; environment i gets `seed + i`. None: random.
+        render_mode: "rgb_array" for `render()` in colour, which emulates every frame twice.
         protocol_fields: fields of `Protocol` that differ; None leaves a field as it is.
 
     Raises:
@@ -127,4 +154,5 @@ def make_atari(
         batch_size=batch_size,
         num_threads=num_threads,
         seed=seed,
+        render_mode=render_mode,
     )

@@ -19,6 +19,7 @@ def make_env(
     num_threads: int = 0,
     protocol: str | Protocol = "dopamine",
     seed: int | None = None,
+    render_mode: str | None = None,
     **protocol_fields: Any,
 ) -> GameVecEnv:
     """Environments of a game by name.
@@ -32,6 +33,7 @@ def make_env(
         num_threads: C++ threads.
         protocol: a name or a `Protocol`.
         seed: for the first `reset`.
+        render_mode: None, or "rgb_array" for `render()`.
         protocol_fields: fields of `Protocol` that differ.
 
     Raises:
@@ -43,6 +45,7 @@ def make_env(
             num_envs=num_envs,
             batch_size=batch_size,
             seed=seed,
+            render_mode=render_mode,
         )
     else:
         env = make_atari(
@@ -52,6 +55,7 @@ def make_env(
             num_threads=num_threads,
             protocol=protocol,
             seed=seed,
+            render_mode=render_mode,
             **protocol_fields,
         )
     _check_observations(env)

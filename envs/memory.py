@@ -56,13 +56,21 @@ class MemoryCueVecEnv(GameVecEnv):
         num_envs: int = 8,
         batch_size: int = 0,
         seed: int | None = None,
+        render_mode: str | None = None,
     ):
         """Arguments as for `make_atari`; the protocol is that of the task but for frame size."""
         for field, value in vars(MEMORY_PROTOCOL).items():
             given = getattr(protocol, field)
             if given != value and field not in ("img_height", "img_width"):
                 raise ValueError(f"{field}: {given!r} is not allowed, {MEMORY_CUE} has {value!r}")
-        super().__init__(MEMORY_CUE, protocol, num_envs=num_envs, batch_size=batch_size, seed=seed)
+        super().__init__(
+            MEMORY_CUE,
+            protocol,
+            num_envs=num_envs,
+            batch_size=batch_size,
+            seed=seed,
+            render_mode=render_mode,
+        )
         self._frames = _frames(protocol.img_height, protocol.img_width)
         self._streams: list[np.random.Generator] = []
         self._cues = np.zeros(self.num_envs, np.int64)

@@ -2,8 +2,8 @@
 
 Beyond Gymnasium's `VectorEnv`: stepping is split into `send` and `recv`, so that the caller can
 work in between; a batch may hold fewer rows than there are environments; and `info` tells episode
-starts, lost lives, and the returns and lengths of ended episodes, the latter as Gymnasium's
-`RecordEpisodeStatistics` has them (without "t").
+starts and ends, lost lives, and the returns and lengths of ended episodes. The key `episode` is
+left to Gymnasium's `RecordEpisodeStatistics`, which can be put around these environments.
 
 N environments, B rows in a batch (B = N unless `batch_size` is smaller), S stacked frames of H x W.
 """
@@ -53,9 +53,12 @@ class GameVecEnv(VectorEnv):
     `info` holds arrays [B]: `env_id` (which environment a row belongs to), `lives`, `life_loss`
     (a life was lost since this environment's last row, and the game goes on), `episode_start`
     (the observation is the first of an episode, so the action before it was ignored),
-    `frame_number` and `episode_frame_number` (emulator frames, no-ops included). Where episodes
-    ended, also `_episode` (which rows) and `episode`: `r` (sum of raw rewards) and `l` (agent
-    steps), 0 in other rows.
+    `frame_number` and `episode_frame_number` (emulator frames, no-ops included), `episode_end`
+    (terminated or truncated), and of the episodes that ended `episode_return` (sum of raw rewards)
+    and `episode_steps` (agent steps), 0 in other rows.
+
+    With `render_mode` "rgb_array", `render()` gives one picture per row of the last batch, in
+    colour where the game has colours; without, `render()` is refused.
 
     Results are fresh arrays, which the caller may keep. An environment belongs to the process
     that made it, and its state cannot be saved.
@@ -63,7 +66,7 @@ class GameVecEnv(VectorEnv):
     Subclasses implement `_restart`, `_dispatch` and `_collect`, and may rely on all checks.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": ["rgb_array"]}  # noqa: RUF012
     closed = True  # until a subclass has built what `close` frees
     source: ClassVar[str]
     """What steps the games, for the protocol block of scores."""
@@ -78,10 +81,15 @@ class GameVecEnv(VectorEnv):
         num_envs: int,
         batch_size: int,
         seed: int | None,
+        render_mode: str | None = None,
     ):
         """Check and keep the arguments, which are those of `make_atari`."""
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode: {render_mode!r} is not allowed, None or 'rgb_array'")
         self.game = game
         self.protocol = protocol
+        self.render_mode = render_mode
+        self.metadata = {**self.metadata, "render_fps": 60 / protocol.frameskip}
         self.num_envs = check("num_envs", num_envs, Annotated[int, Ge(1), Le(MAX_ENVS)])
         batch_size = check("batch_size", batch_size, Annotated[int, Ge(0), Le(self.num_envs)])
         self.batch_size = batch_size or self.num_envs
@@ -147,6 +155,7 @@ class GameVecEnv(VectorEnv):
         self._close_books(slice(None))
         ended = np.zeros(self.batch_size, np.bool_)
         info = self._track(info, np.zeros(self.batch_size, np.int32), ended, ended)
+        self._show(obs)
         self._turn = Turn.SEND
         return obs, info
 
@@ -180,8 +189,27 @@ class GameVecEnv(VectorEnv):
         self._turn = Turn.RESET
         obs, rewards, terminated, truncated, info = self._collect()
         info = self._track(info, rewards, terminated, truncated)
+        self._show(obs)
         self._turn = Turn.SEND
         return obs, rewards.astype(np.float32), terminated, truncated, info
+
+    def render(self) -> tuple[NDArray[np.uint8], ...]:
+        """A picture [H, W, 3] in RGB of each row of the last batch.
+
+        Raises:
+            ValueError: made without `render_mode`, closed, or nothing has been played yet.
+        """
+        self._check_usable()
+        if self.render_mode is None:
+            raise ValueError("render: make the environment with render_mode='rgb_array'")
+        if self._turn is Turn.FIRST_RESET:
+            raise ValueError("render: not allowed now, call reset() first")
+        return tuple(self._pictures.copy())
+
+    def _show(self, obs: NDArray[np.uint8]) -> None:
+        """Keep what `render` gives: the newest frame, where the game has no other picture."""
+        if self.render_mode is not None:
+            self._pictures = np.repeat(obs[:, -1, ..., None], 3, axis=-1)
 
     def _checked(self, actions: ArrayLike) -> NDArray[np.int64]:
         array = np.asarray(actions)
@@ -212,13 +240,11 @@ class GameVecEnv(VectorEnv):
         self._lengths[ids] += 1
         ended = terminated | truncated
         self._over[ids] = ended
+        info["episode_end"] = ended
+        info["episode_return"] = np.where(ended, self._returns[ids], 0.0)
+        info["episode_steps"] = np.where(ended, self._lengths[ids], 0)
         if np.count_nonzero(ended):
             info["life_loss"] &= ~terminated
-            info["episode"] = {
-                "r": np.where(ended, self._returns[ids], 0.0),
-                "l": np.where(ended, self._lengths[ids], 0),
-            }
-            info["_episode"] = ended
             self._close_books(ids[ended])
         return info
 

@@ -30,8 +30,8 @@ from envs import GameVecEnv, human_normalized_score, make_env
 class PlayStep:
     """One observation of each of E games, and what is done upon it.
 
-    The last observation of an episode is among them (`info["_episode"]` is true there); its action
-    has no effect. The actor's network has just read the observations.
+    The last observation of an episode is among them (`info["episode_end"]` is true there); its
+    action has no effect. The actor's network has just read the observations.
     """
 
     obs: NDArray[np.uint8]
@@ -39,7 +39,7 @@ class PlayStep:
     reward: NDArray[np.float32]
     """Raw reward [E] that came with the observation."""
     info: dict[str, Any]
-    """As `GameVecEnv` has it: `episode_start`, `lives`, `_episode`, ..."""
+    """As `GameVecEnv` has it: `episode_start`, `episode_end`, `lives`, ..."""
     action: NDArray[np.int64]
     """What is chosen upon the observation [E]."""
     actor: Actor | None
@@ -276,11 +276,11 @@ class _Counter:
 
     def step(self, info: dict[str, Any]) -> None:
         self.steps += len(self.number)
-        for i in np.flatnonzero(info.get("_episode", ())):
+        for i in np.flatnonzero(info["episode_end"]):
             number = int(self.number[i])
             if number < self.episodes:
-                episode = info["episode"]
-                self.results[number] = (float(episode["r"][i]), int(episode["l"][i]))
+                ended = float(info["episode_return"][i]), int(info["episode_steps"][i])
+                self.results[number] = ended
                 self.bar.update()
             self.number[i] = self.next
             self.next += 1

@@ -1,8 +1,7 @@
 """A video of the first episode: the game in colour, and what the agent sees beside it.
 
 The agent's side is the newest frame of its observation. The colours come from a second emulator of
-the same seed that is given the same actions: emulation is deterministic, sticky actions included,
-so nothing about the episode that is scored changes.
+the first game (see `envs.colors`), so nothing about the episode that is scored changes.
 """
 
 import contextlib
@@ -14,15 +13,14 @@ from pathlib import Path
 import cv2
 import imageio.v3 as imageio
 import numpy as np
-from ale_py.vector_env import AtariVectorEnv
-from gymnasium.vector import AutoresetMode
 from imageio_ffmpeg import get_ffmpeg_exe
 from numpy.typing import NDArray
 
 from agents.config import Config
 from agents.playing.attention import AttentionView
 from agents.playing.evaluate import PlayStep, env_seed
-from envs import Protocol, resolve_game
+from envs import resolve_game
+from envs.colors import ColorTwin
 from envs.games import MEMORY_CUE
 from rl_nfm.support.output_files import written
 
@@ -55,9 +53,9 @@ def record_first_episode(
         OSError: if it cannot be written.
     """
     game, protocol = resolve_game(config.game), config.env.resolve()
-    colors = None if game == MEMORY_CUE else _ColorTwin(game, protocol, env_seed(seed))
+    colors = None if game == MEMORY_CUE else ColorTwin(game, protocol, num_envs=1)
     with written(path) as partial, contextlib.ExitStack() as stack:
-        video = EpisodeVideo(game, colors, partial, stack, attention)
+        video = EpisodeVideo(game, colors, seed, partial, stack, attention)
         yield video
         if attention is not None and video.still is not None:
             with written(path.with_suffix(".png")) as still:
@@ -70,12 +68,14 @@ class EpisodeVideo:
     def __init__(
         self,
         game: str,
-        colors: "_ColorTwin | None",
+        colors: ColorTwin | None,
+        seed: int,
         path: Path,
         stack: contextlib.ExitStack,
         attention: AttentionView | None,
     ):
         self.game, self.colors, self.attention = game, colors, attention
+        self._env_seed = env_seed(seed)
         self.still: Image | None = None
         self._path, self._stack = path, stack
         self._append: Callable[[Image], None] | None = None
@@ -87,17 +87,17 @@ class EpisodeVideo:
         if self.done:
             return
         if step.info["episode_start"][0]:
-            picture = None if self.colors is None else self.colors.reset()
+            picture = None if self.colors is None else self.colors.reset(self._env_seed)[0]
         else:
             self.steps += 1
             self.score += float(step.reward[0])
             picture = None
             if self.colors is not None:
-                picture, reward = self.colors.step(self._action)
-                assert reward == step.reward[0], "the second emulator plays another game"
+                (picture,), reward = self.colors.step(np.array([self._action], np.int64))
+                assert reward == step.reward[:1], "the second emulator plays another game"
         self._action = int(step.action[0])
         self._write(self._draw(picture, step.obs[0, -1]))
-        self.done = bool(step.info.get("_episode", (False,))[0])
+        self.done = bool(step.info["episode_end"][0])
         if self.done:
             self._stack.close()  # now, so that a full disk is not found out after hours of play
 
@@ -169,32 +169,3 @@ def _encoder(path: Path, size: tuple[int, int]) -> Iterator[Callable[[Image], No
 def _feed(process: "subprocess.Popen[bytes]", image: Image) -> None:
     assert process.stdin is not None
     process.stdin.write(image.tobytes())
-
-
-class _ColorTwin:
-    """One emulator that shows colours at full size; everything else is as the protocol says."""
-
-    def __init__(self, game: str, protocol: Protocol, seed: int):
-        settings = dict(vars(protocol))
-        del settings["name"], settings["terminal_on_life_loss"]
-        settings |= {"stack_num": 1, "img_height": 210, "img_width": 160}
-        self._seed = seed
-        self._vec = AtariVectorEnv(
-            game,
-            1,
-            num_threads=1,
-            autoreset_mode=AutoresetMode.NEXT_STEP,
-            episodic_life=False,
-            life_loss_info=False,
-            reward_clipping=False,
-            grayscale=False,
-            **settings,
-        )
-
-    def reset(self) -> Image:
-        obs, _ = self._vec.reset(seed=self._seed)
-        return obs[0, 0]
-
-    def step(self, action: int) -> tuple[Image, float]:
-        obs, reward, *_ = self._vec.step(np.array([action], np.int64))
-        return obs[0, 0], float(reward[0])

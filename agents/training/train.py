@@ -251,11 +251,11 @@ class Trainer:
         return epsilon.clamp(min=config.epsilon_min)
 
     def _count_episodes(self, info: dict[str, Any]) -> None:
-        ended = info.get("_episode")
-        if ended is not None:
-            returns = info["episode"]["r"][ended].tolist()
+        ended = info["episode_end"]
+        if ended.any():
+            returns = info["episode_return"][ended].tolist()
             self.counters.new_returns += returns
-            self.counters.new_lengths += info["episode"]["l"][ended].tolist()
+            self.counters.new_lengths += info["episode_steps"][ended].tolist()
             self.counters.last_returns = (self.counters.last_returns + returns)[-100:]
             self.counters.episodes += len(returns)
 

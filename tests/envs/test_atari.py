@@ -116,7 +116,7 @@ def test_rewards_and_returns_are_raw():
     for t in range(100):
         _, rewards[t], _, _, info = env.step(rng.integers(9, size=2))
     assert 10 in rewards
-    assert info["episode"]["r"].tolist() == rewards.sum(axis=0).tolist()
+    assert info["episode_return"].tolist() == rewards.sum(axis=0).tolist()
     env.close()
 
 
@@ -128,12 +128,12 @@ def test_truncation_is_told_apart_from_termination():
         # 42 frames are 10 steps of 4 and one of 2
         assert truncated.all() == truncated.any() == (t == 11)
         assert not terminated.any()
-    assert info["_episode"].all()
-    assert info["episode"]["l"].tolist() == [11, 11]
+    assert info["episode_end"].all()
+    assert info["episode_steps"].tolist() == [11, 11]
     obs, rewards, terminated, truncated, info = env.step([3, 3])
     assert info["episode_start"].all()
     assert not np.any([rewards, terminated, truncated])
-    assert "episode" not in info
+    assert not np.any([info["episode_end"], info["episode_return"], info["episode_steps"]])
     assert not obs[:, :-1].any()  # zero-padded
     assert obs[:, -1].any()
     env.close()
@@ -169,18 +169,18 @@ def test_games_without_lives_play_on():
 
 
 def test_episode_statistics_equal_gymnasiums(env):
-    """Gymnasium's own wrapper under another key, over several episodes of each environment."""
-    wrapped = gym.wrappers.vector.RecordEpisodeStatistics(env, stats_key="twin")
+    """Over several episodes of each environment."""
+    wrapped = gym.wrappers.vector.RecordEpisodeStatistics(env)
     wrapped.reset(seed=1)
     rng = np.random.default_rng(2)
     ended = 0
     for _ in range(700):
         *_, info = wrapped.step(rng.integers(4, size=3))
-        assert ("episode" in info) == ("twin" in info)
+        assert info["episode_end"].any() == ("episode" in info)
         if "episode" in info:
-            np.testing.assert_array_equal(info["_episode"], info["_twin"])
-            np.testing.assert_array_equal(info["episode"]["r"], info["twin"]["r"])
-            np.testing.assert_array_equal(info["episode"]["l"], info["twin"]["l"])
+            np.testing.assert_array_equal(info["_episode"], info["episode_end"])
+            np.testing.assert_array_equal(info["episode"]["r"], info["episode_return"])
+            np.testing.assert_array_equal(info["episode"]["l"], info["episode_steps"])
             ended += info["_episode"].sum()
     assert ended >= 6
 
@@ -242,10 +242,10 @@ def test_books_by_environment_in_asynchronous_mode():
     for _ in range(120):
         for k, i in enumerate(info["env_id"]):
             lengths[i] = 0 if info["episode_start"][k] else lengths[i] + 1
-            over = "_episode" in info and info["_episode"][k]
+            over = info["episode_end"][k]
             assert over == (lengths[i] == 10)
             if over:
-                assert info["episode"]["l"][k] == 10
+                assert info["episode_steps"][k] == 10
                 ended += 1
         *_, info = env.step([0, 1, 2])
     assert ended > 15

@@ -79,9 +79,10 @@ def compare(game, steps, **fields):
         lost = lives < lives_tm1 and not start and not terminated
         assert info["life_loss"][0] == lost
         episode_return, length = (0.0, 0) if start else (episode_return + reward, length + 1)
-        assert ("episode" in info) == reference.over
+        assert info["episode_end"][0] == reference.over
         if reference.over:
-            assert (info["episode"]["r"][0], info["episode"]["l"][0]) == (episode_return, length)
+            assert info["episode_return"][0] == episode_return
+            assert info["episode_steps"][0] == length
         seen += (terminated or truncated, lost, reward != 0)
     env.close()
     return seen

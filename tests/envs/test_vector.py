@@ -34,9 +34,10 @@ def told(env):
     """What one more step tells, as plain lists."""
     _, _, _, _, info = env.step([0] * env.batch_size)
     lists = {key: info[key].tolist() for key in ("episode_start", "life_loss")}
-    if "episode" in info:
-        assert info["_episode"].any()
-        lists |= {key: value.tolist() for key, value in info["episode"].items()}
+    if info["episode_end"].any():
+        lists |= {"r": info["episode_return"].tolist(), "l": info["episode_steps"].tolist()}
+    else:
+        assert not np.any([info["episode_return"], info["episode_steps"]])
     return lists
 
 

@@ -297,7 +297,7 @@ def test_every_observation_is_shown_the_last_one_too():
     play(None, memory(), episodes=1, epsilon=1.0, seed=3, on_step=steps.append)
     assert len(steps) == 8
     assert [bool(s.info["episode_start"][0]) for s in steps] == [True] + [False] * 7
-    assert ["_episode" in s.info for s in steps] == [False] * 7 + [True]
+    assert [s.info["episode_end"].any() for s in steps] == [False] * 7 + [True]
     assert steps[0].actor is None
     shown = [int(s.obs[0, -1].max()) for s in steps]
     assert shown[:7] == [255, 0, 0, 0, 0, 0, 255]  # cue, five blanks, choice
@@ -338,7 +338,7 @@ def test_the_first_started_episodes_count(seed):
         scores = score + np.arange(num_envs, dtype=float)
         score += num_envs
         ends.append([(i, scores[i]) for i in np.flatnonzero(ended)])
-        info = {"_episode": ended, "episode": {"r": scores, "l": scores}} if ended.any() else {}
+        info = {"episode_end": ended, "episode_return": scores, "episode_steps": scores}
         counted.step(info)
     assert counted.returns == naive_first_started(ends, num_envs, episodes)
 
