@@ -1,12 +1,12 @@
 """The `resnet` encoder with Neural Function Modules behind its stages.
 
-Source: the Atari row of the NFM paper (Lamb et al. 2021, section 4.5): a ResNet18, two passes, four
-places, d_k = d_v = 32, 4 heads, top-k 4. The paper does not say which four: here each stage, as in
-its classification. Every pass has its own stem and stages.
+Source: the Atari row of the NFM paper (Lamb et al. 2021, section 4.5): a ResNet18, two passes,
+"four places", d_k = d_v = 32, 4 heads, top-k 4. The paper does not say which four: here each stage,
+as in its classification; in each pass with the preset `paper` (8 reads), in the last one alone by
+default, as in the published code. Every pass has its own stem and stages.
 """
 
 import dataclasses
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,14 +14,14 @@ from torch import Tensor
 from rl_nfm.backbones.resnet import PreActResNet
 from rl_nfm.encoders.base import FeedForwardEncoder, register_encoder
 from rl_nfm.encoders.resnet import FrameResNetConfig, make_tail
-from rl_nfm.nfm import NFM_PRESETS, NeuralFunctionModule, NFMConfig
+from rl_nfm.nfm import NFM_PRESETS, NeuralFunctionModule, NFMConfig, NFMPreset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NFMEncoderConfig(FrameResNetConfig):
     """Options of the NFM encoder."""
 
-    preset: Literal["none", "paper", "official", "official_gan"] = "none"
+    preset: NFMPreset = "none"
     """Take the options of `nfm` from a preset; they must then be left at their defaults."""
     nfm: NFMConfig = dataclasses.field(default_factory=NFMConfig)
     """Options of the Neural Function Modules."""

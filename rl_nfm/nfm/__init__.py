@@ -6,7 +6,7 @@ code's, and `record_attention` gives what a network attends to as arrays.
 """
 
 from rl_nfm.nfm.by_name import NFMWrapper
-from rl_nfm.nfm.config import NFM_PRESETS, NFMConfig
+from rl_nfm.nfm.config import NFM_PRESETS, NFMConfig, NFMPreset, TaskNFMConfig
 from rl_nfm.nfm.module import NeuralFunctionModule, Places
 from rl_nfm.nfm.places import set_random_attention
 from rl_nfm.nfm.record import record_attention
@@ -14,9 +14,11 @@ from rl_nfm.nfm.record import record_attention
 __all__ = [
     "NFM_PRESETS",
     "NFMConfig",
+    "NFMPreset",
     "NFMWrapper",
     "NeuralFunctionModule",
     "Places",
+    "TaskNFMConfig",
     "record_attention",
     "set_random_attention",
 ]

@@ -5,7 +5,7 @@ Sort-of-CLEVR, one with the GAN.
 """
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, get_args
 
 from annotated_types import Ge, Gt, Lt
 
@@ -84,6 +84,38 @@ NFM_PRESETS: dict[str, NFMConfig] = {
         attention_dropout=0.1,
     ),
 }
-"""`paper`: the text of the paper, with Atari's top-k of 4. `official`: what the published code
-does, whose own top-k option has no effect and is always 3. `official_gan`: the GAN's variant of
-that code."""
+"""`paper`: the text of the paper, which reads behind each layer in each pass, with Atari's top-k of
+4. `official`: what the published code does, which reads in the last pass alone and whose own top-k
+option has no effect and is always 3. `official_gan`: the GAN's variant of that code."""
+
+
+NFMPreset = Literal["none", "paper", "official", "official_gan"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskNFMConfig(NFMConfig):
+    """Options of NFM in a task of its own sizes, which may begin from a published form."""
+
+    preset: NFMPreset = "none"
+    """Published form whose values the other options begin from: `paper`, the authors' code
+    (`official`, `official_gan`), or none of them; sizes and heads stay the task's."""
+
+    def with_preset(self, preset: str) -> Self:
+        """These options in another published form.
+
+        Keys, values and heads keep their sizes, which are the task's. So do top-k and norm, except
+        in the forms of the authors' code, where they are part of the form.
+
+        Raises:
+            ValueError: unknown preset.
+        """
+        if preset not in (allowed := get_args(NFMPreset)):
+            raise ValueError(f"nfm.preset: {preset!r} is unknown (allowed: {', '.join(allowed)})")
+        if preset == self.preset:
+            return self
+        kept = ["key_size", "value_size", "heads"]
+        if preset in ("none", "paper"):
+            kept += ["top_k", "out_norm"]
+        form = NFMConfig() if preset == "none" else NFM_PRESETS[preset]
+        values = {**vars(form), **{name: getattr(self, name) for name in kept}, "preset": preset}
+        return type(self)(**values)

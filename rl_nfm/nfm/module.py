@@ -71,7 +71,7 @@ class Places(nn.Module):
         super().__init__()
         from rl_nfm.support.configuration import validate
 
-        self.config = validate(NFMConfig, config, where="nfm")
+        self.config = validate(type(config), config, where="nfm")
         if not channels or min(channels) < 1:
             raise ValueError(
                 f"channels: {tuple(channels)} is not allowed: one positive number each"

@@ -8,6 +8,8 @@ from agents.config import make_config, preset_names, preset_path, read_preset, t
 from agents.saving.run_folder import read_metrics
 from agents.training.train import train
 from rl_nfm.encoders import encoder_names
+from rl_nfm.nfm import NFM_PRESETS
+from rl_nfm.nfm.module import make_schedule
 
 # What makes a published setting small enough for a test, without touching its structure.
 TINY = {
@@ -51,6 +53,18 @@ def test_preset_runs(name, tmp_path):
     assert preset_path(name).read_text().startswith("#"), "a header names source and deviations"
     folder = train(shrunk(config), out=tmp_path / "run")
     assert read_metrics(folder / "metrics.jsonl")[-1]["updates"] >= 1
+
+
+def test_published_choices_that_were_once_missed():
+    """SABER clips no gradient and takes the loss as priority; R2D2 learns from raw rewards; the
+    paper's NFM reads behind each of four stages in each of two passes."""
+    rainbow, r2d2 = read_preset("rainbow_iqn").learner, read_preset("r2d2").learner
+    assert (rainbow.max_grad_norm, rainbow.priority) == (None, "loss")
+    assert (r2d2.reward_clip, r2d2.value_rescaling_eps) == (None, 1e-3)
+    nfm = getattr(read_preset("nfm_paper"), "nfm").chosen_nfm  # noqa: B009
+    assert nfm == NFM_PRESETS["paper"]
+    assert sum(visit.reads for visit in make_schedule(nfm, 4)) == 8
+    assert (nfm.passes, nfm.top_k, nfm.key_size, nfm.value_size, nfm.heads) == (2, 4, 32, 32, 4)
 
 
 def test_saved_config_reads_back_to_the_same():

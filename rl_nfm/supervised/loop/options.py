@@ -1,7 +1,8 @@
 """The options every supervised run has, and how flags, presets and a resumed run become one config.
 
 A task's config is a frozen dataclass derived from `RunConfig`; its presets are instances of it.
-`--preset` picks the instance whose values the flags then change, and whose values `--help` shows.
+`--preset` picks the instance whose values the flags then change, and whose values `--help` shows;
+so does `--nfm.preset` for the options of NFM, where a task has them.
 """
 
 import argparse
@@ -69,17 +70,21 @@ def parse_config(
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--preset", default=next(iter(presets)))
     early.add_argument("--resume", type=Path)
+    early.add_argument("--nfm.preset", dest="nfm_preset")
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             first, _ = early.parse_known_args([a for a in argv if a not in ("-h", "--help")])
     except SystemExit:  # argparse has no other way to say that a value is missing
-        raise ValueError("--preset and --resume need a value") from None
+        raise ValueError("--preset, --nfm.preset and --resume need a value") from None
     if first.preset not in presets:
         raise ValueError(f"preset: {first.preset!r} is unknown (allowed: {', '.join(presets)})")
     cls = type(presets[first.preset])
     default = presets[first.preset]
     if first.resume is not None:
         default = read_config(first.resume, cls, task=task)
+    elif first.nfm_preset is not None and hasattr(default, "nfm"):
+        nfm = vars(default)["nfm"].with_preset(first.nfm_preset)
+        default = dataclasses.replace(default, **{"nfm": nfm})
     config = parse_flags(
         cls, argv, default=default, prog=f"rl-nfm supervised {task}", description=description
     )
@@ -181,11 +186,18 @@ def refuse_unused(
             )
 
 
-def _check_resumable(old: RunConfig, new: RunConfig) -> None:
+def _check_resumable(old: Any, new: Any, within: str = "") -> None:
     for field in dataclasses.fields(new):
-        before, now = getattr(old, field.name), getattr(new, field.name)
-        if field.name not in FREE_ON_RESUME and before != now:
-            raise ValueError(
-                f"{field.name}: {now!r} differs from the resumed run's {before!r} "
-                f"(free to change: {', '.join(sorted(FREE_ON_RESUME))})"
-            )
+        name, before, now = (
+            f"{within}{field.name}",
+            getattr(old, field.name),
+            getattr(new, field.name),
+        )
+        if name in FREE_ON_RESUME or before == now:
+            continue
+        if dataclasses.is_dataclass(now):
+            _check_resumable(before, now, f"{name}.")
+        raise ValueError(
+            f"{name}: {now!r} differs from the resumed run's {before!r} "
+            f"(free to change: {', '.join(sorted(FREE_ON_RESUME))})"
+        )

@@ -10,8 +10,10 @@ weight decay 1e-4, batch 100, step size 0.1 divided by 10 at 200, 400 and 500 of
 and crops padded by 2, and binary cross-entropy between softmax(logits) and the mixed one-hot
 targets, which is not the usual cross-entropy.
 
-NFM after each stage, two passes: eight modules. Table 8's sweep is the task `classification_sweep`;
-table 9's nets are `--depth 10 --width 12|24|64` on any image folder.
+NFM after each stage, two passes: eight modules, which all read with the preset `paper` (the
+authors' code and the preset `small` read in the second pass alone: --nfm.preset official, none).
+Table 8's sweep is the task `classification_sweep`; table 9's nets are `--depth 10 --width 12|24|64`
+on any image folder.
 """
 
 import dataclasses
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rl_nfm.backbones.resnet import PreActResNet, ResNetConfig
-from rl_nfm.nfm import NeuralFunctionModule, NFMConfig
+from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, TaskNFMConfig
 from rl_nfm.nfm.places import Place
 from rl_nfm.supervised.data.augmentation import (
     channel_statistics,
@@ -39,7 +41,7 @@ from rl_nfm.supervised.data.datasets import load_images
 from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
 
 CHUNK = 200
-CLASSIFICATION_NFM = NFMConfig(top_k=5, out_norm="batch")
+CLASSIFICATION_NFM = TaskNFMConfig(top_k=5, out_norm="batch")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ class ClassificationConfig(LoopConfig):
     """The reported accuracy is the mean over so many last epochs."""
     occlusion: Annotated[int, Ge(0)] = 16
     """Side in pixels of the black box of the occlusion test; 0: no such test."""
-    nfm: NFMConfig = CLASSIFICATION_NFM
+    nfm: TaskNFMConfig = CLASSIFICATION_NFM
     """Options of NFM (nfm)."""
 
 
@@ -87,7 +89,7 @@ PRESETS = {
         crop_padding=1,
         occlusion=4,
     ),
-    "paper": ClassificationConfig(preset="paper"),
+    "paper": ClassificationConfig(preset="paper", nfm=CLASSIFICATION_NFM.with_preset("paper")),
 }
 
 

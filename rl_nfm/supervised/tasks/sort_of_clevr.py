@@ -4,9 +4,15 @@ Published: Adam 1e-3, 250 epochs, three trials; CNN 68.26 -> NFM 74.95 % relatio
 79.37 % non-relational. `--held-out N` leaves N of the 12 colour-shape combinations out of the
 training set (table 7); accuracies on questions about them are reported apart.
 
+NFM after each of four convolutions, two passes, all of which read with the preset `paper` (the
+authors' code and the preset `small` read in the second pass alone: --nfm.preset official, none).
+
 Differs: each update holds some or all questions of its images, so that the convolutions run once an
-image; all models of one preset see equal images and questions. `clevr_data` says what was wrong
-with the published data, `rl_nfm.supervised.tasks.relational` how the models differ.
+image. With all 20 these are 154 updates of 1,280 questions an epoch, where the authors' repository
+makes 3,062 of 64: `--batch-of questions` draws 64 pairs of image and question an update, 3,063 an
+epoch and twenty times the work. All models of one preset see equal images and questions.
+`clevr_data` says what was wrong with the published data, `rl_nfm.supervised.tasks.relational` how
+the models differ.
 """
 
 import dataclasses
@@ -20,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rl_nfm.backbones.matching import same_params_as
-from rl_nfm.nfm import NFMConfig
+from rl_nfm.nfm import TaskNFMConfig
 from rl_nfm.supervised.data.clevr_data import (
     ANSWERS,
     QUESTION_BITS,
@@ -44,7 +50,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 """uint8 images [B, 3, H, W], questions [B, Q, 11], answers [B, Q]."""
 
 
-CLEVR_NFM = NFMConfig(key_size=16, value_size=16, top_k=5, out_norm="batch")
+CLEVR_NFM = TaskNFMConfig(key_size=16, value_size=16, top_k=5, out_norm="batch")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +69,8 @@ class SortOfClevrConfig(LoopConfig):
     """Test images, each with all its 20 questions."""
     questions_per_image: Annotated[int, Ge(2), Le(2 * QUESTIONS), MultipleOf(2)] = 2 * QUESTIONS
     """Questions drawn for an image each epoch, half of them relational."""
+    batch_of: Literal["images", "questions"] = "images"
+    """What `batch_size` counts: images, each with its drawn questions, or single questions."""
     width: Annotated[int, Gt(0)] = 24
     """Channels of each convolution (nfm: of the first; doubled at each of the next three)."""
     rn_width: Annotated[int, Gt(0)] = 256
@@ -72,7 +80,7 @@ class SortOfClevrConfig(LoopConfig):
     anneal: bool = False
     """The step size falls to 0 along half a cosine over `epochs` (published: it stays); a resume
     with more of them lifts it again."""
-    nfm: NFMConfig = CLEVR_NFM
+    nfm: TaskNFMConfig = CLEVR_NFM
     """Options of NFM (nfm; cnn_matched takes its size from it)."""
 
 
@@ -87,7 +95,7 @@ PRESETS = {
         anneal=True,  # so few epochs at a fixed step size end up and down by 20 points
         eval_every=5,
     ),
-    "paper": SortOfClevrConfig(preset="paper", trials=3),
+    "paper": SortOfClevrConfig(preset="paper", nfm=CLEVR_NFM.with_preset("paper"), trials=3),
 }
 
 
@@ -138,6 +146,14 @@ class SortOfClevrTask(Task[SortOfClevrConfig]):
         del epoch
         images, questions, answers = self.train
         each = self.config.questions_per_image // 2
+        if self.config.batch_of == "questions":
+            drawn = torch.rand(len(images), 2, QUESTIONS).topk(each).indices
+            pairs = torch.randperm(drawn.numel())
+            for pair in pairs.split(self.config.batch_size):
+                row, kind = pair // (2 * each), pair // each % 2
+                index = (row, kind, drawn.flatten()[pair])
+                yield images[row], questions[index][:, None], answers[index][:, None]
+            return
         for rows in torch.randperm(len(images)).split(self.config.batch_size):
             drawn = torch.rand(len(rows), 2, QUESTIONS).topk(each).indices
             index = (rows[:, None, None], torch.arange(2)[:, None], drawn)

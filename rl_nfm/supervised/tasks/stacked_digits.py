@@ -9,8 +9,9 @@ bits.
 
 Backbone: nine 3x3 convolutions, every other with stride 2, 32 channels doubled at each reduction,
 ReLU, no norm; global average pooling and one linear layer (not stated in the paper). NFM after each
-of the four reductions, two passes: eight modules. Adam 1e-3, each batch of one count, test accuracy
-at the best validation epoch.
+of the four reductions, two passes: eight modules, which all read with the preset `paper` (the
+preset `small` reads in the second pass alone: --nfm.preset none). Adam 1e-3, each batch of one
+count, test accuracy at the best validation epoch.
 
 Differs from the authors' generator: digits reach the frame's last row and column (theirs stop one
 pixel short) and one channel instead of three equal ones.
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rl_nfm.backbones.matching import same_params_as
-from rl_nfm.nfm import NeuralFunctionModule, NFMConfig
+from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, TaskNFMConfig
 from rl_nfm.supervised.data.datasets import load_images
 from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
 
@@ -37,7 +38,7 @@ DIGIT = 16
 CLASSES = 10
 COUNTS = (1, 2, 3, 4, 5)
 CHUNK = 100
-STACKED_NFM = NFMConfig(key_size=16, value_size=16, top_k=5)
+STACKED_NFM = TaskNFMConfig(key_size=16, value_size=16, top_k=5)
 
 Frames = tuple[Tensor, Tensor]
 """uint8 frames [N, 1, 64, 64] and float bits [N, 10]."""
@@ -65,7 +66,7 @@ class StackedDigitsConfig(LoopConfig):
     """Test frames, equally many of each count 1 .. 5."""
     width: Annotated[int, Gt(0)] = 32
     """Channels of the first convolution."""
-    nfm: NFMConfig = STACKED_NFM
+    nfm: TaskNFMConfig = STACKED_NFM
     """Options of NFM (nfm; cnn_matched takes its size from it)."""
 
 
@@ -81,7 +82,7 @@ PRESETS = {
         width=8,
         eval_every=4,
     ),
-    "paper": StackedDigitsConfig(preset="paper"),
+    "paper": StackedDigitsConfig(preset="paper", nfm=STACKED_NFM.with_preset("paper")),
 }
 
 
