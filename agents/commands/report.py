@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tyro
 
+from agents.reporting.kept import keep
 from agents.reporting.report import write_report
 from rl_nfm.support.configuration import parse_flags
 
@@ -20,10 +21,14 @@ class Options:
     """What to report."""
 
     path: tyro.conf.Positional[tuple[Path, ...]]
-    """Runs' folders, and files written by `rl-nfm evaluate --json`."""
+    """Runs' folders, sweeps' folders, and files written by `rl-nfm evaluate --json`."""
 
     out: Path = Path("report")
     """Folder to write to; an earlier report in it is replaced."""
+
+    keep: Path | None = None
+    """Also keep what tables and curves need of every finished run of a sweep here, as small text
+    files that can be committed; `rl-nfm sweep --known` counts those as done."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,6 +37,9 @@ def main(argv: Sequence[str]) -> int:
     if not options.path:
         raise ValueError("path: at least one run is needed, as in: rl-nfm report runs/* --out DIR")
     files = write_report(options.path, options.out)
+    if options.keep is not None:
+        kept = [run for sweep in options.path for run in keep(sweep, options.keep)]
+        print(f"kept in {options.keep}: {len(kept)} more runs")
     print(files[0].read_text(encoding="utf-8"))
     print("written: " + ", ".join(str(file) for file in files))
     return 0

@@ -11,6 +11,7 @@ import tyro
 from annotated_types import Ge, Gt
 
 from agents.config import chosen_encoders, config_class, read_preset
+from agents.reporting.kept import check_same, is_kept
 from agents.sweeping.board import Board
 from agents.sweeping.executors import Executor, LocalExecutor, cores
 from agents.sweeping.folder import check_space, held
@@ -53,6 +54,9 @@ class Options:
     vary: tuple[str, ...] = ()
     """Options with several values, all combined: learner.learning_rate=1e-4,2e-4."""
 
+    known: Path | None = None
+    """Results kept by `rl-nfm report OUT --keep DIR`: runs in them count as done."""
+
     at_once: Annotated[int, Gt(0)] | None = None
     """Runs side by side; none: one per processor core."""
 
@@ -68,7 +72,8 @@ def main(argv: Sequence[str]) -> int:
     with held(options.out):
         executor = LocalExecutor(options.at_once)
         runs = plan.runs(options.out, executor.threads)
-        board = Board(runs, at_once=executor.at_once)
+        known = _known(options.known, plan, runs)
+        board = Board(runs, known=known, at_once=executor.at_once)
         open_runs = [run for run in runs if not board.is_done(run)]
         check_space(options.out, open_runs, plan.configs())
         plan.save(options.out)
@@ -121,6 +126,24 @@ def _plan(options: Options, others: Sequence[str]) -> Plan:
                     f"({', '.join(plan.encoders)})"
                 )
     return plan
+
+
+def _known(folder: Path | None, plan: Plan, runs: Sequence[PlannedRun]) -> list[str]:
+    """Names of the runs that are kept in the folder.
+
+    Raises:
+        ValueError: no such folder, or one of them was made with other settings.
+    """
+    if folder is None:
+        return []
+    if not folder.is_dir():
+        raise ValueError(f"known: {folder} is no folder")
+    configs = plan.configs()
+    kept = [run for run in runs if is_kept(folder / run.name)]
+    for run in kept:
+        config = dataclasses.replace(configs[run.method], game=run.game, seed=run.seed)
+        check_same(config, folder / run.name)
+    return [run.name for run in kept]
 
 
 def _announce(

@@ -32,7 +32,7 @@ def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
         ValueError: see `read_results`; nothing to report; or `out` cannot be written.
     """
     results, notes = read_results(paths)
-    if not any(result.returns for result in results):
+    if not any(result.returns or result.has_curve for result in results):
         raise ValueError("\n".join(["nothing to report: no episode has ended", *notes]))
     _make_folder(out)
     tables: dict[Source, Tables] = {}
@@ -89,7 +89,7 @@ def _protocol(results: Iterable[Result]) -> dict[str, Any]:
 
 def _write_csv(path: Path, rows: Sequence[Row]) -> None:
     with written(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
         writer.writeheader()
         for row in rows:
             writer.writerow({key: _span(value) for key, value in row.items()})

@@ -16,6 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.config import RESUMABLE, Config, chosen_encoders, make_config, to_plain
+from agents.reporting.swept import (
+    LAST_EVALUATIONS,
+    LAST_TENTH,
+    SweptRun,
+    each_once,
+    is_run,
+    swept_runs,
+)
 from agents.saving.run_folder import RunFolder, read_metrics
 from envs import Protocol, human_normalized_score, resolve_game
 from envs.games import MEMORY_CUE
@@ -25,7 +33,7 @@ SCORES = "scores.json"
 """Name of a score file that is found inside a run."""
 TRAINING_EPISODES = 100
 """Of training, the last so many episodes count (Machado et al. 2018)."""
-Source = Literal["evaluation", "training"]
+Source = Literal["evaluation", "training", "last_tenth", "last_evaluations"]
 
 _PROTOCOL_FIELDS = [f.name for f in dataclasses.fields(Protocol) if f.name != "name"]
 OBSERVATION = ("maxpool", "stack_num", "img_height", "img_width")
@@ -88,6 +96,11 @@ class Result:
         """Human-normalised mean return; None where no human score is published."""
         return human_normalized_score(self.game, self.mean)
 
+    @property
+    def has_curve(self) -> bool:
+        """Whether there is something to draw."""
+        return self.curve is not None and len(self.curve.episode_returns) > 0
+
 
 def read_results(paths: Sequence[Path]) -> tuple[list[Result], list[str]]:
     """Everything the given runs and score files hold, and notes on what they lack.
@@ -98,11 +111,15 @@ def read_results(paths: Sequence[Path]) -> tuple[list[Result], list[str]]:
     results: list[Result] = []
     notes: list[str] = []
     seen: set[Path] = set()
+    swept = each_once([run for path in paths if not is_run(path) for run in swept_runs(path)])
+    results += [result for run in swept for result in _read_swept(run, notes)]
     for path in paths:
         if not path.exists():
             raise ValueError(f"{path}: does not exist")
         files = [path]
         if path.is_dir():
+            if not is_run(path) and swept_runs(path):
+                continue
             if path.resolve() not in seen:
                 results.append(_read_run(path, notes))
             files = [path / SCORES] if (path / SCORES).is_file() else []
@@ -112,6 +129,23 @@ def read_results(paths: Sequence[Path]) -> tuple[list[Result], list[str]]:
     results = name_methods(results, notes)
     _check_seeds(results)
     return results, notes
+
+
+def _read_swept(run: SweptRun, notes: list[str]) -> list[Result]:
+    """Both scores of a finished run of a sweep; of an unfinished one the curve alone."""
+    result = dataclasses.replace(_read_run(run.path, notes), method=run.method)
+    curve, steps = result.curve, RunFolder(run.path).config().steps
+    assert curve is not None
+    if curve.steps < steps:
+        notes.append(f"{run.name}: at step {curve.steps} of {steps}, not in the tables yet")
+        return [dataclasses.replace(result, source="last_tenth", returns=[])]
+    late = curve.episode_returns[curve.episode_steps > (1 - LAST_TENTH) * steps].tolist()
+    scores = [dataclasses.replace(result, source="last_tenth", returns=late)]
+    evaluations = curve.eval_returns[-LAST_EVALUATIONS:].tolist()
+    if len(evaluations) == LAST_EVALUATIONS:
+        last = dataclasses.replace(result, source="last_evaluations", returns=evaluations)
+        scores.append(dataclasses.replace(last, curve=None))
+    return scores
 
 
 def _read_run(path: Path, notes: list[str]) -> Result:
@@ -265,13 +299,16 @@ def check_protocols(results: Sequence[Result]) -> None:
 def name_methods(results: Sequence[Result], notes: list[str]) -> list[Result]:
     """Name each result by its encoder and, where runs of that encoder differ, by its settings.
 
+    Runs of a sweep have their names: what the sweep calls an encoder and what it varied.
+
     Args:
         results: of all sources.
         notes: gets one for each method whose differences do not fit into a name.
     """
     named = {id(result): result.encoder for result in results}
-    for encoder in dict.fromkeys(result.encoder for result in results):
-        told = [r for r in results if r.encoder == encoder and r.settings]
+    unnamed = [result for result in results if not result.method]
+    for encoder in dict.fromkeys(result.encoder for result in unnamed):
+        told = [r for r in unnamed if r.encoder == encoder and r.settings]
         keys = dict.fromkeys(key for result in told for key in result.settings)
         varying = [
             k for k in keys if any(r.settings.get(k) != told[0].settings.get(k) for r in told)
@@ -289,6 +326,8 @@ def name_methods(results: Sequence[Result], notes: list[str]) -> list[Result]:
     best = " of the best checkpoint"
     return [
         dataclasses.replace(result, method=named[id(result)] + (best if result.best else ""))
+        if not result.method
+        else result
         for result in results
     ]
 

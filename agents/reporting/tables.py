@@ -24,11 +24,14 @@ from agents.reporting.statistics import (
     median_of_means,
     probability_of_improvement,
 )
+from agents.reporting.swept import LAST_EVALUATIONS
 from envs import human_normalized_score
 
 TITLES: dict[Source, str] = {
     "evaluation": "Evaluation",
     "training": f"Training, last {TRAINING_EPISODES} episodes",
+    "last_tenth": "Training, episodes of the last tenth of each run",
+    "last_evaluations": f"Mean of the last {LAST_EVALUATIONS} evaluations of each run",
 }
 _AGGREGATES = {"iqm": interquartile_mean, "mean": mean_of_means, "median": median_of_means}
 Row = dict[str, Any]
@@ -95,7 +98,8 @@ def _score_row(group: Sequence[Result]) -> Row:
         over = f"{len(group)} {'seeds' if known else 'runs'}"
     else:
         values = np.array(first.returns)
-        over = f"{len(values)} episodes of one run"
+        what = "evaluations" if first.source == "last_evaluations" else "episodes"
+        over = f"{len(values)} {what} of one run"
     mean = float(values.mean())
     return {
         "source": first.source,

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from agents.reporting.kept import LOG_HEADER
 from agents.saving import checkpoint
 from agents.saving.run_folder import RunFolder, read_metrics
 from rl_nfm.support.commit import commit
@@ -23,8 +24,6 @@ from rl_nfm.support.storage import CheckpointError
 
 _LOCK_POLL_SECONDS = 0.5
 _PROCESS_POLL_SECONDS = 0.1
-LOG_HEADER = "# code at "
-"""Begins the line that says which commit a run was begun or continued with."""
 _SETTLE_SECONDS = 600.0
 """What a run that was asked to stop gets for its checkpoint before it is killed."""
 

@@ -1,0 +1,125 @@
+"""Results that outlast the machine: of every finished run what tables and curves need, as text.
+
+A kept run is a run's folder without checkpoints, so whatever reads runs reads it: `config.yaml`,
+`metrics.jsonl` of at most 40 lines (with all training episodes and all evaluations), and
+`kept.json`, which says with which code and versions it was made. A few kB, to be committed.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from agents.config import RESUMABLE, Config, changed_fields, to_plain
+from agents.reporting.swept import LAST_TENTH, SweptRun, swept_runs
+from agents.saving.run_folder import RunFolder, read_metrics
+from rl_nfm.support.output_files import write_json, written
+
+KEPT_FILE = "kept.json"
+LOG_HEADER = "# code at "
+"""Begins the line of a run's log that says which code it was begun or continued with."""
+_LINES = 40
+_FREE = set(RESUMABLE) - {"steps"}
+"""What a kept run may have had otherwise than the run it stands for."""
+
+
+def keep(sweep: Path, into: Path) -> list[Path]:
+    """Keep every finished run of a sweep; what is there already is left alone.
+
+    Args:
+        sweep: its folder.
+        into: folder of kept results, made where there is none.
+
+    Returns:
+        The folders that are new.
+
+    Raises:
+        ValueError: no sweep, or a run kept there had other settings.
+        OSError: a file cannot be written.
+    """
+    runs = swept_runs(sweep)
+    if not runs:
+        raise ValueError(f"keep: {sweep} is no sweep (no GAME/METHOD/seed-N in it)")
+    new = []
+    for run in runs:
+        folder = RunFolder(run.path)
+        config, target = folder.config(), into / run.name
+        if is_kept(target):
+            check_same(config, target)
+            continue
+        lines = read_metrics(folder.metrics_path)
+        if lines and lines[-1]["steps"] >= config.steps:
+            _keep_run(run, lines, target)
+            new.append(target)
+    return new
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether a finished run is kept there."""
+    return (folder / KEPT_FILE).is_file()
+
+
+def check_same(config: Config, kept: Path) -> None:
+    """Refuse a kept run that was made with other settings than `config`.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    for field in changed_fields(to_plain(RunFolder(kept).config()), to_plain(config)):
+        if field not in _FREE and field.split(".")[0] not in _FREE:
+            raise ValueError(f"known: {kept} was made with another {field}")
+
+
+def _keep_run(run: SweptRun, lines: Sequence[Mapping[str, Any]], target: Path) -> None:
+    """Write the three files, that which makes it count last."""
+    target.mkdir(parents=True, exist_ok=True)
+    with written(target / "config.yaml") as partial:
+        partial.write_bytes((run.path / "config.yaml").read_bytes())
+    with written(target / "metrics.jsonl") as partial:
+        text = "".join(json.dumps(line) + "\n" for line in thinned(lines))
+        partial.write_text(text, encoding="utf-8")
+    content = {
+        "run": run.name,
+        "code": _code(run.path.with_suffix(".log")),
+        "versions": {name: version(name) for name in ("torch", "numpy", "ale-py")},
+    }
+    write_json(target / KEPT_FILE, content)
+
+
+def _code(log: Path) -> list[str]:
+    """Commits, in their order, that a run was begun and continued with."""
+    if not log.is_file():
+        return []
+    text = log.read_bytes().decode("utf-8", "replace")
+    starts = [line for line in text.splitlines() if line.startswith(LOG_HEADER)]
+    return list(dict.fromkeys(line.removeprefix(LOG_HEADER) for line in starts))
+
+
+def thinned(lines: Sequence[Mapping[str, Any]], count: int = _LINES) -> list[dict[str, Any]]:
+    """Fewer lines of metrics: each holds the numbers of the last of those that it stands for.
+
+    Lists (returns and lengths of episodes) are joined, so no episode is lost; a line with an
+    evaluation ends its group, so no evaluation is either, and so does the one before the last
+    tenth, so that the scores of both are the same.
+    """
+    every = -(-len(lines) // count)
+    border = (1 - LAST_TENTH) * lines[-1]["steps"]
+    early = sum(line["steps"] <= border for line in lines)
+    kept: list[dict[str, Any]] = []
+    lists: dict[str, list[Any]] = {}
+    for number, line in enumerate(lines, 1):
+        for name, value in line.items():
+            if isinstance(value, list):
+                lists.setdefault(name, []).extend(value)
+        evaluated = any(name.startswith("eval_") for name in line)
+        if evaluated or number % every == 0 or number in (early, len(lines)):
+            numbers = {name: _short(value) for name, value in line.items()}
+            kept.append({**numbers, **lists})
+            lists = {}
+    return kept
+
+
+def _short(value: Any) -> Any:
+    """Six digits say as much of a noisy number as sixteen."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value

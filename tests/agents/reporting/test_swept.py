@@ -1,0 +1,153 @@
+"""Sweeps in reports: the two scores of a run, kept results, half-finished sweeps."""
+
+import dataclasses
+import json
+
+import pytest
+
+from agents.commands import report as command
+from agents.config import read_preset, write_config
+from agents.reporting.kept import check_same, is_kept, keep, thinned
+from agents.reporting.report import write_report
+from agents.reporting.sources import read_results
+from agents.reporting.swept import swept_runs
+
+
+@pytest.fixture(scope="module")
+def debug():
+    return read_preset("debug")
+
+
+def write_run(sweep, config, method="nature", *, lines=40, evaluated=range(4, 41, 4)):
+    """One of 40 lines of 25 steps; the episode of line i returns i, an evaluation 100 + i."""
+    config = dataclasses.replace(config, steps=1000)
+    folder = sweep / config.game / method / f"seed-{config.seed}"
+    folder.mkdir(parents=True)
+    write_config(config, folder / "config.yaml")
+    rows = []
+    for i in range(1, lines + 1):
+        row = {"steps": 25 * i, "loss": 0.123456789 * i, "episode_returns": [float(i)]}
+        if i in evaluated:
+            row["eval_return_mean"] = 100.0 + i
+        rows.append(json.dumps(row) + "\n")
+    (folder / "metrics.jsonl").write_text("".join(rows))
+    return folder
+
+
+def test_a_run_is_judged_by_its_last_tenth_and_its_last_five_evaluations(debug, tmp_path):
+    write_run(tmp_path, debug)
+    results, notes = read_results([tmp_path])
+    scores = {result.source: result.returns for result in results}
+    # The last tenth of 1000 steps are those after 900: lines 37 to 40.
+    assert scores == {
+        "last_tenth": [37.0, 38.0, 39.0, 40.0],
+        "last_evaluations": [124.0, 128.0, 132.0, 136.0, 140.0],
+    }
+    assert {result.method for result in results} == {"nature"}
+    assert not notes
+
+
+def test_too_few_evaluations_are_no_score(debug, tmp_path):
+    write_run(tmp_path, debug, evaluated=(10, 20, 30, 40))
+    results, _ = read_results([tmp_path])
+    assert [result.source for result in results] == ["last_tenth"]
+
+
+def test_report_of_a_half_finished_sweep(debug, tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / "sweep", dataclasses.replace(debug, seed=seed))
+    write_run(tmp_path / "sweep", dataclasses.replace(debug, seed=2), lines=13)
+    write_run(tmp_path / "sweep", debug, "nfm", lines=20)
+    (tmp_path / "sweep/ms_pacman/rim/seed-0").mkdir(parents=True)  # not begun
+    write_report([tmp_path / "sweep"], tmp_path / "report")
+    tables = json.loads((tmp_path / "report/report.json").read_text())["tables"]
+    for source in ("last_tenth", "last_evaluations"):
+        assert [(row["method"], row["over"]) for row in tables[source]["scores"]] == [
+            ("nature", "2 seeds")
+        ]
+    text = (tmp_path / "report/report.md").read_text()
+    assert "ms_pacman/nature/seed-2: at step 325 of 1000, not in the tables yet" in text
+    assert f"ms_pacman/nfm/seed-{debug.seed}: at step 500 of 1000" in text
+    assert (tmp_path / "report/curves_ms_pacman.png").stat().st_size > 10_000
+
+
+def test_report_of_a_sweep_without_a_finished_run_has_its_curves(debug, tmp_path):
+    write_run(tmp_path / "sweep", debug, lines=5)
+    write_report([tmp_path / "sweep"], tmp_path / "report")
+    assert (tmp_path / "report/curves_ms_pacman.png").is_file()
+    assert "at step 125 of 1000" in (tmp_path / "report/report.md").read_text()
+
+
+def test_kept_results_tell_the_same_scores_in_less_space(debug, tmp_path):
+    long = write_run(tmp_path / "sweep", debug)
+    unfinished = write_run(tmp_path / "sweep", debug, "nfm", lines=39)
+    long.with_suffix(".log").write_text(
+        "# code at abc\nnoise\n# code at def-dirty\n# code at abc\n"
+    )
+    assert keep(tmp_path / "sweep", tmp_path / "kept") == [
+        tmp_path / "kept/ms_pacman/nature" / long.name
+    ]
+    assert keep(tmp_path / "sweep", tmp_path / "kept") == []
+    assert is_kept(tmp_path / "kept/ms_pacman/nature" / long.name)
+    assert not is_kept(tmp_path / "kept/ms_pacman/nfm" / unfinished.name)
+    told = json.loads((tmp_path / "kept/ms_pacman/nature" / long.name / "kept.json").read_text())
+    assert told["code"] == ["abc", "def-dirty"]
+
+    def scores(folder):
+        found, _ = read_results([folder])
+        return {r.source: r.returns for r in found if r.method == "nature"}
+
+    assert scores(tmp_path / "kept") == scores(tmp_path / "sweep")
+    both, _ = read_results([tmp_path / "sweep", tmp_path / "kept"])
+    assert len([r for r in both if r.method == "nature"]) == 2, "the same run counts once"
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 40, 99])
+def test_thinning_loses_no_episode_no_evaluation_and_no_border(count):
+    lines = [
+        {"steps": 10 * i, "loss": i / 3, "episode_returns": [float(i)] * (i % 3)}
+        | ({"eval_return_mean": float(i)} if i % 29 == 0 else {})
+        for i in range(1, 101)
+    ]
+    thin = thinned(lines, count)
+    assert len(thin) <= count + 3 + 2  # three evaluations, the border and the end
+
+    def episodes(some):
+        return [r for line in some for r in line["episode_returns"]]
+
+    def late(some):
+        return [line for line in some if line["steps"] > 900]
+
+    assert episodes(thin) == episodes(lines)
+    assert episodes(late(thin)) == episodes(late(lines))
+    assert [x["eval_return_mean"] for x in thin if "eval_return_mean" in x] == [29.0, 58.0, 87.0]
+    assert thin[-1]["steps"] == 1000
+    assert thin[-1]["loss"] == 33.3333
+
+
+def test_a_kept_run_of_other_settings_is_refused(debug, tmp_path):
+    folder = write_run(tmp_path / "sweep", debug)
+    keep(tmp_path / "sweep", tmp_path / "kept")
+    kept = tmp_path / "kept/ms_pacman/nature" / folder.name
+    same = dataclasses.replace(debug, steps=1000)
+    check_same(same, kept)
+    check_same(dataclasses.replace(same, device="cpu"), kept)
+    for field, other in (
+        ("steps", dataclasses.replace(same, steps=2000)),
+        (
+            "learner.discount",
+            dataclasses.replace(same, learner=dataclasses.replace(same.learner, discount=0.5)),
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"another {field}"):
+            check_same(other, kept)
+
+
+def test_keep_on_the_command_line(debug, tmp_path, capsys):
+    write_run(tmp_path / "sweep", debug)
+    words = [str(tmp_path / "sweep"), "--out", str(tmp_path / "report")]
+    assert command.main([*words, "--keep", str(tmp_path / "kept")]) == 0
+    assert "1 more runs" in capsys.readouterr().out
+    assert len(swept_runs(tmp_path / "kept")) == 1
+    with pytest.raises(ValueError, match="no sweep"):
+        keep(tmp_path / "report", tmp_path / "kept")
