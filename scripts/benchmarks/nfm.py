@@ -213,8 +213,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def main(argv: list[str]) -> None:
-    keep_freed_memory()
+def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmark.py nfm", description=__doc__)
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 32])
     parser.add_argument(
@@ -232,7 +231,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--written", type=int, nargs="+", help="written layers, rising")
     parser.add_argument("--plain", action="store_true", help="without the fused CPU kernels")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    keep_freed_memory()
+    args = parse_args(argv)
     if args.written:
         for batch in args.batches:
             measure_written(args, args.written, batch)

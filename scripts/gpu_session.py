@@ -1,0 +1,207 @@
+"""Everything that needs a GPU, in three calls of at most four minutes each.
+
+    python scripts/gpu_session.py a        # ceilings, correctness, and every preset's speed
+    python scripts/gpu_session.py b        # NFM and RIM ratios, memory, profiles, compiling
+    python scripts/gpu_session.py c        # learning: Ms. Pacman, stopped and resumed
+    python scripts/gpu_session.py nfm rims # single stages by name
+    python scripts/gpu_session.py --rehearse a b c    # tiny sizes on a CPU, Triton interpreted
+
+Each stage runs in a process of its own with a limit in seconds, so that one that hangs or crashes
+costs only itself. Results are JSON lines, flushed as they come, in OUT/STAGE.jsonl; the table at
+the end holds them against the goals.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+CASES = (
+    "nfm_paper", "resnet_paper", "rim", "r2d2", "btr_like", "rainbow_iqn", "dopamine_iqn",
+    "atari_100k",
+)  # fmt: skip
+CALLS: dict[str, dict[str, int]] = {
+    "a": {
+        "ceilings": 15, "tests": 60, "encoders": 25, "graph": 40, "syncs": 25, "resume": 30,
+        **{f"speed:{case}": 32 for case in CASES},
+    },
+    "b": {"nfm": 40, "rims": 25, "profile": 50, "compiling": 120},
+    "c": {"learning": 200},
+}  # fmt: skip
+"""Call to its stages, in order of importance, each with its limit in seconds."""
+CALL_SECONDS = 235
+GOALS: dict[str, tuple[str, float]] = {
+    "speed:nfm_paper run_steps_s": (">=", 3_500),
+    "speed:resnet_paper run_steps_s": (">=", 7_500),
+    "speed:rim run_steps_s": (">=", 10_000),
+    "speed:r2d2 run_steps_s": (">=", 13_000),
+    "speed:btr_like run_steps_s": (">=", 7_000),
+    "speed:rainbow_iqn run_steps_s": (">=", 3_000),
+    **{f"speed:{case} run_over_parts": (">=", 0.9) for case in CASES},
+    "nfm:256 nfm_over_backbone": ("<=", 1.25),
+    "nfm:256 memory_over_backbone": ("<=", 1.5),
+    "rims:RIM_LSTM float32 over_lstm": ("<=", 2.0),
+}
+"""What the table at the end compares results with."""
+
+
+def stage_function(name: str, out: Path) -> Callable[[], Iterator[dict[str, Any]]]:
+    """The function of a stage; imported only in the stage's own process."""
+    from gpu_stages import basics, learning, ratios, speed
+
+    if name.startswith("speed:"):
+        return partial(speed.case, name.removeprefix("speed:"))
+    if name.startswith("eager:"):
+        return partial(speed.eager_update, name.removeprefix("eager:"))
+    if name == "learning":
+        return partial(learning.pacman, out)
+    for module in (basics, ratios):
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise ValueError(f"stage: {name!r} is unknown (allowed: {', '.join(all_stages())})")
+
+
+def all_stages() -> dict[str, int]:
+    """Every stage with its limit."""
+    return {name: limit for stages in CALLS.values() for name, limit in stages.items()}
+
+
+def run_stage(name: str, out: Path) -> None:
+    """Run one stage in this process and write each result as it comes."""
+    with (out / f"{name.replace(':', '_')}.jsonl").open("w") as file:
+        for result in stage_function(name, out)():
+            rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()}
+            line = json.dumps({"stage": name, **rounded}, default=str)
+            file.write(line + "\n")
+            file.flush()
+
+
+def supervise(name: str, limit: float, out: Path, env: dict[str, str]) -> str:
+    """Run a stage in a process group of its own; returns how it ended."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--in-process", name, "--out"]
+    log = (out / f"{name.replace(':', '_')}.log").open("wb")
+    with log:
+        process = subprocess.Popen(
+            [*command, str(out)], stdout=log, stderr=log, env=env, start_new_session=True
+        )
+        try:
+            return f"exit {process.wait(timeout=limit)}"
+        except subprocess.TimeoutExpired:
+            return f"stopped after {limit:.0f} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def read_results(name: str, out: Path) -> list[dict[str, Any]]:
+    """What a stage has written, however it ended."""
+    path = out / f"{name.replace(':', '_')}.jsonl"
+    if not path.is_file():
+        return []
+    lines = path.read_text(errors="replace").splitlines()
+    results = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            results.append(json.loads(line))
+    return results
+
+
+def figures(results: list[dict[str, Any]]) -> dict[str, float]:
+    """Numbers under the names that GOALS uses."""
+    found: dict[str, float] = {}
+    parts: dict[str, float] = {}
+    for row in results:
+        stage = row["stage"]
+        if stage == "nfm":
+            stage = f"nfm:{row['batch']}"
+        if stage == "rims":
+            stage = f"rims:{row['model']} {row['dtype']}"
+        for key, value in row.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                found[f"{stage} {key}"] = value
+        if "smaller_of_parts_steps_s" in row:
+            parts[stage] = row["smaller_of_parts_steps_s"]
+    for stage, alone in parts.items():
+        if run := found.get(f"{stage} run_steps_s"):
+            found[f"{stage} run_over_parts"] = run / alone
+    return found
+
+
+def print_table(results: list[dict[str, Any]]) -> None:
+    """What was measured beside the goals, and every check that failed."""
+    found = figures(results)
+    print(f"\n{'goal':42s} {'wanted':>10s} {'measured':>10s}")
+    for name, (sign, goal) in GOALS.items():
+        if name in found:
+            value = found[name]
+            met = value >= goal if sign == ">=" else value <= goal
+            print(f"{name:42s} {sign} {goal:7g} {value:10.2f}  {'yes' if met else 'NO'}")
+    failed = [row for row in results if row.get("passed") is False]
+    for row in failed:
+        print(f"FAILED {json.dumps(row)}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stages", nargs="*", default=["a"], help="calls a, b, c or stage names")
+    parser.add_argument("--out", type=Path, default=Path("gpu_session"), help="folder for results")
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on a CPU")
+    parser.add_argument("--seconds", type=int, default=CALL_SECONDS, help="limit of all together")
+    parser.add_argument("--in-process", metavar="STAGE", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.in_process:
+        run_stage(options.in_process, options.out)
+        return 0
+    import torch
+
+    if not torch.cuda.is_available() and not options.rehearse:
+        print("gpu_session: no CUDA device on this machine; nothing was run (see --rehearse)")
+        return 0
+    env = dict(os.environ)
+    if options.rehearse:
+        env.update(RL_NFM_REHEARSAL="1", RL_NFM_KERNELS="triton", TRITON_INTERPRET="1")
+    limits = all_stages()
+    wanted: dict[str, int] = {}
+    for name in options.stages:
+        wanted.update(CALLS.get(name) or {name: limits.get(name, 60)})
+    begin, verdicts, results = time.monotonic(), {}, []
+    for name, limit in wanted.items():
+        left = options.seconds - (time.monotonic() - begin)
+        if left < 10:
+            verdicts[name] = "not run: out of time"
+            continue
+        start = time.monotonic()
+        (options.out / f"{name.replace(':', '_')}.jsonl").unlink(missing_ok=True)
+        limit = min(limit * (4 if options.rehearse else 1), left)
+        verdict = supervise(name, limit, options.out, env)
+        verdicts[name] = f"{verdict} ({time.monotonic() - start:.1f} s)"
+        rows = read_results(name, options.out)
+        results += rows
+        print(f"== {name}: {verdicts[name]}", flush=True)
+        for row in rows:
+            print(json.dumps(row), flush=True)
+        if not verdict.startswith("exit 0"):
+            log = (options.out / f"{name.replace(':', '_')}.log").read_bytes()
+            print(log.decode(errors="replace")[-2500:], flush=True)
+    print_table(results)
+    failed = any(row.get("passed") is False for row in results)
+    return int(failed or any(not v.startswith("exit 0") for v in verdicts.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Does it learn there: `cpu_1m_frames` on Ms. Pacman, with evaluations and whole checkpoints."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from agents.config import make_config, preset_path
+from agents.saving.run_folder import read_metrics
+from agents.training.train import Stop, resume, train
+from gpu_stages.common import DEVICE, REHEARSAL, TINY, merged
+from rl_nfm.support.configuration import read_yaml
+
+SECONDS = 150.0
+
+
+def pacman(out: Path) -> Iterator[dict[str, Any]]:
+    """A run stopped after some time, then continued for a while from its checkpoint."""
+    values = read_yaml(preset_path("cpu_1m_frames"))
+    changes: dict[str, Any] = {
+        "device": DEVICE.type,
+        "run": {
+            "log_every_steps": 2_000, "eval_every_steps": 50_000, "eval_episodes": 8,
+            "checkpoint_every_steps": 50_000,
+        },
+    }  # fmt: skip
+    values = merged(values, changes)
+    if REHEARSAL:
+        run = {"log_every_steps": 400, "eval_every_steps": 10_000, "checkpoint_every_steps": 800}
+        values = merged(merged(values, TINY), {"run": run})
+    folder = out / "pacman"
+    begin = time.perf_counter()
+    _stop_after(6 if REHEARSAL else SECONDS, lambda: train(make_config(values), out=folder))
+    lines = read_metrics(folder / "metrics.jsonl")
+    yield {"seconds": round(time.perf_counter() - begin, 1), **_summary(lines)}
+    begin = time.perf_counter()
+    _stop_after(6 if REHEARSAL else 25, lambda: resume(folder, lambda config: config))
+    again = read_metrics(folder / "metrics.jsonl")
+    yield {
+        "resumed_seconds": round(time.perf_counter() - begin, 1), **_summary(again),
+        "passed": again[: len(lines)] == lines and len(again) > len(lines),
+    }  # fmt: skip
+    for line in again:
+        if "return_last_100" in line and line["steps"] % 10_000 == 0:
+            kept = {"steps", "updates", "return_last_100", "eval_return_mean", "steps_per_second"}
+            yield {key: value for key, value in line.items() if key in kept}
+    shutil.copy(folder / "metrics.jsonl", out / "pacman_metrics.jsonl")
+    shutil.rmtree(folder)
+
+
+def _summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    last = lines[-1]
+    keys = ("steps", "updates", "episodes", "return_last_100", "steps_per_second")
+    return {
+        **{key: last.get(key) for key in keys},
+        "evaluations": [line["eval_return_mean"] for line in lines if "eval_return_mean" in line],
+    }
+
+
+def _stop_after(seconds: float, run: Any) -> None:
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    try:
+        run()
+    except Stop:
+        pass
+    finally:
+        timer.cancel()

@@ -1,0 +1,109 @@
+"""Speed of every preset: its update, its acting, its environments, and the whole run."""
+
+import os
+import signal
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.config import Config
+from agents.saving.run_folder import read_metrics
+from agents.training.train import Stop, train
+from gpu_stages.common import (
+    DEVICE,
+    REHEARSAL,
+    burst_ms,
+    case_config,
+    filled_trainer,
+    median_ms,
+    replaced,
+)
+
+RUN_SECONDS = 14.0
+"""Of a whole run; its first lines, before updates are captured, do not count."""
+
+
+def case(name: str) -> Iterator[dict[str, Any]]:
+    """One preset: ms of an update and of an act, steps/s of the parts alone and of a run."""
+    config = case_config(name)
+    row: dict[str, Any] = {"case": name}
+    with filled_trainer(config) as trainer:
+        begin = time.perf_counter()
+        for _ in range(6):  # eager ones, capture, and compiling where the preset asks for it
+            trainer.step()
+        _wait()
+        row["first_updates_s"] = time.perf_counter() - begin
+        row["update_ms"] = median_ms(trainer.step, 0.8)
+        count = max(5, int(700 / row["update_ms"]))
+        burst = burst_ms(trainer.step, count)
+        row["learner_steps_s"] = config.learner.steps_per_update / burst * 1e3
+        row["env_steps_s"] = _env_alone(trainer.env)
+        if DEVICE.type == "cuda":
+            row["update_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    yield row
+    torch.cuda.empty_cache()
+    yield {"case": name, **whole_run(config)}
+    alone = min(row["learner_steps_s"], row["env_steps_s"])
+    yield {"case": name, "smaller_of_parts_steps_s": alone}
+
+
+def eager_update(name: str) -> Iterator[dict[str, Any]]:
+    """The same update without capture."""
+    config = replaced(case_config(name), "learner", cuda_graph=False)
+    with filled_trainer(config) as trainer:
+        yield {"case": name, "update_eager_ms": median_ms(trainer.step, 1.0)}
+
+
+def whole_run(config: Config, seconds: float = RUN_SECONDS) -> dict[str, Any]:
+    """A real run for some seconds: median steps/s of its second half, and where time went."""
+    log = 200 if REHEARSAL else max(1000, config.env.num_envs * 40)
+    config = replaced(
+        config, "run", log_every_steps=log, eval_episodes=0, save_replay=False,
+        checkpoint_every_steps=10**9,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        timer = threading.Timer(8 if REHEARSAL else seconds, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        try:
+            train(config, out=out)
+        except Stop:
+            pass
+        finally:
+            timer.cancel()
+        lines = [line for line in read_metrics(out / "metrics.jsonl") if line["updates"] > 0]
+    half = lines[len(lines) // 2 :]
+    if not half:
+        return {"problem": "no update in the time given"}
+    row = {
+        "run_steps_s": statistics.median(line["steps_per_second"] for line in half),
+        "lines": len(half),
+        "loss": half[-1].get("loss"),
+    }
+    times = {key for line in half for key in line if key.startswith("time")}
+    for key in sorted(times):
+        row[key] = round(statistics.median(line.get(key, 0.0) for line in half), 5)
+    return row
+
+
+def _env_alone(env: Any) -> float:
+    env.reset()
+    generator = np.random.default_rng(0)
+    actions = int(env.single_action_space.n)
+    steps, begin = 0, time.perf_counter()
+    while time.perf_counter() - begin < (0.2 if REHEARSAL else 1.0):
+        env.step(generator.integers(actions, size=env.num_envs))
+        steps += env.num_envs
+    return steps / (time.perf_counter() - begin)
+
+
+def _wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,97 @@
+"""The script for a GPU: its limits, its table, and a rehearsal of its stages on a CPU."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "scripts" / "gpu_session.py"
+
+
+@pytest.fixture
+def session(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec = importlib.util.spec_from_file_location("gpu_session", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_call_takes_less_than_four_minutes(session):
+    assert session.CALL_SECONDS < 240
+    for stages in session.CALLS.values():
+        assert all(limit < session.CALL_SECONDS for limit in stages.values())
+
+
+def test_every_goal_is_measured_by_a_stage(session):
+    stages = {
+        name.split(" ")[0].rsplit(":256")[0].removesuffix(":RIM_LSTM") for name in session.GOALS
+    }
+    assert stages <= set(session.all_stages())
+
+
+def test_every_stage_has_a_function(session, tmp_path):
+    for name in session.all_stages():
+        assert callable(session.stage_function(name, tmp_path))
+    with pytest.raises(ValueError, match="unknown"):
+        session.stage_function("nonsense", tmp_path)
+
+
+def test_the_table_compares_with_the_goals(session, capsys):
+    results = [
+        {"stage": "speed:rim", "run_steps_s": 9000.0},
+        {"stage": "speed:rim", "smaller_of_parts_steps_s": 10_000.0},
+        {"stage": "nfm", "batch": 256, "nfm_over_backbone": 1.2},
+        {"stage": "syncs", "case": "rim", "passed": False, "problem": "a copy waits"},
+    ]
+    session.print_table(results)
+    lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["speed:rim run_steps_s"].endswith("NO")
+    assert lines["speed:rim run_over_parts"].split()[-2:] == ["0.90", "yes"]
+    assert lines["nfm:256 nfm_over_backbone"].endswith("yes")
+    assert any("a copy waits" in line for line in lines.values())
+
+
+def test_a_stage_that_hangs_is_stopped_and_keeps_what_it_wrote(session, tmp_path, monkeypatch):
+    fake = tmp_path / "fake.py"
+    fake.write_text(
+        "import pathlib, sys, time\n"
+        "sys.stdout.buffer.write(b'\\xff not text')\n"
+        f"out = pathlib.Path({str(tmp_path)!r}, 'ceilings.jsonl')\n"
+        "out.write_text('{\"stage\": 1}\\n{half')\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setattr(session, "__file__", str(fake))
+    assert session.supervise("ceilings", 1.5, tmp_path, dict(os.environ)) == "stopped after 2 s"
+    assert session.read_results("ceilings", tmp_path) == [{"stage": 1}]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_says_that_there_is_no_gpu(session, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["gpu_session.py", "--out", str(tmp_path)])
+    assert session.main() == 0
+    assert "no CUDA device" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.timeout(600)
+def test_rehearsal(tmp_path):
+    """Every kind of stage runs on a CPU; pytest itself is not started again from here."""
+    command = [sys.executable, str(SCRIPT), "--rehearse", "--out", str(tmp_path)]
+    command += ["--seconds", "580"]
+    stages = ["ceilings", "encoders", "graph", "syncs", "resume", "speed:nfm_paper", "speed:r2d2"]
+    stages += ["speed:btr_like", "nfm", "rims", "profile", "compiling", "learning"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *stages], capture_output=True, text=True, env=env, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert {row["stage"] for row in rows} == set(stages)
+    assert all(row.get("passed", True) for row in rows)
