@@ -125,7 +125,7 @@ def filled_trainer(config: Config) -> Iterator[Trainer]:
 def fill(trainer: Trainer) -> None:
     """Add random rows."""
     replay, generator = trainer.replay, torch.Generator().manual_seed(0)
-    count, frame = replay.num_envs, replay.frame.shape[1:]
+    count, frame = replay.num_envs, replay.frame.shape[2:]
     replay_config = trainer.config.replay
     rows = 3 * (replay_config.sequence_steps + replay_config.burn_in_steps) + 300
 

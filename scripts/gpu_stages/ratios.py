@@ -120,8 +120,8 @@ def profile() -> Iterator[dict[str, Any]]:
                 if DEVICE.type == "cuda":
                     torch.cuda.synchronize()
         totals: dict[str, list[float]] = {}
-        for event in seen.events():
-            if event.device_type == torch.autograd.DeviceType.CUDA or REHEARSAL:
+        for event in seen.events() or ():
+            if str(event.device_type).endswith("CUDA") or REHEARSAL:
                 total = totals.setdefault(event.name, [0.0, 0])
                 total[0] += event.self_device_time_total or event.self_cpu_time_total
                 total[1] += 1
