@@ -2,6 +2,7 @@
 
 import warnings
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -27,7 +28,6 @@ SMALL = {
 
 def sb3_env(num_envs=1):
     import ale_py
-    import gymnasium
 
     gymnasium.register_envs(ale_py)
 
@@ -110,5 +110,64 @@ def test_pixels_are_scaled_once():
     frames = torch.randint(0, 255, (2, 4, 84, 84), dtype=torch.uint8)
     ours, _ = plain(frames[None])
     torch.testing.assert_close(extractor(frames.float() / 255), ours[0])
-    with pytest.raises(ValueError, match="images"):
-        EncoderExtractor(spaces.Box(0, 1, (4,)))
+
+
+@pytest.mark.parametrize(
+    ("space", "options", "message"),
+    [
+        (spaces.Box(0, 1, (4,)), {}, "uint8 images from 0 to 255"),
+        (spaces.Discrete(3), {}, "uint8 images"),
+        (spaces.Box(0, 255, (4, 84, 84), np.float32), {}, r"Box\(0 to 255, .*float32\)"),
+        (spaces.Box(0, 1, (84, 84, 4), np.float32), {}, "normalized_image=True"),
+        (spaces.Box(0, 200, (4, 84, 84), np.uint8), {}, "uint8 images from 0 to 255"),
+        (spaces.Box(0, 255, (84, 84, 4), np.uint8), {}, "VecTransposeImage"),
+        (spaces.Box(0, 1, (84, 84, 4), np.float32), {"normalized_image": True}, "VecTransp"),
+        (spaces.Box(0, 255, (4, 84, 84), np.float32), {"normalized_image": True}, "from 0 to 1"),
+        (spaces.Box(0, 255, (4, 84, 84), np.uint8), {"normalized_image": True}, "from 0 to 1"),
+    ],
+)
+def test_what_would_arrive_unscaled_or_turned_is_refused(space, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        EncoderExtractor(space, "nature", width=4, **options)
+    assert "\n" not in str(error.value)
+
+
+class Floats(gymnasium.Env):
+    """Images of floats, channels first: SB3 scales and turns nothing."""
+
+    observation_space = spaces.Box(0.0, 1.0, (3, 40, 40), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+def test_floats_in_the_unit_interval_are_taken_where_told():
+    seen = []
+    model = DQN(
+        "CnnPolicy",
+        Floats(),
+        buffer_size=50,
+        learning_starts=4,
+        batch_size=4,
+        policy_kwargs={
+            "normalize_images": False,
+            "features_extractor_class": EncoderExtractor,
+            "features_extractor_kwargs": {
+                "encoder": "nature",
+                "width": 4,
+                "normalized_image": True,
+            },
+            "net_arch": [8],
+        },
+    )
+    encoder = model.q_net.features_extractor.encoder
+    embed = encoder.embed
+    encoder.embed = lambda pixels: seen.append(pixels) or embed(pixels)
+    model.learn(12)
+    assert seen
+    assert all(0.5 < float(pixels.max()) <= 1.0 for pixels in seen)
