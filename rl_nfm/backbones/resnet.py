@@ -17,11 +17,8 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Gt
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-Norm = Literal["batch", "group", "none"]
-CHANNELS_PER_GROUP = 16
-"""Wu and He 2018, "Group Normalization", table 3: best with a fixed number of channels."""
+from rl_nfm.backbones.norms import FusedSequential, Norm, make_norm, norm_relu
 
 _BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
@@ -39,21 +36,6 @@ class ResNetConfig:
     `imagenet` 7x7 with stride 2, norm, ReLU and 3x3 max pooling with stride 2 (84x84 and up)."""
     norm: Norm = "batch"
     """Before each convolution: batch norm (published), group norm of 16 channels, or none."""
-
-
-def make_norm(norm: Norm, channels: int, *, rank: int = 2) -> nn.Module:
-    """The norm layer of [B, channels, ...] with `rank` more dimensions; the identity for `none`.
-
-    A group has 16 channels, or the least number above that divides `channels` evenly.
-    """
-    if norm == "batch":
-        kinds = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-        return kinds[rank](channels)
-    if norm == "none":
-        return nn.Identity()
-    most = max(1, channels // CHANNELS_PER_GROUP)
-    groups = next(n for n in range(most, 0, -1) if channels % n == 0)
-    return nn.GroupNorm(groups, channels)
 
 
 class _Block(nn.Module):
@@ -76,18 +58,18 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, D, ceil(H / stride), ceil(W / stride)]."""
-        h = F.relu(self.norms[0](x))
+        h = norm_relu(self.norms[0], x)
         shortcut = x if self.shortcut is None else self.shortcut(h)
         h = self.convs[0](h)
         for norm, conv in zip(self.norms[1:], self.convs[1:], strict=True):
-            h = conv(F.relu(norm(h)))
+            h = conv(norm_relu(norm, h))
         return h + shortcut
 
 
 def _make_stem(config: ResNetConfig, in_channels: int) -> nn.Module:
     width, bias = config.width, config.norm == "none"
     if config.stem == "imagenet":
-        return nn.Sequential(
+        return FusedSequential(
             nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=bias),
             make_norm(config.norm, width),
             nn.ReLU(),

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rl_nfm.backbones.matching import count_parameters, same_params_as
-from rl_nfm.backbones.resnet import Norm, PreActResNet, ResNetConfig, make_norm
+from rl_nfm.backbones.norms import FusedSequential, Norm, make_norm
+from rl_nfm.backbones.resnet import PreActResNet, ResNetConfig
 from rl_nfm.encoders.base import FeedForwardEncoder, make_encoder, register_encoder
 
 
@@ -36,7 +37,7 @@ class ResNetEncoderConfig(FrameResNetConfig):
 
 def make_tail(norm: Norm, channels: int) -> nn.Module:
     """From the last stage [N, C, H, W] to features [N, C * H * W]."""
-    return nn.Sequential(make_norm(norm, channels), nn.ReLU(), nn.Flatten())
+    return FusedSequential(make_norm(norm, channels), nn.ReLU(), nn.Flatten())
 
 
 @register_encoder("resnet", ResNetEncoderConfig)

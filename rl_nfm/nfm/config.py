@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from annotated_types import Ge, Gt, Lt
 
-from rl_nfm.backbones.resnet import Norm
+from rl_nfm.backbones.norms import Norm
 
 TopKMode = Literal["masked", "sab", "sab_published", "dense"]
 Rescale = Literal["space_to_depth", "nearest"]

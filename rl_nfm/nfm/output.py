@@ -6,7 +6,7 @@ the GAN the first of them also sees the state.
 
 from torch import Tensor, nn
 
-from rl_nfm.backbones.resnet import make_norm
+from rl_nfm.backbones.norms import fuse, make_norm
 from rl_nfm.nfm.config import NFMConfig
 
 
@@ -24,7 +24,7 @@ class OutBlock(nn.ModuleList):
 
     def forward(self, rows: Tensor, sizes: tuple[int, ...]) -> Tensor:
         """Rows are the positions of `sizes`, which convolutions and norms need to know."""
-        for layer in self:
+        for layer in fuse(self):
             if isinstance(layer, (nn.Linear, nn.ReLU)):
                 rows = layer(rows)
             else:

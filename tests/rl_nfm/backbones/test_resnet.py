@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from rl_nfm.backbones.resnet import PreActResNet, PreActResNetClassifier, ResNetConfig, make_norm
+from rl_nfm.backbones.norms import make_norm
+from rl_nfm.backbones.resnet import PreActResNet, PreActResNetClassifier, ResNetConfig
 
 
 def parameters(module: nn.Module) -> int:

@@ -1,0 +1,222 @@
+"""Group norm, with or without ReLU, in one pass over memory: Triton, forward and backward.
+
+Rows of channels are read as they lie in memory, in their own type; statistics and sums are float32.
+One program takes one group of one image. A group that fits stays in registers, so that it is read
+once and written once; a larger one is read again in pieces. Gradients of weight and bias leave each
+program as sums over its own image, which are then added up in a fixed order, so that the result is
+the same in every run.
+
+Shapes: N images, P positions, C channels, G groups of C / G channels.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+FORWARD_TILE, BACKWARD_TILE = 32768, 16384
+"""Most elements of a group that stay in registers (the backward holds two tensors of them)."""
+
+
+@triton.jit
+def _read(x_ptr, columns, used, first, P, C, ROWS: tl.constexpr):
+    """Rows `first` and following of one group as float32, and which of them there are."""
+    r = first + tl.arange(0, ROWS)
+    live = (r < P)[:, None] & used[None, :]
+    at = columns[None, :] + r[:, None] * C
+    return tl.load(x_ptr + at, mask=live, other=0.0).to(tl.float32), at, live
+
+
+@triton.jit
+def _affine(hat, w, b, RELU: tl.constexpr):
+    y = hat * w[None, :] + b[None, :]
+    if RELU:
+        y = tl.where(y <= 0, 0.0, y)  # unlike a maximum it lets NaN through
+    return y
+
+
+@triton.jit
+def _forward(
+    x_ptr, w_ptr, b_ptr, y_ptr, s_ptr, P, C, G, eps,
+    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, LOOP: tl.constexpr,
+    RELU: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    c = tl.arange(0, COLUMNS)
+    used = c < WIDTH
+    channel = (pid % G) * WIDTH + c
+    columns = (pid // G).to(tl.int64) * P * C + channel
+    w = tl.load(w_ptr + channel, mask=used, other=0.0).to(tl.float32)
+    b = tl.load(b_ptr + channel, mask=used, other=0.0).to(tl.float32)
+    if LOOP:
+        seen, mean, squares = 0.0, 0.0, 0.0
+        for first in range(0, P, ROWS):  # pieces merged as in Chan et al. 1979
+            x, _, live = _read(x_ptr, columns, used, first, P, C, ROWS)
+            count = tl.minimum(P - first, ROWS) * WIDTH * 1.0
+            apart = tl.sum(x) / count - mean
+            centred = tl.where(live, x - (mean + apart), 0.0)
+            total = seen + count
+            squares += tl.sum(centred * centred) + apart * apart * (seen * count / total)
+            mean += apart * (count / total)
+            seen = total
+        rstd = tl.rsqrt(squares / seen + eps)
+        for first in range(0, P, ROWS):
+            x, at, live = _read(x_ptr, columns, used, first, P, C, ROWS)
+            tl.store(y_ptr + at, _affine((x - mean) * rstd, w, b, RELU), mask=live)
+    else:
+        x, at, live = _read(x_ptr, columns, used, 0, P, C, ROWS)
+        mean = tl.sum(x) / (P * WIDTH)
+        centred = tl.where(live, x - mean, 0.0)
+        rstd = tl.rsqrt(tl.sum(centred * centred) / (P * WIDTH) + eps)
+        tl.store(y_ptr + at, _affine(centred * rstd, w, b, RELU), mask=live)
+    tl.store(s_ptr + 2 * pid, mean)
+    tl.store(s_ptr + 2 * pid + 1, rstd)
+
+
+@triton.jit
+def _hat_and_grad(
+    g_ptr, x_ptr, columns, used, w, b, mean, rstd, first, P, C,
+    ROWS: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
+    """Normalised rows before weight and bias, and the gradient of what follows weight and bias."""
+    x, at, live = _read(x_ptr, columns, used, first, P, C, ROWS)
+    hat = tl.where(live, (x - mean) * rstd, 0.0)
+    d = tl.load(g_ptr + at, mask=live, other=0.0).to(tl.float32)
+    if RELU:
+        d = tl.where(hat * w[None, :] + b[None, :] <= 0, 0.0, d)
+    return hat, d, at, live
+
+
+@triton.jit
+def _backward(
+    g_ptr, x_ptr, w_ptr, b_ptr, s_ptr, dx_ptr, sums_ptr, P, C, G, images,
+    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, LOOP: tl.constexpr,
+    RELU: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    c = tl.arange(0, COLUMNS)
+    used = c < WIDTH
+    channel = (pid % G) * WIDTH + c
+    n = (pid // G).to(tl.int64)
+    columns = n * P * C + channel
+    w = tl.load(w_ptr + channel, mask=used, other=0.0).to(tl.float32)
+    b = tl.load(b_ptr + channel, mask=used, other=0.0).to(tl.float32)
+    mean = tl.load(s_ptr + 2 * pid)
+    rstd = tl.load(s_ptr + 2 * pid + 1)
+    if LOOP:
+        of_weight, of_bias = tl.zeros([COLUMNS], tl.float32), tl.zeros([COLUMNS], tl.float32)
+        for first in range(0, P, ROWS):
+            hat, d, _, _ = _hat_and_grad(
+                g_ptr, x_ptr, columns, used, w, b, mean, rstd, first, P, C, ROWS, RELU
+            )
+            of_weight += tl.sum(d * hat, 0)
+            of_bias += tl.sum(d, 0)
+        along_mean = tl.sum(w * of_bias) / (P * WIDTH)
+        along_hat = tl.sum(w * of_weight) / (P * WIDTH)
+        for first in range(0, P, ROWS):
+            hat, d, at, live = _hat_and_grad(
+                g_ptr, x_ptr, columns, used, w, b, mean, rstd, first, P, C, ROWS, RELU
+            )
+            dx = rstd * (d * w[None, :] - along_mean - hat * along_hat)
+            tl.store(dx_ptr + at, dx, mask=live)
+    else:
+        hat, d, at, live = _hat_and_grad(
+            g_ptr, x_ptr, columns, used, w, b, mean, rstd, 0, P, C, ROWS, RELU
+        )
+        of_weight, of_bias = tl.sum(d * hat, 0), tl.sum(d, 0)
+        along_mean = tl.sum(w * of_bias) / (P * WIDTH)
+        along_hat = tl.sum(w * of_weight) / (P * WIDTH)
+        dx = rstd * (d * w[None, :] - along_mean - hat * along_hat)
+        tl.store(dx_ptr + at, dx, mask=live)
+    tl.store(sums_ptr + n * C + channel, of_weight, mask=used)
+    tl.store(sums_ptr + (images + n) * C + channel, of_bias, mask=used)
+
+
+def _plan(positions: int, width: int, relu: bool, *, tile: int, tensors: int) -> dict[str, Any]:
+    """The sizes that the kernels are compiled for."""
+    columns = triton.next_power_of_2(width)
+    most = max(1, tile // columns)
+    rows = min(triton.next_power_of_2(positions), most)
+    warps = triton.next_power_of_2(max(1, rows * columns * tensors // 2048))
+    return {
+        "WIDTH": width, "COLUMNS": columns, "ROWS": rows, "LOOP": positions > rows,
+        "RELU": relu, "num_warps": min(16, warps),
+    }  # fmt: skip
+
+
+@torch.library.custom_op("rl_nfm::group_norm", mutates_args=())
+def group_norm(
+    rows: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, relu: bool
+) -> tuple[Tensor, Tensor]:
+    """Normalised contiguous rows [N, P, C], and means and inverse deviations [N, G, 2]."""
+    out, statistics = _empty_results(rows, weight, bias, groups, eps, relu)
+    images, positions, channels = rows.shape
+    plan = _plan(positions, channels // groups, relu, tile=FORWARD_TILE, tensors=1)
+    with torch.cuda.device_of(rows):
+        _forward[(images * groups,)](
+            rows, weight, bias, out, statistics, positions, channels, groups, eps, **plan
+        )
+    return out, statistics
+
+
+@group_norm.register_fake
+def _empty_results(
+    rows: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, relu: bool
+) -> tuple[Tensor, Tensor]:
+    del weight, bias, eps, relu
+    return torch.empty_like(rows), rows.new_empty(rows.shape[0], groups, 2, dtype=torch.float32)
+
+
+@torch.library.custom_op("rl_nfm::group_norm_backward", mutates_args=())
+def group_norm_backward(
+    grad: Tensor,
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    statistics: Tensor,
+    groups: int,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of rows, and of weight and bias by image [2, N, C]."""
+    out, sums = _empty_gradients(grad, rows, weight, bias, statistics, groups, relu)
+    images, positions, channels = rows.shape
+    plan = _plan(positions, channels // groups, relu, tile=BACKWARD_TILE, tensors=2)
+    with torch.cuda.device_of(rows):
+        _backward[(images * groups,)](
+            grad.contiguous(), rows, weight, bias, statistics, out, sums, positions, channels,
+            groups, images, **plan,
+        )  # fmt: skip
+    return out, sums
+
+
+@group_norm_backward.register_fake
+def _empty_gradients(
+    grad: Tensor,
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    statistics: Tensor,
+    groups: int,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    del grad, weight, bias, statistics, groups, relu
+    images, _, channels = rows.shape
+    return torch.empty_like(rows), rows.new_empty(2, images, channels, dtype=torch.float32)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    rows, weight, bias, ctx.groups, _, ctx.relu = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(rows, weight, bias, output[1])
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    rows, weight, bias, statistics = ctx.saved_tensors
+    of_rows, sums = group_norm_backward(grad, rows, weight, bias, statistics, ctx.groups, ctx.relu)
+    of_weight, of_bias = sums.sum(1).unbind()
+    return of_rows, of_weight.to(weight.dtype), of_bias.to(bias.dtype), None, None, None
+
+
+group_norm.register_autograd(_differentiate, setup_context=_save)
