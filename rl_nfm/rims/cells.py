@@ -168,8 +168,12 @@ class _RIMCell(nn.Module):
     def _prepare(self, x: Tensor) -> tuple[StepWeights, Sequence]:
         """Weights of a step, and what of all steps does not depend on the state."""
         n = self.num_rims
-        query = (self.query * self.variant.input_key_size**-0.5).permute(2, 0, 1)  # [keys, n, s]
-        key_query = (x @ self.key @ query.flatten(1)).unflatten(-1, (n, -1)).permute(2, 0, 1, 3)
+        # What ranks the RIMs is never in half precision: a rounding error there is another choice.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        query = self.query.to(wide) * self.variant.input_key_size**-0.5
+        query = query.permute(2, 0, 1)  # [keys, n, s]
+        key_query = x.to(wide) @ self.key.to(wide) @ query.flatten(1)
+        key_query = key_query.unflatten(-1, (n, -1)).permute(2, 0, 1, 3)
         sequence = Sequence(x @ self.value, key_query=key_query)
         if self.training and self.rim_dropout > 0:
             keep, scale = dropout_mask((n, *sequence.value.shape), self.rim_dropout, x.device)
@@ -205,7 +209,7 @@ class _RIMCell(nn.Module):
             # With weights a and 1 - a on x Wv + b and on the null value b, what is read is
             # a (x Wv) + b; the null key's logit b . q cancels in a, but not in the ranking.
             base = base + torch.tensordot(self.value_bias, self.weight_ih, 1)
-            rank_query = torch.tensordot(self.key_bias, query, 1).unsqueeze(1)
+            rank_query = torch.tensordot(self.key_bias.to(query.dtype), query, 1).unsqueeze(1)
         return base.unsqueeze(1), hidden_bias, rank_query
 
 

@@ -9,8 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rl_nfm.rims.blocks import tanh
-
 sigmoid_backward = torch.ops.aten.sigmoid_backward
 tanh_backward = torch.ops.aten.tanh_backward
 
@@ -39,7 +37,7 @@ def communicate(
     split = 2 * heads * key_size
     q, k = _by_head(projected[..., :split], (2, heads)).unbind()
     v = _by_head(projected[..., split:], (1, heads))[0]
-    probs = _softmax(torch.bmm(q, k.transpose(1, 2)).mul_(key_size**-0.5))  # [B h, n, n]
+    probs = (torch.bmm(q, k.transpose(1, 2)) * key_size**-0.5).softmax(-1)  # [B h, n, n]
     read = _by_rim(torch.bmm(probs, v), batch)
     flat = read.view(weights.output.shape[0], -1, read.shape[-1])
     if weights.bias is None:
@@ -52,7 +50,7 @@ def communicate(
         linear = linear * dropout
     if update.shape[-1] == size:
         return linear, (read, q, k, v, probs)
-    squashed, gate = tanh(linear), update[..., size:].sigmoid()
+    squashed, gate = linear.tanh(), update[..., size:].sigmoid()
     return squashed * gate, (read, q, k, v, probs, squashed, gate)
 
 
@@ -88,12 +86,6 @@ def communicate_backward(
     )
     grad_projected = torch.cat([_by_rim(grad, batch) for grad in grads], -1)
     return torch.bmm(grad_projected, weights.project.transpose(1, 2)), grad_projected, grad_out
-
-
-def _softmax(scores: Tensor) -> Tensor:
-    """Over the last dimension; for rows as short as these, PyTorch's CPU kernel is 4x slower."""
-    exps = (scores - scores.amax(-1, keepdim=True)).exp_()
-    return exps.div_(exps.sum(-1, keepdim=True))
 
 
 def _by_head(x: Tensor, parts: tuple[int, int]) -> Tensor:

@@ -47,11 +47,11 @@ class Sequence(NamedTuple):
         if self.keep is None:
             flat = self.value @ weight.flatten(1)  # [T, B, n G]
             return flat.unflatten(-1, weight.shape[1:]).permute(2, 0, 1, 3)
-        drive = weight.new_empty(len(self.keep), *self.value.shape[:2], weight.shape[-1])
-        for i, keep in enumerate(self.keep):  # one by one: the masked copies stay in the cache
-            value = torch.where(keep, self.value, 0.0).flatten(0, 1)
-            torch.mm(value, weight[:, i], out=drive[i].flatten(0, 1))
-        return drive
+        drives = [  # one by one: the masked copies stay in the cache
+            torch.where(keep, self.value, 0.0).flatten(0, 1) @ weight[:, i]
+            for i, keep in enumerate(self.keep)
+        ]
+        return torch.stack(drives).unflatten(1, self.value.shape[:2])
 
     def at(self, t: int, drive: Tensor) -> StepInputs:
         """The inputs of step t."""

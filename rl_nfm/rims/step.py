@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from rl_nfm.rims.blocks import gru_backward, gru_forward, lstm_backward, lstm_forward
 from rl_nfm.rims.communication import CommunicationWeights, communicate, communicate_backward
@@ -66,7 +67,7 @@ class StepInputs(NamedTuple):
     drive: Tensor
     """[n, B, G]: the input's part of the gates, before the scalar input gate."""
     key_query: Tensor | None = None
-    """[n, B, s]: its product with the state is the logit of the input."""
+    """[n, B, s]: its product with the state is the logit of the input; float32 at least."""
     valid: Tensor | None = None
     """bool [1, B, 1]: where False, every state is kept."""
     dropout: Tensor | None = None
@@ -111,6 +112,11 @@ def given(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
+def has_tangent(tensor: Tensor | None) -> bool:
+    """Whether a forward-mode derivative is taken along this tensor."""
+    return tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
+
+
 def select_active(logits: Tensor, num_active: int, earlier: Tensor) -> Tensor:
     """Bool [n, B, 1]: the `num_active` largest of logits [n, B, 1]; ties go to the lower index.
 
@@ -143,6 +149,9 @@ def step_forward(
         shown = candidate
         if spec.source == "previous" and active is not None:
             shown = torch.where(active, candidate, hidden)
+        if active is not None and shown.requires_grad and not has_tangent(shown):
+            # Where autograd records these steps, it is to do what `step_backward` does.
+            shown = torch.where(active, shown, shown.detach())
         update, talk = communicate(weights.talk, spec.heads, spec.key_size, shown, inputs.dropout)
         new_hidden = candidate + update
     if active is not None:
@@ -195,7 +204,7 @@ def step_backward(
     logit = None
     if saved.gate is not None:
         logit = _gate_backward(spec, saved.gate, (gates * inputs.drive).sum(-1, keepdim=True))
-        grad_old = torch.addcmul(grad_old, logit, given(inputs.key_query))
+        grad_old = torch.addcmul(grad_old, logit, given(inputs.key_query).to(grad_old.dtype))
     return grad_old, grad_old_cell, StepGradients(gates, product, logit, project, output)
 
 
@@ -207,6 +216,7 @@ def _input_gate(
         return None, inputs.valid
     logits = (hidden * given(inputs.key_query)).sum(-1, keepdim=True)
     gate = logits.sigmoid() if spec.gate == "null" else logits.softmax(0)
+    gate = gate.to(hidden.dtype)
     rank = logits
     if weights.rank_query is not None:
         rank = logits + (hidden * weights.rank_query).sum(-1, keepdim=True)

@@ -7,9 +7,10 @@ weights.
 Shapes as in `step`, and T time steps.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from rl_nfm.rims.step import (
     StepSpec,
     StepWeights,
     given,
+    has_tangent,
     step_backward,
     step_forward,
 )
@@ -49,13 +51,17 @@ def unroll(
     tensors = (*weights, *sequence, hidden, cell)
     with torch.autocast(hidden.device.type, enabled=False):
         loop = _choose(compiled, tensors)
-        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-            return Unrolled(*_Unroll.apply(spec, loop, *tensors))
+        needed = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+        if needed and not torch.jit.is_tracing() and not any(map(has_tangent, tensors)):  # pyright: ignore[reportPrivateImportUsage]
+            return Unrolled(*_Unroll.apply(spec, loop, *tensors)[: len(Unrolled._fields)])
+        # Here autograd, if it records, differentiates the steps themselves: forward derivatives,
+        # and traced graphs, which hold no Python.
         layer = LayerCall(spec, weights, sequence, sequence.drive(weights.input))
         return loop.forward(layer, hidden, cell, keep=False)[0]
 
 
-class Loop(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Loop:
     """One way to run all steps."""
 
     forward: Callable[..., tuple[Unrolled, list[Any]]]
@@ -66,34 +72,84 @@ class Loop(NamedTuple):
 
 
 class _Unroll(torch.autograd.Function):
-    """`unroll` with its backward."""
+    """`unroll` with its backward: the results, and then what that needs."""
 
     @staticmethod
-    def forward(ctx: Any, spec: StepSpec, loop: Loop, *tensors: Any) -> Any:
-        count = len(StepWeights._fields)
-        weights, (*rest, hidden, cell) = StepWeights(*tensors[:count]), tensors[count:]
-        sequence = Sequence(*rest)
+    def forward(spec: StepSpec, loop: Loop, *tensors: Any) -> Any:
+        weights, sequence, (hidden, cell) = _split(tensors)
         layer = LayerCall(spec, weights, sequence, sequence.drive(weights.input))
-        result, kept = loop.forward(layer, hidden, cell, keep=True)
-        ctx.save_for_backward(*weights, *sequence, layer.drive, *kept)
-        ctx.spec, ctx.loop = spec, loop
-        ctx.mark_non_differentiable(result.active)
+        # Views, since a loop may keep the states as they are, and no input can be an output too.
+        states = (None if state is None else state.view_as(state) for state in (hidden, cell))
+        result, kept = loop.forward(layer, *states, keep=True)
+        return *result, layer.drive, *kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        ctx.spec, ctx.loop, *tensors = inputs
+        *_, active = result = output[: len(Unrolled._fields)]
+        kept = output[len(result) :]
+        ctx.mark_non_differentiable(active, *(x for x in kept if x is not None))
         ctx.set_materialize_grads(False)
-        return tuple(result)
+        ctx.save_for_backward(*tensors[:-2], *kept)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if torch.is_grad_enabled():
-            raise RuntimeError("RIMs have no second derivative: call without create_graph=True")
-        tensors, count = ctx.saved_tensors, len(StepWeights._fields)
-        weights, tensors = StepWeights(*tensors[:count]), tensors[count:]
-        sequence = Sequence(*tensors[: len(Sequence._fields)])
-        drive, *kept = tensors[len(Sequence._fields) :]
-        layer = LayerCall(ctx.spec, weights, sequence, drive)
+        args = ctx.spec, ctx.loop, *grads[: len(Unrolled._fields) - 1], *ctx.saved_tensors
+        if torch.compiler.is_compiling():  # it does not follow a Function inside a backward
+            return None, None, *_UnrollBackward.forward(*args)
+        return None, None, *_UnrollBackward.apply(*args)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return _one_by_one(_Unroll, info, in_dims, args)
+
+
+class _UnrollBackward(torch.autograd.Function):
+    """The gradients of what `_Unroll` was given; they themselves have none."""
+
+    @staticmethod
+    def forward(spec: StepSpec, loop: Loop, *tensors: Any) -> Any:
+        of_results, tensors = tensors[:3], tensors[3:]
+        weights, sequence, (drive, *kept) = _split(tensors)
+        layer = LayerCall(spec, weights, sequence, drive)
         # The caller's `backward()` may stand inside autocast, which would reach in here.
         with torch.autocast(drive.device.type, enabled=False):
-            products, of_hidden, of_cell = ctx.loop.backward(layer, kept, grads[:-1])
-        return None, None, *products.weights, *products.sequence, of_hidden, of_cell
+            products, of_hidden, of_cell = loop.backward(layer, kept, of_results)
+        return *products.weights, *products.sequence, of_hidden, of_cell
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        del ctx, inputs, output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise RuntimeError("RIMs have no second derivative")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return _one_by_one(_UnrollBackward, info, in_dims, args)
+
+
+def _split(tensors: tuple[Any, ...]) -> tuple[StepWeights, Sequence, list[Any]]:
+    first = len(StepWeights._fields)
+    second = first + len(Sequence._fields)
+    weights, sequence = StepWeights(*tensors[:first]), Sequence(*tensors[first:second])
+    return weights, sequence, list(tensors[second:])
+
+
+def _one_by_one(
+    function: type[torch.autograd.Function], info: Any, in_dims: tuple[Any, ...], args: Any
+) -> tuple[tuple[Any, ...], tuple[int | None, ...]]:
+    """See `torch.autograd.Function.vmap`: a call for each, since the loops write in place."""
+    results = [
+        function.apply(
+            *(x if at is None else x.select(at, n) for x, at in zip(args, in_dims, strict=True))
+        )
+        for n in range(info.batch_size)
+    ]
+    parts = zip(*results, strict=True)
+    stacked = tuple(None if part[0] is None else torch.stack(part) for part in parts)
+    return stacked, tuple(None if part is None else 0 for part in stacked)
 
 
 def _forward(

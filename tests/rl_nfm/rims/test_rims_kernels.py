@@ -1,13 +1,13 @@
 """The CPU kernels of the RIM steps, against the same steps in plain PyTorch."""
 
+import copy
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd import forward_ad
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from rl_nfm.rims import RIM_LSTM, VARIANTS, RIMGRUCell, RIMLSTMCell, kernels
+from rl_nfm.rims import RIM_GRU, RIM_LSTM, VARIANTS, RIMGRUCell, RIMLSTMCell, kernels
 from rl_nfm.rims.products import Sequence
 from rl_nfm.rims.step import StepSpec, StepWeights
 from rl_nfm.rims.unroll import unroll
@@ -108,18 +108,59 @@ def plain_lstm(
     return StepSpec(cell="lstm", num_active=1), weights, Sequence(drive, valid=valid), zeros, zeros
 
 
-def test_nonlinearities_over_the_whole_range():
-    x = torch.cat((torch.linspace(-120, 120, 4001), torch.linspace(-2, 2, 4001)))
-    x = torch.cat((x, torch.tensor([0.0, 1e-30, 1e30, -1e30])))
-    wide, high = x.double(), torch.full_like(x, 50)
-    args = plain_lstm(torch.stack((x, high, high, high), -1).unsqueeze(0))
-    args[-1].fill_(0.25)  # what is forgotten not at all; the input gate is what is tested
-    result = unroll(*args)
-    cell = 0.25 + wide.sigmoid()
-    assert (result.cell.flatten() - cell).abs().max() < 4e-7
-    assert (result.output.flatten() - cell.tanh()).abs().max() < 4e-7
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_nonlinearities_at_every_scale(fused, dtype, monkeypatch):
+    """In units of the last place; of PyTorch's own, tanh has 0.5 and sigmoid 1.2 of them."""
+    if not fused:
+        monkeypatch.setattr(kernels, "supports", lambda *_: False)
+    size = torch.cat((torch.logspace(-36, 2, 20001), torch.linspace(0.01, 20, 20001))).to(dtype)
+    x = torch.cat((-size, size))
+    high = torch.full_like(x, 60)  # opens a gate fully
     args = plain_lstm(torch.stack((high, high, x, high), -1).unsqueeze(0))
-    assert (unroll(*args).cell.flatten() - wide.tanh()).abs().max() < 4e-7
+    assert last_places(unroll(*args).cell, x.double().tanh()) < 2
+    args = plain_lstm(torch.stack((high, high, x, high), -1).unsqueeze(0))
+    assert last_places(unroll(*args).output, x.double().tanh().tanh()) < 3
+    x = x[x > -87]
+    high = torch.full_like(x, 60)
+    args = plain_lstm(torch.stack((x, high, high, high), -1).unsqueeze(0))
+    assert last_places(unroll(*args).cell, x.double().sigmoid()) < 2
+
+
+def last_places(actual: Tensor, wanted: Tensor) -> float:
+    """Largest error in units of the last place of `actual`'s type."""
+    error = (actual.flatten().double() - wanted).abs() / wanted.abs()
+    return error.max().item() / torch.finfo(actual.dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1.0, 1e-5])
+@pytest.mark.parametrize("kind", CELLS)
+def test_half_precision_is_as_good_as_that_of_pytorch(dtype, scale, kind):
+    """Relative error against float64: twice that of nn.LSTM or nn.GRU at most."""
+
+    def errors(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        exact = copy.deepcopy(net).double()
+        with torch.no_grad():
+            return net(x)[0].double() - exact(x.double())[0], exact(x.double())[0]
+
+    found: dict[str, list[float]] = {"rims": [], "pytorch": []}
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x = (scale * torch.randn(20, 8, 30)).to(dtype)
+        rims = {"lstm": RIM_LSTM, "gru": RIM_GRU}[kind](30, 60, 6, 4).to(dtype).eval()
+        error, wanted = errors({"lstm": nn.LSTM, "gru": nn.GRU}[kind](30, 60).to(dtype), x)
+        found["pytorch"].append(float(error.norm() / wanted.norm()))
+        error, wanted = errors(rims, x)
+        # Where rounding of the state has made a near tie go the other way, others are compared.
+        chosen = (
+            rims.run(x, None, None)[2],
+            copy.deepcopy(rims).double().run(x.double(), None, None)[2],
+        )
+        same = (chosen[0] == chosen[1])[0].all(-1).cumprod(0).bool()
+        assert same.float().mean() > 0.7
+        found["rims"].append(float(error[same].norm() / wanted[same].norm()))
+    assert sum(found["rims"]) <= 2 * sum(found["pytorch"])
 
 
 def test_infinite_states_and_inputs_are_not_made_finite():
@@ -230,24 +271,6 @@ def test_buffers_lie_where_the_tensors_are_and_not_on_the_default_device():
     wanted = cell.run(x, *states)[0]
     with torch.device("meta"):
         assert torch.equal(cell.run(x, *states)[0], wanted)
-
-
-@pytest.mark.filterwarnings("ignore")  # tracing warns of what it cannot record
-def test_what_records_or_transforms_operations_takes_the_plain_path():
-    cell, x = make().requires_grad_(False), torch.randn(2, 3, 7, dtype=F64)
-
-    def run(x: Tensor) -> Tensor:
-        return cell.run(x)[0]
-
-    other = torch.randn_like(x)
-    assert torch.allclose(torch.jit.trace(run, (x,), check_trace=False)(other), run(other))
-    assert torch.allclose(make_fx(run)(x)(other), run(other))
-    with forward_ad.dual_level():
-        tangent = forward_ad.unpack_dual(run(forward_ad.make_dual(x, other))).tangent
-    step = 1e-6 * other
-    assert torch.allclose(tangent, (run(x + step) - run(x - step)) / 2e-6, atol=1e-7)
-    both = torch.func.vmap(run)(torch.stack((x, other)))
-    assert torch.allclose(both, torch.stack((run(x), run(other))))
 
 
 def test_gradients_of_tensors_that_lie_otherwise(monkeypatch):
