@@ -14,20 +14,17 @@ Without a compiler, or with RL_NFM_KERNELS=0 in the environment, the plain path 
 """
 
 import ctypes
-import itertools
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from rl_nfm.nfm.attention import masked_top_k, mix_values, slot_scores
-from rl_nfm.nfm.config import Rescale
-from rl_nfm.nfm.rescale import Grid, gather_slots
+from rl_nfm.nfm import operators
+from rl_nfm.nfm.call import Options, plain_read, slot_rows, split_sizes
+from rl_nfm.nfm.rescale import Grid
 from rl_nfm.support.cpp import library, runs_eagerly
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -91,12 +88,11 @@ def attend(
         ValueError: tensors that `supports` refuses, or whose sizes do not fit each other.
     """
     _check(query, keys, values, grid, heads)
-    sizes = list(itertools.chain(grid.target, *grid.sources))
-    top_k = min(top_k, grid.num_slots + null_slot)
-    options = _Options(sizes, grid.mode, heads, scale, top_k, null_slot)
+    options = Options.of(grid, heads=heads, scale=scale, top_k=top_k, null_slot=null_slot)
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         # Nothing to hand on: what is made without gradients would cut the memory for later readers.
-        return _attend(query, list(keys), list(values), *options)[0], list(keys), list(values)
+        read, *_ = operators.attend(query, list(keys), list(values), *options)
+        return read, list(keys), list(values)
     read, *memory = _Attend.apply(options, query, *keys, *values)
     return read, memory[: len(keys)], memory[len(keys) :]
 
@@ -121,23 +117,11 @@ def _check(
         )
 
 
-class _Options(NamedTuple):
-    """What a call needs besides tensors, in the order in which the operators take it."""
-
-    sizes: list[int]
-    """Of the reader and of each written layer, one after the other."""
-    mode: Any
-    heads: int
-    scale: float
-    top_k: int
-    null_slot: bool
-
-
 class _Attend(torch.autograd.Function):
     """Query, keys and values to what is read, keys and values."""
 
     @staticmethod
-    def forward(ctx: Any, options: _Options, query: Tensor, *memory: Tensor) -> Any:
+    def forward(ctx: Any, options: Options, query: Tensor, *memory: Tensor) -> Any:
         half = len(memory) // 2
         read, weights, rows = _run_forward(query, memory[:half], memory[half:], options)
         ctx.save_for_backward(query, weights, rows, *memory)
@@ -165,16 +149,12 @@ def _plain_gradients(
     query: Tensor,
     memory: Sequence[Tensor],
     grads: Sequence[Tensor | None],
-    options: _Options,
+    options: Options,
 ) -> list[Tensor | None]:
     """The same gradients in plain PyTorch, which can be differentiated again."""
     half = len(memory) // 2
-    target, *sources = _split(options.sizes, half)
-    grid = Grid.of(target, sources, options.mode)
     inputs = [x.view_as(x) for x in (query, *memory)]  # no path but the direct one
-    keys, values = inputs[1 : half + 1], inputs[half + 1 :]
-    scores = slot_scores(inputs[0], keys, grid, options.heads, options.scale, options.null_slot)
-    read = mix_values(masked_top_k(scores, options.top_k), values, grid)
+    read = plain_read(inputs[0], inputs[1 : half + 1], inputs[half + 1 :], options)
     wanted = [x for x in inputs if x.requires_grad]
     found = iter(torch.autograd.grad(read, wanted, grads[0], create_graph=True))
     own = [next(found) if x.requires_grad else None for x in inputs]
@@ -183,87 +163,25 @@ def _plain_gradients(
     return [b if a is None else a if b is None else a + b for a, b in pairs]
 
 
-# What `torch.compile` sees: the same without the detour, which it does not follow.
-
-
-@torch.library.custom_op("rl_nfm::attend", mutates_args=(), device_types="cpu")
-def _attend(
-    query: Tensor,
-    keys: list[Tensor],
-    values: list[Tensor],
-    sizes: list[int],
-    mode: str,
-    heads: int,
-    scale: float,
-    top_k: int,
-    null_slot: bool,
+@torch.library.impl("rl_nfm::attend", "cpu")
+def _operator(
+    query: Tensor, keys: list[Tensor], values: list[Tensor], *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    options = _Options(sizes, mode, heads, scale, top_k, null_slot)
-    return _run_forward(query, keys, values, options)
+    return _run_forward(query, keys, values, Options(*options))
 
 
-@_attend.register_fake
-def _empty_results(
-    query: Tensor,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
-    sizes: list[int],
-    mode: str,
-    heads: int,
-    scale: float,
-    top_k: int,
-    null_slot: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    del keys, sizes, mode, scale, null_slot
-    chosen = (*query.shape[:2], heads, top_k)
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return (
-        query.new_empty((*query.shape[:2], values[0].shape[-1])),
-        query.new_empty(chosen, dtype=dtype),
-        query.new_empty(chosen, dtype=torch.int32),
-    )
-
-
-@torch.library.custom_op("rl_nfm::attend_backward", mutates_args=(), device_types="cpu")
-def _attend_backward(
+@torch.library.impl("rl_nfm::attend_backward", "cpu")
+def _backward_operator(
     grad: Tensor,
     query: Tensor,
     memory: list[Tensor],
     weights: Tensor,
     rows: Tensor,
-    sizes: list[int],
-    mode: str,
-    heads: int,
-    scale: float,
-    top_k: int,
-    null_slot: bool,
+    *options: Any,
 ) -> list[Tensor]:
     sums = [_zeros(tensor) for tensor in memory]
-    options = _Options(sizes, mode, heads, scale, top_k, null_slot)
-    return [_run_backward(grad, query, memory, weights, rows, sums, options), *sums]
-
-
-@_attend_backward.register_fake
-def _empty_gradients(grad: Tensor, query: Tensor, memory: list[Tensor], *rest: Any) -> list[Tensor]:
-    del grad, rest
-    return [tensor.new_empty(tensor.shape) for tensor in (query, *memory)]
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    query, keys, values, *ctx.options = inputs
-    _, weights, rows = output
-    ctx.mark_non_differentiable(weights, rows)
-    ctx.save_for_backward(query, weights, rows, *keys, *values)
-
-
-def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    query, weights, rows, *memory = ctx.saved_tensors
-    grad_query, *sums = _attend_backward(grad, query, memory, weights, rows, *ctx.options)
-    half = len(memory) // 2
-    return grad_query, sums[:half], sums[half:], *[None] * len(ctx.options)
-
-
-_attend.register_autograd(_differentiate, setup_context=_save)
+    grad_query = _run_backward(grad, query, memory, weights, rows, sums, Options(*options))
+    return [grad_query, *sums]
 
 
 class _Layer(ctypes.Structure):
@@ -286,10 +204,10 @@ def _run_forward(
     query: Tensor,
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
-    options: _Options,
+    options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What is read, and of each head the weights and rows [B, P, H, k] that it attended to."""
-    read, weights, rows = _empty_results(query, keys, values, *options)
+    read, weights, rows = operators.empty_results(query, keys, values, *options)
     queries = _rows(query)
     layers, keep = _layers(keys, values, options)
     _call(
@@ -308,7 +226,7 @@ def _run_backward(
     weights: Tensor,
     rows: Tensor,
     sums: Sequence[Tensor],
-    options: _Options,
+    options: Options,
 ) -> Tensor:
     """The query's gradient; those of keys and values are added to `sums`."""
     half = len(memory) // 2
@@ -330,36 +248,24 @@ def _zeros(tensor: Tensor) -> Tensor:
     return torch.zeros_like(tensor, memory_format=torch.contiguous_format)
 
 
-@lru_cache(maxsize=256)
-def _table(source: tuple[int, ...], target: tuple[int, ...], mode: Rescale) -> np.ndarray:
-    """int32 [P, slots]: which row of the source each slot of each position is; -1 is padding."""
-    rows = torch.arange(math.prod(source), dtype=torch.float64, device="cpu")
-    rows = rows.view(1, *source, 1)
-    slots, valid = gather_slots(rows, target, mode)
-    table = slots[0, ..., 0] if valid is None else slots[0, ..., 0].where(valid, -1.0)
-    return np.ascontiguousarray(table.flatten(0, -2).numpy().astype(np.int32))
-
-
 def _layers(
-    keys: Sequence[Tensor], values: Sequence[Tensor], options: _Options
+    keys: Sequence[Tensor], values: Sequence[Tensor], options: Options
 ) -> tuple[Any, list[Any]]:
     """C array of the memory's layers, and what must outlive the call."""
-    target, *sources = _split(options.sizes, len(keys))
+    target, *sources = split_sizes(options.sizes, len(keys))
     keep: list[Any] = []
     layers = (_Layer * len(keys))()
     for layer, key, value, source in zip(layers, keys, values, sources, strict=True):
-        key_rows, value_rows, table = _rows(key), _rows(value), _table(source, target, options.mode)
+        key_rows, value_rows, table = (
+            _rows(key),
+            _rows(value),
+            slot_rows(source, target, options.mode),
+        )
         layer.keys, layer.keys_ld = key_rows.data_ptr(), key_rows.stride(0)
         layer.values, layer.values_ld = value_rows.data_ptr(), value_rows.stride(0)
         layer.count, layer.table, layer.length = key.shape[1], table.ctypes.data, table.shape[1]
         keep += [key_rows, value_rows, table]
     return layers, keep
-
-
-def _split(sizes: list[int], layers: int) -> list[tuple[int, ...]]:
-    """The target's size and that of each layer."""
-    rank = len(sizes) // (layers + 1)
-    return [tuple(sizes[i : i + rank]) for i in range(0, len(sizes), rank)]
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -368,7 +274,7 @@ def _rows(tensor: Tensor) -> Tensor:
     return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
 
 
-def _sizes(query: Tensor, read: Tensor, layers: int, options: _Options) -> Any:
+def _sizes(query: Tensor, read: Tensor, layers: int, options: Options) -> Any:
     """`Sizes` of the C++ file."""
     batch, positions, keys = query.shape
     heads, values = options.heads, read.shape[-1]

@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rl_nfm.nfm import kernels
+from rl_nfm.nfm import kernels, operators, triton_attention
 from rl_nfm.nfm.attention import mix_values, slot_scores, sparse_weights
+from rl_nfm.nfm.call import Options
 from rl_nfm.nfm.config import NFMConfig
 from rl_nfm.nfm.output import OutBlock
 from rl_nfm.nfm.rescale import Grid, window_offsets
+from rl_nfm.nfm.triton_attention import Handed, Packed
+from rl_nfm.support import triton_guard
 
 if TYPE_CHECKING:
     from rl_nfm.nfm.record import AttentionRecorder
@@ -39,6 +42,23 @@ class Entry(NamedTuple):
     """[B, P, H * K]."""
     values: Tensor | None
     """[B, P, H * V]."""
+    packed: Packed | None = None
+    """Where keys and values are views of one tensor: that one."""
+    handed: Handed | None = None
+    """From the last reader, where the kernels for CUDA read this."""
+
+
+class Projected(NamedTuple):
+    """What one product makes of a state [B, P, C]; empty where the place has no such part."""
+
+    query: Tensor
+    """[B, P, H * K]."""
+    keys: Tensor
+    """[B, P, H * K]."""
+    values: Tensor
+    """[B, P, H * V]."""
+    packed: Packed | None
+    """All of them, where they are views."""
 
 
 Memory = list[Entry]
@@ -91,12 +111,13 @@ class Place(nn.Module):
         super().__init__()
         self.config = config
         self.random_attention = config.random_attention
-        self.use_kernels = kernels.available()
+        self.use_kernels = triton_guard.switched_on()
+        self.has_library = kernels.available()
         self.recorder: AttentionRecorder | None = None
         keys, values = config.heads * config.key_size, config.heads * config.value_size
         owned = config.kv_owner == "source"
         # One matrix for all that is made of a state: query, keys and values.
-        self.parts = [keys * reads, keys * (writes and owned), values * (writes and owned)]
+        self.parts = (keys * reads, keys * (writes and owned), values * (writes and owned))
         self.project = nn.Linear(channels, sum(self.parts)) if sum(self.parts) else None
         if not reads:
             return
@@ -108,59 +129,60 @@ class Place(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also on a machine without the compiler of the one that pickled it."""
         super().__setstate__(state)
-        self.use_kernels = self.use_kernels and kernels.available()
+        self.has_library = kernels.available()
 
     def forward(self, x: Tensor, memory: Memory, visit: Visit) -> Tensor:
         """Write x [B, C, T..], then read: x + gamma * out(attention)."""
         sizes = tuple(x.shape[2:]) or (1,)
         state = x.flatten(2).transpose(1, 2) if x.dim() > 2 else x[:, None]
-        query, keys, values = self._project(state)
+        projected = self._project(state)
         if visit.writes and self.config.kv_owner == "source":
-            memory.append(Entry(visit.pass_index, visit.place, sizes, None, keys, values))
+            _, keys, values, packed = projected
+            memory.append(Entry(visit.pass_index, visit.place, sizes, None, keys, values, packed))
         elif visit.writes:
             memory.append(Entry(visit.pass_index, visit.place, sizes, state, None, None))
         if not visit.reads:
             return x
-        read = self._attend(query, sizes, memory, visit)
+        read = self._attend(projected, sizes, memory, visit)
         read = torch.cat([read, state], dim=-1) if self.config.cat_input else read
         out = self.out(read, sizes).transpose(1, 2).reshape(x.shape)
         return torch.addcmul(x, self.gamma, out)
 
-    def _project(self, state: Tensor) -> tuple[Tensor, ...]:
-        """Query, keys and values [B, P, ..], empty where the place has none."""
+    def _project(self, state: Tensor) -> Projected:
         if self.project is None:
-            return (state[..., :0],) * 3
+            none = state[..., :0]
+            return Projected(none, none, none, None)
         plain = type(self.project) is nn.Linear and not (
             self.project._forward_hooks or self.project._forward_pre_hooks
         )
-        if not (plain and self.use_kernels and kernels.supports(state)):
-            return self.project(state).split(self.parts, dim=-1)
+        wants_rows = triton_attention.is_wanted(state) or not self.has_library
+        if wants_rows or not (plain and self.use_kernels and kernels.supports(state)):
+            packed = Packed(self.project(state), self.parts)
+            return Projected(*packed.split(), packed)
         # As fast as one product, and the kernels read rows that lie side by side twice as fast.
         weights, biases = self.project.weight.split(self.parts), self.project.bias.split(self.parts)
         pairs = zip(weights, biases, strict=True)
-        return tuple(F.linear(state, w, b) if len(b) else state[..., :0] for w, b in pairs)
+        query, keys, values = (
+            F.linear(state, w, b) if len(b) else state[..., :0] for w, b in pairs
+        )
+        return Projected(query, keys, values, None)
 
     def _attend(
-        self, query: Tensor, sizes: tuple[int, ...], memory: Memory, visit: Visit
+        self, projected: Projected, sizes: tuple[int, ...], memory: Memory, visit: Visit
     ) -> Tensor:
-        """What the heads read, [B, P, H * V], for queries [B, P, H * K]."""
-        config = self.config
-        keys, values = zip(*map(self._keys_and_values, memory), strict=True)
+        """What the heads read, [B, P, H * V]."""
+        config, query = self.config, projected.query
+        remembered = [self._remember(entry) for entry in memory]
         grid = Grid.of(sizes, [entry.sizes for entry in memory], config.rescale)
         scale = config.key_size**-0.5 / config.temperature
         dropout = config.attention_dropout if self.training else 0.0
         noise = self.random_attention and not self.training
         common = config.top_k_mode == "masked" and not dropout and not noise
-        fused = common and self.recorder is None and self.use_kernels
-        if fused and kernels.supports(query, keys, values):
-            read, keys, values = kernels.attend(
-                query, keys, values, grid, heads=config.heads, scale=scale, top_k=config.top_k,
-                null_slot=config.null_slot,
-            )  # fmt: skip
-            if config.kv_owner == "source":
-                for n, entry in enumerate(memory):
-                    memory[n] = entry._replace(keys=keys[n], values=values[n])
-            return read
+        if common and self.recorder is None and self.use_kernels:
+            read = self._attend_fused(projected, remembered, grid, scale, memory)
+            if read is not None:
+                return read
+        keys, values = [x.keys for x in remembered], [x.values for x in remembered]
         scores = slot_scores(query, keys, grid, config.heads, scale, config.null_slot)
         if noise:
             scores = torch.randn_like(scores).masked_fill(scores.isneginf(), float("-inf"))
@@ -170,6 +192,51 @@ class Place(nn.Module):
             self.recorder.add(visit, weights.unflatten(1, sizes), labels, config.top_k)
         return mix_values(weights, values, grid).to(query.dtype)
 
+    def _attend_fused(
+        self,
+        projected: Projected,
+        remembered: list[Projected],
+        grid: Grid,
+        scale: float,
+        memory: Memory,
+    ) -> Tensor | None:
+        """By the kernels for this device, or None.
+
+        They have something handed on from reader to reader, with the memory's entries.
+        """
+        config, query = self.config, projected.query
+        keys, values = [x.keys for x in remembered], [x.values for x in remembered]
+        packed = [x.packed for x in (*remembered, projected) if x.packed is not None]
+        common: dict[str, Any] = {"heads": config.heads, "scale": scale, "top_k": config.top_k}
+        options = Options.of(grid, **common, null_slot=config.null_slot)
+        if triton_attention.is_compiled(query):
+            return operators.attend(query, keys, values, *options)[0]
+        if len(packed) > len(memory) and triton_attention.supports(query, keys, values, options):
+            previous = next((x.handed for x in memory if x.handed is not None), None)
+            read, handed = triton_attention.attend(packed, options, previous)
+            news = [{"handed": handed}] * len(memory)
+        elif self.has_library and kernels.supports(query, keys, values):
+            read, keys, values = kernels.attend(
+                query, keys, values, grid, **common, null_slot=config.null_slot
+            )
+            news = [{"keys": k, "values": v} for k, v in zip(keys, values, strict=True)]
+        else:
+            return None
+        if self.config.kv_owner == "source":
+            memory[:] = [old._replace(**new) for old, new in zip(memory, news, strict=True)]
+        return read
+
+    def _remember(self, entry: Entry) -> Projected:
+        """An entry's keys and values, which this place makes where readers own them."""
+        if entry.state is not None:
+            both = self.key_values[str(entry.state.shape[-1])](entry.state)
+            heads, keys, values = self.config.heads, self.config.key_size, self.config.value_size
+            packed = Packed(both, (0, heads * keys, heads * values))
+            return Projected(*packed.split(), packed)
+        assert entry.keys is not None
+        assert entry.values is not None
+        return Projected(entry.keys[..., :0], entry.keys, entry.values, entry.packed)
+
     def _labels(self, memory: Memory, grid: Grid) -> list[Slot]:
         slots = [
             Slot(entry.pass_index, entry.place, offset)
@@ -177,15 +244,6 @@ class Place(nn.Module):
             for offset in window_offsets(source, grid.target, grid.mode)
         ]
         return slots + [NULL_SLOT] * self.config.null_slot
-
-    def _keys_and_values(self, entry: Entry) -> tuple[Tensor, Tensor]:
-        if entry.state is not None:
-            both = self.key_values[str(entry.state.shape[-1])](entry.state)
-            keys = self.config.heads * self.config.key_size
-            return both[..., :keys], both[..., keys:]
-        assert entry.keys is not None
-        assert entry.values is not None
-        return entry.keys, entry.values
 
 
 def set_random_attention(module: nn.Module, on: bool) -> None:

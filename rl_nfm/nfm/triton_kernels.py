@@ -1,0 +1,293 @@
+"""Masked top-k attention of an NFM in Triton; `triton_attention` launches these.
+
+A lane is one head of one position (of the reader, or of the memory in `memory_gradient`); a program
+takes `BLOCK` positions of one sample with all their heads, so that a row of memory is read in one
+piece. `SPLIT` lanes share what one lane would do one after the other: the slots of a position, or
+the visits of a row. Sizes that end in P are the ones before them, brought to a power of two.
+
+Slots are counted through all layers; slot `l` of position `p` stands for row `table[l * P + p]` of
+its layer, or for none (-1). Sums, scores and softmax are float32. No result depends on timing.
+
+`layers`, of each written layer: keys, values, then for both the strides of samples, then of rows.
+`LENGTHS`: slots in each layer.
+"""
+
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportCallIssue=false
+# Triton's language looks like Python, but its types are known to its own compiler only.
+
+import triton
+import triton.language as tl
+
+NOTHING = tl.constexpr(-(2**63))
+FULL = tl.constexpr(2**63 - 1)
+LOWEST = tl.constexpr(-(2**31))
+POSITIVE = tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def _to_rank(score, slot):
+    """int64 that orders by score, then the first slot highest; NaN is above all."""
+    score = tl.where(score == score, score + 0.0, float("nan"))  # -0 becomes 0
+    bits = score.to(tl.int32, bitcast=True)
+    bits = bits ^ ((bits >> 31) & POSITIVE)
+    return (bits.to(tl.int64) << 32) + (POSITIVE - slot)
+
+
+@triton.jit
+def _from_rank(rank):
+    """Score and slot; minus infinity and -1 for a place that was never taken."""
+    bits = (rank >> 32).to(tl.int32)
+    slot = POSITIVE - (rank & 0xFFFFFFFF).to(tl.int32)
+    free = bits == LOWEST
+    bits = bits ^ ((bits >> 31) & POSITIVE)
+    score = bits.to(tl.float32, bitcast=True)
+    return tl.where(free, float("-inf"), score), tl.where(free, -1, slot)
+
+
+@triton.jit
+def _offer(best, rank):
+    """Put it in the place of the lowest, if it is higher; no two ranks are equal."""
+    low = tl.min(best, 1)[:, None]
+    return tl.where(best == low, tl.maximum(low, rank[:, None]), best)
+
+
+@triton.jit
+def _offer_slot(best, q, keys, row_stride, table, slot, first, length, P, p, live, columns, kept):
+    """Score one slot of each lane, `slot` of the layer whose first one is `first`."""
+    inside = live & (slot < length)
+    row = tl.load(table + (first + slot) * P + p, mask=inside, other=-1)
+    k = tl.load(
+        keys + row[:, None] * row_stride + columns, mask=(row >= 0)[:, None] & kept, other=0.0
+    )
+    rank = _to_rank(tl.sum(q * k.to(tl.float32), 1), first + slot)
+    return _offer(best, tl.where(row >= 0, rank, NOTHING))
+
+
+@triton.jit
+def _find_layers(layers, b, slot, PART: tl.constexpr, LENGTHS: tl.constexpr):
+    """Of each slot's layer, where the sample's keys (PART 0) or values (1) begin, and stride."""
+    start = layers[0][PART] + b * layers[0][2 + PART]
+    stride = layers[0][4 + PART]
+    first = LENGTHS[0]
+    for e in tl.static_range(1, len(layers)):
+        start = tl.where(slot >= first, layers[e][PART] + b * layers[e][2 + PART], start)
+        stride = tl.where(slot >= first, layers[e][4 + PART], stride)
+        first += LENGTHS[e]
+    return start, stride
+
+
+@triton.jit
+def _load_rows(layers, b, slot, row, columns, mask, PART: tl.constexpr, LENGTHS: tl.constexpr):
+    """float32 [lanes, k, size]: keys or values of the rows [lanes, k]."""
+    start, stride = _find_layers(layers, b, slot, PART, LENGTHS)
+    at = start + row * stride
+    return tl.load(at[:, :, None] + columns, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _merge(best, TOP: tl.constexpr, TOPP: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr,
+           HP: tl.constexpr):  # fmt: skip
+    """The best of all lanes that share a head: [BLOCK * SPLIT * HP, TOPP] to [BLOCK * HP, TOPP]."""
+    column = tl.arange(0, TOPP)[None, :]
+    best = tl.where(column < TOP, best, NOTHING)
+    best = tl.permute(tl.reshape(best, [BLOCK, SPLIT, HP, TOPP]), [0, 2, 1, 3])
+    best = tl.reshape(best, [BLOCK * HP, SPLIT * TOPP])
+    merged = tl.full([BLOCK * HP, TOPP], NOTHING, tl.int64)
+    for j in tl.static_range(TOP):
+        high = tl.max(best, 1)[:, None]
+        merged = tl.where(column == j, high, merged)
+        best = tl.where(best == high, NOTHING, best)
+    return merged
+
+
+@triton.jit
+def forward(
+    query, query_batch, query_row, layers, table, read, weights, slots, scale, P,
+    H: tl.constexpr, HP: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, V: tl.constexpr,
+    VP: tl.constexpr, TOP: tl.constexpr, TOPP: tl.constexpr, NULL: tl.constexpr,
+    LENGTHS: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Read [B, P, H * V]; of each head weights and slots [B, P, H, TOP], -1 for no row."""
+    blocks = tl.cdiv(P, BLOCK)
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    p0 = (tl.program_id(0) % blocks) * BLOCK
+    lane = tl.arange(0, BLOCK * SPLIT * HP)
+    h = lane % HP
+    part = lane // HP % SPLIT
+    p = p0 + lane // (HP * SPLIT)
+    live = (p < P) & (h < H)
+    kk = tl.arange(0, KP)[None, :]
+    columns = (h * K)[:, None] + kk
+    q = tl.load(
+        query + b * query_batch + p[:, None] * query_row + columns,
+        mask=live[:, None] & (kk < K), other=0.0,
+    ).to(tl.float32) * scale  # fmt: skip
+    column = tl.arange(0, TOPP)[None, :]
+    empty = tl.where(column < TOP, NOTHING + column.to(tl.int64), FULL)
+    best = empty + tl.zeros([BLOCK * SPLIT * HP, TOPP], tl.int64)
+    first = 0
+    for e in tl.static_range(len(layers)):
+        keys = layers[e][0] + b * layers[e][2]
+        if UNROLL:
+            for slot in tl.static_range(0, tl.constexpr(LENGTHS[e]), SPLIT):
+                best = _offer_slot(best, q, keys, layers[e][4], table, slot + part, first,
+                                   LENGTHS[e], P, p, live, columns, kk < K)  # fmt: skip
+        else:
+            for slot in range(0, LENGTHS[e], SPLIT):
+                best = _offer_slot(best, q, keys, layers[e][4], table, slot + part, first,
+                                   LENGTHS[e], P, p, live, columns, kk < K)  # fmt: skip
+        first += LENGTHS[e]
+    if NULL:
+        null = _to_rank(tl.zeros([BLOCK * SPLIT * HP], tl.float32), first)
+        best = _offer(best, tl.where(part == 0, null, NOTHING))
+    if SPLIT > 1:
+        best = _merge(best, TOP, TOPP, BLOCK, SPLIT, HP)
+    lane = tl.arange(0, BLOCK * HP)
+    h = lane % HP
+    p = p0 + lane // HP
+    score, slot = _from_rank(best)
+    chosen = ((p < P) & (h < H))[:, None] & (column < TOP)
+    score = tl.where(column < TOP, tl.where(chosen, score, 0.0), float("-inf"))
+    e = tl.exp(score - tl.max(score, 1)[:, None])
+    w = e / tl.sum(e, 1)[:, None]
+    real = chosen & (slot >= 0) & (slot < first)
+    row = tl.load(table + slot * P + p[:, None], mask=real, other=0)
+    head = p * H + h
+    sample = b * P * H
+    at = head[:, None] * TOP + column
+    tl.store(weights + sample * TOP + at, w, mask=chosen)
+    tl.store(slots + sample * TOP + at, tl.where(real, slot, -1), mask=chosen)
+    vv = tl.arange(0, VP)
+    v = _load_rows(layers, b, slot, row, (h * V)[:, None, None] + vv[None, None, :],
+                   real[:, :, None] & (vv < V)[None, None, :], 1, LENGTHS)  # fmt: skip
+    tl.store(
+        read + sample * V + head[:, None] * V + vv[None, :], tl.sum(w[:, :, None] * v, 1),
+        mask=((p < P) & (h < H))[:, None] & (vv < V)[None, :],
+    )  # fmt: skip
+
+
+@triton.jit
+def query_gradient(
+    grad, grad_batch, grad_row, layers, table, weights, slots, scores,
+    grad_query, grad_query_batch, grad_query_row, scale, P,
+    H: tl.constexpr, HP: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, V: tl.constexpr,
+    VP: tl.constexpr, TOP: tl.constexpr, TOPP: tl.constexpr, LENGTHS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The query's gradient, and that of the scores times `scale` [B, P, H, TOP].
+
+    dw_j = g . v_j;  ds_j = w_j (dw_j - sum_i w_i dw_i);  dq = scale sum_j ds_j k_j.
+    """
+    blocks = tl.cdiv(P, BLOCK)
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    lane = tl.arange(0, BLOCK * HP)
+    p = (tl.program_id(0) % blocks) * BLOCK + lane // HP
+    h = lane % HP
+    live = (p < P) & (h < H)
+    kk = tl.arange(0, KP)
+    vv = tl.arange(0, VP)
+    column = tl.arange(0, TOPP)[None, :]
+    chosen = live[:, None] & (column < TOP)
+    sample = b * P * H * TOP
+    at = (p * H + h)[:, None] * TOP + column
+    w = tl.load(weights + sample + at, mask=chosen, other=0.0)
+    slot = tl.load(slots + sample + at, mask=chosen, other=-1).to(tl.int32)
+    real = slot >= 0
+    row = tl.load(table + slot * P + p[:, None], mask=real, other=0)
+    g = tl.load(
+        grad + b * grad_batch + p[:, None] * grad_row + (h * V)[:, None] + vv[None, :],
+        mask=live[:, None] & (vv < V)[None, :], other=0.0,
+    ).to(tl.float32)  # fmt: skip
+    v = _load_rows(layers, b, slot, row, (h * V)[:, None, None] + vv[None, None, :],
+                   real[:, :, None] & (vv < V)[None, None, :], 1, LENGTHS)  # fmt: skip
+    k = _load_rows(layers, b, slot, row, (h * K)[:, None, None] + kk[None, None, :],
+                   real[:, :, None] & (kk < K)[None, None, :], 0, LENGTHS)  # fmt: skip
+    dw = tl.sum(g[:, None, :] * v, 2)
+    ds = w * (dw - tl.sum(w * dw, 1)[:, None]) * scale
+    tl.store(scores + sample + at, ds, mask=chosen)
+    to = grad_query + b * grad_query_batch + p[:, None] * grad_query_row
+    tl.store(
+        to + (h * K)[:, None] + kk[None, :], tl.sum(ds[:, :, None] * k, 1),
+        mask=live[:, None] & (kk < K)[None, :],
+    )  # fmt: skip
+
+
+@triton.jit
+def _add_visit(
+    dk, dv, reader, visit, b, r, h, live, R, kk, vv,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, TOP: tl.constexpr, VISITS: tl.constexpr,
+):  # fmt: skip
+    """Add what each row got from its `visit`-th position of one reader, if that kept it."""
+    query, query_batch, query_row, grad, grad_batch, grad_row, weights, scores, slots, visits, P = (
+        reader
+    )
+    p = tl.load(visits + visit * R + r, mask=live & (visit < VISITS), other=-1)
+    slot = tl.load(visits + (VISITS + visit) * R + r, mask=p >= 0, other=-1)
+    sample = b * P * H * TOP
+    at = (p * H + h) * TOP
+    hit = -1 + tl.zeros_like(p)
+    for j in tl.static_range(TOP):
+        kept = tl.load(slots + sample + at + j, mask=p >= 0, other=-1).to(tl.int32)
+        hit = tl.where((kept == slot) & (p >= 0), j, hit)
+    kept = hit >= 0
+    w = tl.load(weights + sample + at + hit, mask=kept, other=0.0)
+    ds = tl.load(scores + sample + at + hit, mask=kept, other=0.0)
+    q = tl.load(
+        query + b * query_batch + p[:, None] * query_row + (h * K)[:, None] + kk,
+        mask=kept[:, None] & (kk < K), other=0.0,
+    )  # fmt: skip
+    g = tl.load(
+        grad + b * grad_batch + p[:, None] * grad_row + (h * V)[:, None] + vv,
+        mask=kept[:, None] & (vv < V), other=0.0,
+    )  # fmt: skip
+    return dk + ds[:, None] * q.to(tl.float32), dv + w[:, None] * g.to(tl.float32)
+
+
+@triton.jit
+def memory_gradient(
+    readers, grad_keys, grad_keys_batch, grad_keys_row, grad_values, grad_values_batch,
+    grad_values_row, R,
+    H: tl.constexpr, HP: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, V: tl.constexpr,
+    VP: tl.constexpr, TOPS: tl.constexpr, VISITS: tl.constexpr, BLOCK: tl.constexpr,
+    SPLIT: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one layer's keys and values, R rows, from all of its readers.
+
+    `readers`: of each, query and gradient of what it read with strides of samples and rows, weights
+    and gradients of scores, slots, visits, number of positions. `TOPS`: slots that each kept.
+
+    Each row looks up who can have read it: a reader's `visits` int32 [2, VISITS, R] hold that many
+    positions, or -1, and the slots that the row is for them.
+    """
+    blocks = tl.cdiv(R, BLOCK)
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    r0 = (tl.program_id(0) % blocks) * BLOCK
+    lane = tl.arange(0, BLOCK * SPLIT * HP)
+    h = lane % HP
+    part = lane // HP % SPLIT
+    r = r0 + lane // (HP * SPLIT)
+    live = (r < R) & (h < H)
+    kk = tl.arange(0, KP)[None, :]
+    vv = tl.arange(0, VP)[None, :]
+    dk = tl.zeros([BLOCK * SPLIT * HP, KP], tl.float32)
+    dv = tl.zeros([BLOCK * SPLIT * HP, VP], tl.float32)
+    for e in tl.static_range(len(readers)):
+        if UNROLL:
+            for n in tl.static_range(0, tl.constexpr(VISITS[e]), SPLIT):
+                dk, dv = _add_visit(dk, dv, readers[e], n + part, b, r, h, live, R, kk, vv,
+                                    H, K, V, TOPS[e], VISITS[e])  # fmt: skip
+        else:
+            for n in range(0, VISITS[e], SPLIT):
+                dk, dv = _add_visit(dk, dv, readers[e], n + part, b, r, h, live, R, kk, vv,
+                                    H, K, V, TOPS[e], VISITS[e])  # fmt: skip
+    if SPLIT > 1:
+        dk = tl.reshape(tl.sum(tl.reshape(dk, [BLOCK, SPLIT, HP * KP]), 1), [BLOCK * HP, KP])
+        dv = tl.reshape(tl.sum(tl.reshape(dv, [BLOCK, SPLIT, HP * VP]), 1), [BLOCK * HP, VP])
+    lane = tl.arange(0, BLOCK * HP)
+    h = lane % HP
+    r = r0 + lane // HP
+    live = (r < R) & (h < H)
+    to = grad_keys + b * grad_keys_batch + r[:, None] * grad_keys_row + (h * K)[:, None]
+    tl.store(to + kk, dk, mask=live[:, None] & (kk < K))
+    to = grad_values + b * grad_values_batch + r[:, None] * grad_values_row + (h * V)[:, None]
+    tl.store(to + vv, dv, mask=live[:, None] & (vv < V))

@@ -1,0 +1,210 @@
+"""Launches the kernels of `triton_kernels`: static tables, sizes of programs, arguments.
+
+Tensors are [B, P, ..] with numbers of one row side by side (`even`); strides are free otherwise.
+"""
+
+import itertools
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl_nfm.nfm.call import Options, slot_rows, split_sizes
+from rl_nfm.nfm.config import Rescale
+
+WARPS = 4
+ELEMENTS = 4096
+"""Keys or values, in numbers, that a program of four warps holds at a time: 32 a thread."""
+UNROLLED = 16
+"""Up to so many slots or visits of a lane are fetched together, rather than in a loop."""
+SPLITS = (1, 2, 4, 8, 16)
+
+
+class Told(NamedTuple):
+    """What a reader's backward knows that the gradient of its memory needs."""
+
+    query: Tensor
+    grad: Tensor
+    """Of what was read."""
+    weights: Tensor
+    scores: Tensor
+    """Gradient of the scores, times their scale."""
+    slots: Tensor
+    options: Options
+    layers: int
+
+
+def power(number: int) -> int:
+    """The least power of two that is not below."""
+    return 1 << (number - 1).bit_length()
+
+
+def even(tensor: Tensor) -> Tensor:
+    """[B, P, C] with rows whose numbers lie side by side."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def lengths(options: Options, layers: int) -> tuple[int, ...]:
+    """Slots in each layer."""
+    target, *sources = split_sizes(options.sizes, layers)
+    return tuple(slot_rows(source, target, options.mode).shape[1] for source in sources)
+
+
+def forward(
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], options: Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is read [B, P, H * V], and of each head weights and slots [B, P, H, k]."""
+    batch, positions, width = query.shape
+    chosen = (batch, positions, options.heads, options.top_k)
+    read = query.new_empty(batch, positions, values[0].shape[-1])
+    weights = query.new_empty(chosen, dtype=torch.float32)
+    slots = query.new_empty(chosen, dtype=torch.int16)
+    sizes = _sizes(options.heads, width, read.shape[-1])
+    counts = lengths(options, len(keys))
+    top = power(options.top_k)
+    split = _split(counts) if top <= 16 else 1
+    threads = max(1, min(32, sizes["KP"] * query.element_size() // 16))
+    block = min(
+        max(1, 32 * WARPS // threads // (sizes["HP"] * split)),
+        _block(sizes, top),
+        power(positions),
+    )
+    _launch(
+        "forward", batch * -(-positions // block), *_strided(query), _layers(keys, values),
+        _table(tuple(options.sizes), len(keys), options.mode, query.device), read, weights, slots,
+        options.scale, positions, **sizes, TOP=options.top_k, TOPP=top, NULL=options.null_slot,
+        LENGTHS=counts, BLOCK=block, SPLIT=split, UNROLL=_turns(counts, split) <= UNROLLED,
+        num_warps=_warps(block * sizes["HP"] * top * max(sizes["KP"], sizes["VP"])),
+    )  # fmt: skip
+    return read, weights, slots
+
+
+def query_gradient(
+    grad: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    weights: Tensor,
+    slots: Tensor,
+    to: Tensor,
+    options: Options,
+) -> Tensor:
+    """Writes the query's gradient; returns the scores' one, times their scale, [B, P, H, k]."""
+    batch, positions, width = to.shape
+    scores = torch.empty_like(weights)
+    sizes = _sizes(options.heads, width, grad.shape[-1])
+    top = power(options.top_k)
+    block = min(_block(sizes, top), power(positions))
+    _launch(
+        "query_gradient", batch * -(-positions // block), *_strided(grad), _layers(keys, values),
+        _table(tuple(options.sizes), len(keys), options.mode, to.device), weights, slots, scores,
+        *_strided(to), options.scale, positions, **sizes, TOP=options.top_k, TOPP=top,
+        LENGTHS=lengths(options, len(keys)), BLOCK=block,
+        num_warps=_warps(block * sizes["HP"] * top * max(sizes["KP"], sizes["VP"])),
+    )  # fmt: skip
+    return scores
+
+
+def memory_gradient(
+    told: Sequence[Told], layer: int, grad_keys: Tensor, grad_values: Tensor, heads: int
+) -> None:
+    """Writes the gradients of one layer's keys and values from what its readers told."""
+    batch, rows, width = grad_keys.shape
+    sizes = _sizes(heads, width, grad_values.shape[-1])
+    tables = [
+        _visits(tuple(x.options.sizes), x.layers, x.options.mode, layer, grad_keys.device)
+        for x in told
+    ]
+    counts = tuple(len(table[0]) for table in tables)
+    split = _split(counts)
+    threads = max(1, min(32, max(sizes["KP"], sizes["VP"]) * grad_keys.element_size() // 16))
+    block = min(max(1, 32 * WARPS // threads // (sizes["HP"] * split)), power(rows))
+    readers = tuple(
+        (*_strided(x.query), *_strided(x.grad), x.weights, x.scores, x.slots, table,
+         x.query.shape[1]) for x, table in zip(told, tables, strict=True)
+    )  # fmt: skip
+    _launch(
+        "memory_gradient", batch * -(-rows // block), readers, *_strided(grad_keys),
+        *_strided(grad_values), rows, **sizes, TOPS=tuple(x.options.top_k for x in told),
+        VISITS=counts, BLOCK=block, SPLIT=split, UNROLL=_turns(counts, split) <= UNROLLED,
+        num_warps=WARPS,
+    )  # fmt: skip
+
+
+def _launch(name: str, programs: int, *args: Any, **constants: Any) -> None:
+    from rl_nfm.nfm import triton_kernels
+
+    if programs:
+        with torch.cuda.device_of(_first_tensor(args)):
+            getattr(triton_kernels, name)[(programs,)](*args, **constants, enable_fp_fusion=True)
+
+
+def _first_tensor(args: Any) -> Tensor:
+    while not isinstance(args, Tensor):
+        args = args[0]
+    return args
+
+
+def _strided(tensor: Tensor) -> tuple[Tensor, int, int]:
+    return tensor, tensor.stride(0), tensor.stride(1)
+
+
+def _layers(keys: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[tuple[Any, ...], ...]:
+    return tuple(
+        (k, v, k.stride(0), v.stride(0), k.stride(1), v.stride(1))
+        for k, v in zip(keys, values, strict=True)
+    )
+
+
+def _sizes(heads: int, keys: int, values: int) -> dict[str, int]:
+    k, v = keys // heads, values // heads
+    return {"H": heads, "HP": power(heads), "K": k, "KP": power(k), "V": v, "VP": power(v)}
+
+
+def _block(sizes: dict[str, int], top: int) -> int:
+    return max(1, ELEMENTS // (sizes["HP"] * top * max(sizes["KP"], sizes["VP"])))
+
+
+def _warps(elements: int) -> int:
+    return WARPS if elements <= 2 * ELEMENTS else 2 * WARPS
+
+
+def _split(counts: Sequence[int]) -> int:
+    """The least number of lanes that share a loop so that it can be unrolled."""
+    return next((n for n in SPLITS if _turns(counts, n) <= UNROLLED), SPLITS[-2])
+
+
+def _turns(counts: Sequence[int], split: int) -> int:
+    return sum(-(-count // split) for count in counts)
+
+
+# Captured graphs hold these tables' addresses, so none may ever be dropped.
+
+
+@cache
+def _table(sizes: tuple[int, ...], layers: int, mode: Rescale, device: torch.device) -> Tensor:
+    """int32 [slots of all layers, P]: the slot's row in its layer; -1 is padding."""
+    target, *sources = split_sizes(list(sizes), layers)
+    columns = [slot_rows(source, target, mode).T for source in sources]
+    return torch.from_numpy(np.ascontiguousarray(np.concatenate(columns))).to(device)
+
+
+@cache
+def _visits(
+    sizes: tuple[int, ...], layers: int, mode: Rescale, layer: int, device: torch.device
+) -> Tensor:
+    """int32 [2, visits, rows of the layer]: positions that can read a row, or -1, and its slot."""
+    target, *sources = split_sizes(list(sizes), layers)
+    first = sum(slot_rows(source, target, mode).shape[1] for source in sources[:layer])
+    rows = slot_rows(sources[layer], target, mode)
+    found: list[list[tuple[int, int]]] = [[] for _ in range(int(np.prod(sources[layer])))]
+    for position, slot in itertools.product(*map(range, rows.shape)):
+        if rows[position, slot] >= 0:
+            found[rows[position, slot]].append((position, first + slot))
+    table = np.full((2, max(map(len, found)), len(found)), -1, np.int32)
+    for row, visits in enumerate(found):
+        if visits:
+            table[:, : len(visits), row] = np.array(visits).T
+    return torch.from_numpy(table).to(device)
