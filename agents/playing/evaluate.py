@@ -8,6 +8,7 @@ Counts the first N episodes *started*, not ended: the latter favours short episo
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -248,8 +249,16 @@ def _choose(
     return action.cpu().numpy()
 
 
-def env_seed(seed: int) -> int:
-    """A seed for environments such that neighbouring seeds share no environment."""
+def env_seed(seed: int, steps: int = 0) -> int:
+    """A seed for environments such that neighbouring seeds share no environment.
+
+    Args:
+        seed: of the run.
+        steps: where the run goes on; each continuation gets random numbers of its own.
+    """
+    if steps:
+        digest = hashlib.sha256(f"{seed} {steps}".encode()).digest()
+        seed = int.from_bytes(digest[:8], "big")
     return seed * 1_000_003 % (2**31 - 4096)
 
 

@@ -117,4 +117,4 @@ def load(path: str | Path, *, device: str = "auto", which: str = "last") -> Agen
     found = checkpoint.open_checkpoint(checkpoint.find(Path(path), which))
     network = checkpoint.load_network(found, pick_device(device))
     with torch.no_grad():
-        return Agent(network, found.config, tuple(found.meta["obs_shape"]))
+        return Agent(network, found.config, found.meta.obs_shape)

@@ -24,10 +24,11 @@ from agents.reporting.swept import (
     is_run,
     swept_runs,
 )
-from agents.saving.run_folder import RunFolder, read_metrics
+from agents.saving.run_folder import RunFolder
 from envs import Protocol, human_normalized_score, resolve_game
 from envs.games import MEMORY_CUE
 from envs.memory import MEMORY_PROTOCOL
+from rl_nfm.support.metrics_file import MetricsFile
 
 SCORES = "scores.json"
 """Name of a score file that is found inside a run."""
@@ -151,7 +152,7 @@ def _read_swept(run: SweptRun, notes: list[str]) -> list[Result]:
 def _read_run(path: Path, notes: list[str]) -> Result:
     folder = RunFolder.open(path)
     config = folder.config()
-    curve = _read_curve(folder.metrics_path, notes)
+    curve = _read_curve(folder.metrics, notes)
     if not len(curve.episode_returns):
         notes.append(f"{path}: no training episode has ended")
     protocol = _protocol(config)
@@ -171,23 +172,22 @@ def _read_run(path: Path, notes: list[str]) -> Result:
     )
 
 
-def _read_curve(path: Path, notes: list[str]) -> Curve:
-    try:
-        lines = read_metrics(path)
-        written = len(path.read_bytes().splitlines()) if path.is_file() else 0
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: damaged (not text)") from None
-    if not written:
-        notes.append(f"{path}: missing or empty")
-    elif written > len(lines):
-        notes.append(f"{path}: torn after line {len(lines)}, {written - len(lines)} left out")
+def _read_curve(metrics: MetricsFile, notes: list[str]) -> Curve:
+    content = metrics.read()
+    lines = content.lines
+    if content.damaged:
+        notes.append(metrics.describe(content.damaged))
+    if content.torn:
+        notes.append(f"{metrics.path}: torn after line {len(lines)}, 1 left out")
+    if not (lines or content.damaged or content.torn):
+        notes.append(f"{metrics.path}: missing or empty")
     steps, returns, eval_steps, eval_returns = [], [], [], []
     for number, line in enumerate(lines, 1):
         new = line.get("episode_returns", [])
         evaluated = line.get("eval_return_mean")
         known = [line["steps"], *([] if evaluated is None else [evaluated])]
         if not isinstance(new, list) or not all(map(_is_number, [*known, *new])):
-            raise ValueError(f"{path}: line {number} holds other than numbers")
+            raise ValueError(f"{metrics.path}: line {number} holds other than numbers")
         steps += [line["steps"]] * len(new)
         returns += new
         if evaluated is not None:

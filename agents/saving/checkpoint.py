@@ -1,29 +1,98 @@
 """Checkpoints of a training run: everything to evaluate, and everything to go on.
 
 `checkpoints/step_000250000/` holds `network.safetensors` (the online network alone),
-`training.safetensors` (target, optimiser, random states, priorities) and the replay in immutable
-chunks `replay-*.safetensors`, of which only changed ones are written again: the others are hard
-links to the files of the checkpoint before. `checkpoints/best` holds the network of the best
-evaluation.
+`training.safetensors` (what each part gives as its state, and the random states) and the replay in
+immutable chunks `replay-*.safetensors`. `checkpoints/best` holds the network of the best
+evaluation. `agents.saving.writer` writes them; here they are found, checked and read.
+
+A checkpoint knows nothing of what its parts hold: they give their state as named tensors, and take
+back tensors of the same names, shapes and types.
 """
 
+import contextlib
 import dataclasses
-import shutil
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Protocol
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from agents.config import Config, make_config, to_plain
-from agents.learning.learner import Learner, with_prefix
+from agents.config import Config, make_config
 from agents.learning.network import QNetwork
-from agents.replay.buffer import Replay
 from rl_nfm.encoders import make_encoder
 from rl_nfm.support import storage
+from rl_nfm.support.configuration import validate
+from rl_nfm.support.storage import CheckpointError
 
 KIND = "rl-nfm agent 1"
-CHUNK_BYTES = 64 * 2**20
+BEST = "best"
+_STEP = re.compile(r"step_\d{9,}")
+_LEFT_OVER = re.compile(r"\.(step_\d{9,}|best)\.(partial|old|removed)")
+
+
+class Part(Protocol):
+    """What a checkpoint asks of whatever goes on after a resume."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that goes on, by name."""
+        ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave."""
+        ...
+
+
+class LearnerPart(Part, Protocol):
+    """The owner of the online network, which is saved in a file of its own."""
+
+    online: QNetwork
+    device: torch.device
+    updates: int
+
+
+class ReplayPart(Part, Protocol):
+    """A ring of rows, written one after the other, beside its state."""
+
+    rows: int
+    added_rows: int
+
+    @property
+    def row_stores(self) -> dict[str, Tensor]:
+        """Everything kept per row, each [rows, ...]."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReplayMeta:
+    """The replay when it was saved."""
+
+    rows: Annotated[int, Gt(0)]
+    """Of the ring."""
+    added_rows: Annotated[int, Ge(0)]
+    """Rows written since the run began."""
+
+
+Side = Annotated[int, Gt(0), Le(2**16)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Meta:
+    """The meta data of a checkpoint."""
+
+    kind: str
+    files: dict[str, str]
+    """File name to SHA-256."""
+    config: dict[str, Any]
+    counters: dict[str, Any]
+    """At least `steps` and `updates`; the rest is the training loop's."""
+    obs_shape: tuple[Side, Side, Side]
+    """(C, H, W)."""
+    num_actions: Side
+    torch: str
+    replay: ReplayMeta | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,22 +100,67 @@ class Checkpoint:
     """A checkpoint's place and meta data."""
 
     path: Path
-    meta: dict[str, Any]
+    meta: Meta
 
     @property
     def config(self) -> Config:
         """The run's config."""
-        return make_config(self.meta["config"], where=str(self.path))
+        return make_config(self.meta.config, where=str(self.path))
+
+    @property
+    def counters(self) -> dict[str, Any]:
+        """Where the training loop was, `steps` among it, without the learner's `updates`."""
+        return {key: value for key, value in self.meta.counters.items() if key != "updates"}
 
     @property
     def steps(self) -> int:
         """Agent steps when it was written."""
-        return self.meta["counters"]["steps"]
+        return self.meta.counters["steps"]
+
+    def tensors(self, stem: str) -> dict[str, Tensor]:
+        """The tensors of one of its files, on the CPU.
+
+        Raises:
+            CheckpointError: missing or damaged, or numbers that are not finite.
+        """
+        name = f"{stem}.safetensors"
+        if name not in self.meta.files:
+            raise CheckpointError(f"{self.path / name}: missing")
+        tensors = storage.load_tensors(self.path / name)
+        if (bad := first_not_finite(tensors)) is not None:
+            raise CheckpointError(
+                f"{self.path / name}: {bad} is not finite (the training had diverged)"
+            )
+        return tensors
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity; one host synchronisation."""
+    floating = {name: value for name, value in tensors.items() if value.is_floating_point()}
+    if not floating:
+        return None
+    finite = torch.stack([value.isfinite().all() for value in floating.values()]).tolist()
+    return next((name for name, good in zip(floating, finite, strict=True) if not good), None)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The step checkpoints in a `checkpoints` folder, oldest first."""
-    return sorted(folder.glob("step_*"))
+    """The step checkpoints in a `checkpoints` folder, oldest first; other names are left alone."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The agent steps in the name of a step checkpoint."""
+    return int(path.name.removeprefix("step_"))
+
+
+def tidy(folder: Path) -> None:
+    """Clear away what a killed process has left half-written or half-removed in `checkpoints`."""
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        if (match := _LEFT_OVER.fullmatch(path.name)) is not None:
+            storage.tidy(folder / match[1])
 
 
 def find(path: Path, which: str = "last") -> Path:
@@ -58,12 +172,13 @@ def find(path: Path, which: str = "last") -> Path:
     if (path / storage.META).is_file():
         return path
     if not path.exists():
-        raise storage.CheckpointError(f"{path}: does not exist")
+        raise CheckpointError(f"{path}: does not exist")
     folder = path / "checkpoints"
-    found = list_checkpoints(folder)[-1:] if which == "last" else [folder / "best"]
-    if not found or not found[0].is_dir():
-        raise storage.CheckpointError(f"{path}: no {which} checkpoint in it")
-    return found[0]
+    last = list_checkpoints(folder)[-1:]
+    found = (last[0] if last else None) if which == "last" else storage.present(folder / BEST)
+    if found is None:
+        raise CheckpointError(f"{path}: no {which} checkpoint in it")
+    return found
 
 
 def open_checkpoint(path: Path, *, replay: bool = False) -> Checkpoint:
@@ -72,11 +187,24 @@ def open_checkpoint(path: Path, *, replay: bool = False) -> Checkpoint:
     Raises:
         CheckpointError: missing, truncated, foreign or tampered with.
     """
-    skip = () if replay else ("replay-",)
-    meta = storage.load_meta(path, kind=KIND, skip=skip)
-    if not isinstance(meta.get("config"), dict) or not isinstance(meta.get("counters"), dict):
-        raise storage.CheckpointError(f"{path}: damaged (no config or counters)")
+    found = storage.load_meta(path, kind=KIND, skip=() if replay else ("replay-",))
+    with fitting(path):
+        meta = validate(Meta, found)
+        for name in ("steps", "updates"):
+            count = meta.counters[name]
+            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+                raise ValueError(f"counters.{name} is no count")
     return Checkpoint(path=path, meta=meta)
+
+
+def best_return(folder: Path) -> float | None:
+    """The mean return of `best` in a `checkpoints` folder; None where there is none to be read."""
+    found = storage.present(folder / BEST)
+    try:
+        value = None if found is None else open_checkpoint(found).counters.get("best_return")
+    except CheckpointError:
+        return None
+    return value if isinstance(value, (int, float)) else None
 
 
 def build_network(config: Config, obs_shape: tuple[int, int, int], num_actions: int) -> QNetwork:
@@ -97,147 +225,88 @@ def load_network(checkpoint: Checkpoint, device: torch.device) -> QNetwork:
     """The trained network.
 
     Raises:
-        CheckpointError: if the weights do not fit the config.
+        CheckpointError: if the weights do not fit the config, or are not finite.
     """
-    meta = checkpoint.meta
-    network = build_network(checkpoint.config, tuple(meta["obs_shape"]), meta["num_actions"])
-    weights = storage.load_tensors(checkpoint.path / "network.safetensors")
-    _load_state(network, weights, checkpoint.path)
+    meta, config = checkpoint.meta, checkpoint.config
+    weights = checkpoint.tensors("network")
+    with fitting(checkpoint.path):
+        network = build_network(config, meta.obs_shape, meta.num_actions)
+        network.load_state_dict(weights)
     return network.to(device)
 
 
-def _load_state(network: QNetwork, weights: dict[str, Tensor], path: Path) -> None:
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise _misfit(path, error) from None
-
-
-def _misfit(path: Path, error: RuntimeError) -> storage.CheckpointError:
-    problem = str(error).splitlines()[1].strip()
-    return storage.CheckpointError(f"{path}: weights do not fit the config ({problem})")
-
-
-def save(
-    folder: Path,
-    *,
-    config: Config,
-    learner: Learner,
-    replay: Replay,
-    counters: dict[str, Any],
-    previous: Path | None,
-) -> Path:
-    """Write the checkpoint of this step, then drop older ones.
-
-    Raises:
-        OSError: when it cannot be written; the checkpoint before is then still whole.
-    """
-    meta = _meta(config, learner, replay, counters)
-    tensors = {"network": learner.online.state_dict(), "training": _training_state(learner, replay)}
-    links: dict[str, tuple[Path, str]] = {}
-    if config.run.save_replay:
-        before = storage.load_meta(previous, kind=KIND, skip=("",)) if previous else None
-        for name, rows in _chunks(replay).items():
-            if before and previous and name in before["files"]:
-                links[name] = (previous / name, before["files"][name])
-            else:
-                stores = {key: value[rows] for key, value in replay.row_stores.items()}
-                tensors[name.removesuffix(".safetensors")] = stores
-        meta["replay"] = {"added_rows": replay.added_rows, "rows": replay.rows}
-    target = folder / f"step_{counters['steps']:09d}"
-    storage.save_directory(target, kind=KIND, meta=meta, tensors=tensors, links=links)
-    for old in list_checkpoints(folder):
-        if old != target:
-            shutil.rmtree(old)
-    return target
-
-
-def save_best(
-    folder: Path, *, config: Config, learner: Learner, replay: Replay, counters: dict[str, Any]
-) -> None:
-    """Write the network alone, as the best one so far."""
-    storage.save_directory(
-        folder / "best",
-        kind=KIND,
-        meta=_meta(config, learner, replay, counters),
-        tensors={"network": learner.online.state_dict()},
-    )
-
-
-def _meta(
-    config: Config, learner: Learner, replay: Replay, counters: dict[str, Any]
-) -> dict[str, Any]:
-    return {
-        "config": to_plain(config),
-        "counters": {**counters, "updates": learner.updates},
-        "obs_shape": [replay.stack_num, *replay.frame.shape[2:]],
-        "num_actions": learner.online.head.num_actions,
-        "torch": torch.__version__,
-    }
-
-
-def _chunks(replay: Replay) -> dict[str, slice]:
-    """File name to rows. The name tells the last row written in it, so it changes with them."""
-    row_bytes = sum(s[0].numel() * s.element_size() for s in replay.row_stores.values())
-    size = max(1, CHUNK_BYTES // row_bytes)
-    chunks = {}
-    for begin in range(0, min(replay.added_rows, replay.rows), size):
-        end = min(begin + size, replay.rows)
-        newest = replay.added_rows - 1
-        # the youngest absolute row at or before `newest` that lies in begin..end
-        lap, position = divmod(newest, replay.rows)
-        if position >= end:
-            last = lap * replay.rows + end - 1
-        elif position >= begin:
-            last = newest
-        else:
-            last = (lap - 1) * replay.rows + end - 1
-        chunks[f"replay-{begin:08d}-{last:012d}.safetensors"] = slice(begin, end)
-    return chunks
-
-
-def _training_state(learner: Learner, replay: Replay) -> dict[str, Tensor]:
-    state = learner.state()
-    state |= {f"replay.{name}": value for name, value in replay.state().items()}
-    state["rng.cpu"] = torch.get_rng_state()
-    if learner.device.type == "cuda":
-        state["rng.cuda"] = torch.cuda.get_rng_state(learner.device)
-    return state
-
-
-def restore(checkpoint: Checkpoint, learner: Learner, replay: Replay) -> bool:
+def restore(checkpoint: Checkpoint, learner: LearnerPart, replay: ReplayPart) -> bool:
     """Put networks, optimiser, replay and random states back; returns whether a replay was there.
 
     Raises:
         CheckpointError: if something is missing or does not fit.
     """
-    _load_state(
-        learner.online,
-        storage.load_tensors(checkpoint.path / "network.safetensors"),
-        checkpoint.path,
-    )
-    state = storage.load_tensors(checkpoint.path / "training.safetensors")
-    state.setdefault("updates", torch.tensor(checkpoint.meta["counters"]["updates"]))
-    try:
+    weights, state = checkpoint.tensors("network"), checkpoint.tensors("training")
+    # Checkpoints of version 0.1.0 have these two in their meta data only.
+    state.setdefault("updates", torch.tensor(checkpoint.meta.counters["updates"]))
+    if checkpoint.meta.replay is not None:
+        added = torch.tensor(checkpoint.meta.replay.added_rows)
+        state.setdefault("replay.added_rows", added)
+    with fitting(checkpoint.path):
+        learner.online.load_state_dict(weights)
         learner.load_state(state)
-    except RuntimeError as error:
-        raise _misfit(checkpoint.path, error) from None
+        _restore_random_states(state, learner.device)
+        if checkpoint.meta.replay is not None:
+            own = {f"replay.{name}": value for name, value in replay.state().items()}
+            _check_like(own, state)
+            _restore_rows(checkpoint, checkpoint.meta.replay, replay)
+            replay.load_state({name.removeprefix("replay."): state[name] for name in own})
+    return checkpoint.meta.replay is not None
+
+
+def _restore_random_states(state: Mapping[str, Tensor], device: torch.device) -> None:
+    _check_like({"rng.cpu": torch.get_rng_state()}, state)
     torch.set_rng_state(state["rng.cpu"])
-    if learner.device.type == "cuda" and "rng.cuda" in state:
-        torch.cuda.set_rng_state(state["rng.cuda"], learner.device)
-    if "replay" not in checkpoint.meta:
-        return False
-    _restore_replay(checkpoint, replay, state)
-    return True
+    if device.type == "cuda" and "rng.cuda" in state:
+        torch.cuda.set_rng_state(state["rng.cuda"], device)
 
 
-def _restore_replay(checkpoint: Checkpoint, replay: Replay, state: dict[str, Tensor]) -> None:
-    told = checkpoint.meta["replay"]
-    if told["rows"] != replay.rows:
-        raise storage.CheckpointError(f"{checkpoint.path}: replay of {told['rows']} rows")
-    for name in sorted(n for n in checkpoint.meta["files"] if n.startswith("replay-")):
+def _restore_rows(checkpoint: Checkpoint, saved: ReplayMeta, replay: ReplayPart) -> None:
+    if saved.rows != replay.rows:
+        raise ValueError(f"replay of {saved.rows} rows, must be {replay.rows}")
+    stores, filled = replay.row_stores, 0
+    for name in sorted(n for n in checkpoint.meta.files if n.startswith("replay-")):
         begin = int(name.split("-")[1])
-        for key, value in storage.load_tensors(checkpoint.path / name).items():
-            replay.row_stores[key][begin : begin + len(value)] = value.to(replay.device)
-    state.setdefault("replay.added_rows", torch.tensor(told["added_rows"]))
-    replay.load_state(with_prefix(state, "replay."))
+        chunk = checkpoint.tensors(name.removesuffix(".safetensors"))
+        rows = slice(begin, begin + len(next(iter(chunk.values()))))
+        if begin != filled:
+            raise ValueError(f"rows {filled} to {begin} of the replay are missing")
+        _check_like({key: store[rows] for key, store in stores.items()}, chunk)
+        for key, store in stores.items():
+            store[rows] = chunk[key].to(store.device)
+        filled = rows.stop
+    if filled < min(saved.added_rows, saved.rows):
+        raise ValueError(f"rows from {filled} of the replay are missing")
+
+
+def _check_like(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Raise for a tensor that is missing or of another shape or type than here."""
+    for name, value in own.items():
+        shape, dtype = tuple(saved[name].shape), saved[name].dtype
+        if shape != tuple(value.shape) or dtype != value.dtype:
+            raise ValueError(
+                f"{name} is {dtype} {shape}, must be {value.dtype} {tuple(value.shape)}"
+            )
+
+
+@contextlib.contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """What goes wrong inside is told as a checkpoint that does not fit, in one line.
+
+    The files have their digests, so this is one of another config or version, or made by hand.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except KeyError as error:
+        raise CheckpointError(f"{path}: {error} is missing") from None
+    except (ValueError, TypeError, RuntimeError, IndexError, OverflowError, StopIteration) as error:
+        lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+        reason = lines[1] if lines[0].startswith("Error(s) in loading") else lines[0]
+        raise CheckpointError(f"{path}: does not fit ({reason})") from None

@@ -1,23 +1,31 @@
 """A run's folder: config, metrics.jsonl, TensorBoard and checkpoints.
 
 `metrics.jsonl` is the record; TensorBoard's scalars are derived from it, so that a resumed run can
-cut both back to its checkpoint.
+cut both back to its checkpoint, and curves that cannot be written never end a run.
 """
 
 import contextlib
 import fcntl
-import json
+import itertools
+import logging
 import math
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-from torch.utils.tensorboard.writer import SummaryWriter
+from typing import TYPE_CHECKING, Any
 
 from agents.config import Config, make_config, write_config
+from agents.saving import checkpoint
 from rl_nfm.support.configuration import read_yaml
+from rl_nfm.support.metrics_file import Line, MetricsFile
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+_LOG = logging.getLogger(__name__)
+LOCK = ".lock"
 
 
 class RunFolder:
@@ -27,8 +35,10 @@ class RunFolder:
         self.path = path
         self.config_path = path / "config.yaml"
         self.metrics_path = path / "metrics.jsonl"
+        self.metrics = MetricsFile(self.metrics_path, "steps")
         self.checkpoints = path / "checkpoints"
-        self._board: SummaryWriter | None = None
+        self._writer: SummaryWriter | None = None
+        self._warned = False
 
     @classmethod
     def create(cls, config: Config, out: Path | None) -> "RunFolder":
@@ -37,19 +47,17 @@ class RunFolder:
         Raises:
             ValueError: if the folder exists and is not empty, or cannot be written.
         """
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        name = f"{config.game.replace('/', '_')}-{config.encoder}-seed{config.seed}-{stamp}"
-        path = Path("runs") / name if out is None else out
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise ValueError(
-                    f"out: {path} is not empty; a run is never overwritten (go on: --resume {path})"
-                )
-            folder = cls(path)
-            write_config(config, folder.config_path)
+            folder = cls(_new_folder(config) if out is None else out)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            if any(path.name != LOCK for path in folder.path.iterdir()):
+                raise _not_empty(folder.path)
+            with folder.held():
+                if folder.config_path.exists():  # begun by another process in between
+                    raise _not_empty(folder.path)
+                write_config(config, folder.config_path)
         except OSError as error:
-            raise ValueError(f"out: {path} cannot be written ({error.strerror})") from None
+            raise ValueError(f"out: {out or 'runs'} cannot be written ({error.strerror})") from None
         return folder
 
     @classmethod
@@ -70,67 +78,115 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, no other process can train this run; TensorBoard is flushed at the end.
+        """Inside, no other process can train this run.
+
+        What a killed one has left half-written is cleared away first.
 
         Raises:
-            ValueError: if another process holds it.
+            ValueError: if another process holds it, or it cannot be held.
         """
-        with (self.path / ".lock").open("w") as lock:
+        try:
+            # Opened without truncating and without following a link: it may be someone's file.
+            lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise ValueError(
+                f"{self.path / LOCK}: cannot be opened ({error.strerror}); must be a plain file"
+            ) from None
+        with contextlib.closing(os.fdopen(lock, "rb")):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise ValueError(f"{self.path}: another process is training this run") from None
+            except OSError as error:
+                raise ValueError(
+                    f"{self.path / LOCK}: cannot be locked ({error.strerror})"
+                ) from None
+            checkpoint.tidy(self.checkpoints)
             try:
                 yield
             finally:
-                if self._board is not None:
-                    self._board.close()
+                self._close_writer()
 
     def cut(self, steps: int) -> None:
         """Drop every metric after `steps`, a torn last line too, and rebuild TensorBoard."""
-        lines = [line for line in read_metrics(self.metrics_path) if line["steps"] <= steps]
-        partial = self.metrics_path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        partial.replace(self.metrics_path)
+        self.metrics.cut(steps)
+        self._close_writer()
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-        for line in lines:
-            self._to_board(line)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Append one line; numbers also go to TensorBoard."""
-        finite = {key: _finite(value) for key, value in metrics.items()}
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
-        self._to_board(finite)
+        """Append one line; numbers also go to TensorBoard.
 
-    @property
-    def board(self) -> SummaryWriter:
-        """The TensorBoard writer, for images and histograms too."""
-        if self._board is None:
-            self._board = SummaryWriter(str(self.path / "tensorboard"))
-        return self._board
+        Raises:
+            ValueError: if metrics.jsonl cannot be written.
+        """
+        self.draw(lambda writer: _add_scalars(writer, metrics))
+        try:
+            self.metrics.append(metrics)
+        except OSError as error:
+            raise ValueError(
+                f"{self.metrics.path}: cannot be written ({error.strerror}); what the last "
+                f"checkpoint holds is safe, go on: --resume {self.path}"
+            ) from None
 
-    def _to_board(self, metrics: Mapping[str, Any]) -> None:
-        for key, value in metrics.items():
-            if key != "steps" and isinstance(value, (int, float)):
-                self.board.add_scalar(key, value, metrics["steps"])
+    def draw(self, write: "Callable[[SummaryWriter], object]") -> None:
+        """Let `write` add to TensorBoard: scalars, images, histograms.
+
+        A folder deleted in mid-run is made anew, with the scalars so far. Where the disk refuses,
+        the run goes on without; one warning says so.
+        """
+        try:
+            writer = self._open_writer()
+            write(writer)
+            writer.flush()
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                _LOG.warning("rl-nfm: tensorboard/ cannot be written (%s): left out", error)
+            self._close_writer()
+
+    def _open_writer(self) -> "SummaryWriter":
+        folder = self.path / "tensorboard"
+        if self._writer is not None and not folder.is_dir():
+            self._close_writer()
+        if self._writer is None:
+            from agents.saving.curves import CurveWriter  # TensorBoard takes long to import
+
+            self._writer = CurveWriter(folder)
+            for line in self.metrics.read().lines:
+                _add_scalars(self._writer, line)
+        return self._writer
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+            self._writer = None
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of a metrics.jsonl; a torn last one is left out, a missing file is empty."""
-    lines = []
-    if path.is_file():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                break
-            if not isinstance(line, dict) or "steps" not in line:
-                break
-            lines.append(line)
-    return lines
+def _add_scalars(writer: "SummaryWriter", line: Mapping[str, Any]) -> None:
+    for key, value in line.items():
+        if key != "steps" and isinstance(value, (int, float)) and math.isfinite(value):
+            writer.add_scalar(key, value, line["steps"])
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: None instead."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _new_folder(config: Config) -> Path:
+    """A folder of its own below `runs`, also for two runs begun in the same second."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = f"{config.game.replace('/', '_')}-{config.encoder}-seed{config.seed}-{stamp}"
+    for number in itertools.count(1):
+        path = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+    raise AssertionError
+
+
+def _not_empty(path: Path) -> ValueError:
+    return ValueError(
+        f"out: {path} is not empty; a run is never overwritten (go on: --resume {path})"
+    )
+
+
+def read_metrics(path: Path) -> list[Line]:
+    """The lines of a metrics.jsonl that can be read; see `MetricsFile.read`."""
+    return MetricsFile(path, "steps").read().lines

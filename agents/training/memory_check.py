@@ -1,19 +1,11 @@
-"""Whether the replay fits, before it is allocated."""
+"""Whether the replay fits: asked before it is allocated, and told when memory runs out."""
 
-from pathlib import Path
+import contextlib
+from collections.abc import Iterator
 
 import torch
 
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory free on the device; None where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.is_file():
-        return None
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-    return int(fields["MemAvailable"].split()[0]) * 1024
+from rl_nfm.support.memory import free_bytes
 
 
 def check_memory(needed: int, for_states: int, device: torch.device) -> None:
@@ -36,3 +28,29 @@ def check_memory(needed: int, for_states: int, device: torch.device) -> None:
             f"replay.capacity_steps: needs {needed / 1e9:.1f} GB on {device.type}{states}, where "
             f"{free / 1e9:.1f} GB are free; lower --replay.capacity-steps"
         )
+
+
+@contextlib.contextmanager
+def out_of_memory_told(needed: int, device: torch.device) -> Iterator[None]:
+    """Turn an allocation that fails inside into one line that says where the memory went.
+
+    Args:
+        needed: bytes of the replay.
+        device: where it is allocated.
+
+    Raises:
+        ValueError: when memory runs out; names what the replay takes and what is free.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # Of the CPU's allocator torch tells only by the text of a plain RuntimeError.
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "allocate memory" not in str(error):
+            raise
+        free = free_bytes(device)
+        left = "" if free is None else f", {free / 1e9:.1f} GB are free"
+        raise ValueError(
+            f"device: out of memory on {device.type}: the replay takes {needed / 1e9:.1f} GB"
+            f"{left}; lower --replay.capacity-steps, --replay.batch-size or --env.num-envs"
+        ) from None

@@ -4,6 +4,7 @@ One process. The emulators work (`send` .. `recv`) while the learner updates. Al
 are agent steps over all environments; the autoreset step of each episode counts as one.
 """
 
+import contextlib
 import dataclasses
 import signal
 import time
@@ -22,10 +23,12 @@ from agents.playing.evaluate import env_seed, play
 from agents.replay.buffer import Replay, ReturnConfig, replay_bytes
 from agents.saving import checkpoint
 from agents.saving.run_folder import RunFolder
-from agents.training.memory_check import check_memory
+from agents.saving.writer import CheckpointWriter
+from agents.training.memory_check import check_memory, out_of_memory_told
 from agents.training.step import GradientStep
 from envs import make_env
 from rl_nfm.nfm import NeuralFunctionModule
+from rl_nfm.support.configuration import validate
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -70,7 +73,7 @@ def train(config: Config, *, out: Path | None = None) -> Path:
     device = pick_device(config.device)
     trainer = Trainer(config, device)
     folder = RunFolder.create(config, out)
-    with folder.held():
+    with folder.held(), trainer.memory_told():
         return trainer.run(folder, None)
 
 
@@ -85,18 +88,20 @@ def resume(path: Path, override: Callable[[Config], Config]) -> Path:
         ValueError: no run, a damaged checkpoint, or a change that does not fit.
     """
     folder = RunFolder.open(path)
-    old = folder.config()
-    config = override(old)
-    check_resumable(old, config)
-    device = pick_device(config.device)
     with folder.held():
         found = checkpoint.list_checkpoints(folder.checkpoints)
         last = checkpoint.open_checkpoint(found[-1], replay=True) if found else None
-        if last is not None and config.steps < last.steps:
-            raise ValueError(f"steps: {config.steps} is not allowed: {last.steps} are done already")
-        trainer = Trainer(config, device)
-        write_config(config, folder.config_path)
-        return trainer.run(folder, last)
+        config = override(folder.config())
+        if last is not None:
+            # Not with config.yaml, which may have been edited since.
+            check_resumable(last.config, config)
+            if config.steps < last.steps:
+                raise ValueError(
+                    f"steps: {config.steps} is not allowed: {last.steps} are done already"
+                )
+        trainer = Trainer(config, pick_device(config.device))
+        with trainer.memory_told():
+            return trainer.run(folder, last)
 
 
 class Trainer:
@@ -115,6 +120,7 @@ class Trainer:
         protocol = self.env.protocol
         obs_shape: Any = self.env.single_observation_space.shape
         num_actions = int(self.env.single_action_space.n)  # pyright: ignore
+        self._obs_shape = obs_shape
         online = checkpoint.build_network(config, obs_shape, num_actions).to(device)
         target = checkpoint.build_network(config, obs_shape, num_actions).to(device)
         state = online.initial_state(1)
@@ -132,19 +138,21 @@ class Trainer:
             config.replay, num_envs=config.env.num_envs, obs_shape=obs_shape, state=state
         )
         check_memory(*size, device)
-        self.replay = Replay(
-            config.replay,
-            ReturnConfig(
-                n_steps=config.learner.n_steps,
-                discount=config.learner.discount,
-                reward_clip=config.learner.reward_clip,
-                terminal_on_life_loss=protocol.terminal_on_life_loss,
-            ),
-            num_envs=config.env.num_envs,
-            obs_shape=obs_shape,
-            device=device,
-            state=state,
-        )
+        self._replay_bytes = size[0]
+        with self.memory_told():
+            self.replay = Replay(
+                config.replay,
+                ReturnConfig(
+                    n_steps=config.learner.n_steps,
+                    discount=config.learner.discount,
+                    reward_clip=config.learner.reward_clip,
+                    terminal_on_life_loss=protocol.terminal_on_life_loss,
+                ),
+                num_envs=config.env.num_envs,
+                obs_shape=obs_shape,
+                device=device,
+                state=state,
+            )
         self.learner = Learner(config.learner, online, target, device=device)
         self.step = GradientStep(self.learner, self.replay)
         self.actor = Actor(
@@ -165,13 +173,20 @@ class Trainer:
 
     def run(self, folder: RunFolder, last: checkpoint.Checkpoint | None) -> Path:
         """Train to the end, or until a signal; always ends with a checkpoint."""
-        self.folder, self.saved = folder, None
+        self.folder = folder
         if last is not None:
             checkpoint.restore(last, self.learner, self.replay)
             self.step.forget_graph()
-            saved = {k: v for k, v in last.meta["counters"].items() if k != "updates"}
-            self.counters = Counters(**saved)
-            self.saved = last.path
+            self.counters = validate(Counters, last.counters, where=str(last.path))
+        write_config(self.config, folder.config_path)  # a resumed run may have changed some of it
+        self.saver = CheckpointWriter(
+            folder.checkpoints,
+            self.config,
+            self.learner,
+            self.replay,
+            obs_shape=self._obs_shape,
+            last=last,
+        )
         folder.cut(self.counters.steps)
         self._clock = (time.perf_counter(), self.counters.steps, self.learner.updates)
         before = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -186,6 +201,11 @@ class Trainer:
         try:
             with bar:
                 self._loop(bar)
+            self.saver.wait()
+        except Exception:
+            with contextlib.suppress(ValueError):  # what is raised already says more
+                self.saver.wait()
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -199,7 +219,7 @@ class Trainer:
 
     def _loop(self, bar: "tqdm[Any]") -> None:
         counters, config = self.counters, self.config
-        obs, info = self.env.reset()
+        obs, info = self.env.reset(seed=env_seed(config.seed, counters.steps))
         while counters.steps < config.steps and self._signal is None:
             start = to_device(info["episode_start"], self.device)
             pixels = to_device(obs, self.device)
@@ -225,7 +245,7 @@ class Trainer:
             counters.steps += config.env.num_envs
             self._count_episodes(info)
             self._housekeeping(bar)
-        if self.saved is None or counters.steps > checkpoint.open_checkpoint(self.saved).steps:
+        if counters.steps > self.saver.saved_steps:
             if self.counters.steps > self._clock[1]:
                 self._log(bar, {})
             self._save()
@@ -285,9 +305,8 @@ class Trainer:
             epsilon=config.run.eval_epsilon,
             seed=config.seed + 1_000_000,
         )
-        if self.counters.best_return is None or scores.mean > self.counters.best_return:
+        if self.saver.save_best(dataclasses.asdict(self.counters), scores.mean):
             self.counters.best_return = scores.mean
-            self._write_checkpoint(best=True)
         return {"eval_return_mean": scores.mean, "eval_return_median": scores.median}
 
     def _picture_attention(self) -> None:
@@ -300,8 +319,14 @@ class Trainer:
         with frozen_statistics(network):
             weights, image = attention.summary(network, obs)
         for name, values in weights.items():
-            self.folder.board.add_histogram(f"attention/{name}", values, steps)
-        self.folder.board.add_image("attention", image, steps, dataformats="HWC")
+            self.folder.draw(
+                lambda board, tag=f"attention/{name}", values=values: board.add_histogram(
+                    tag, values, steps
+                )
+            )
+        self.folder.draw(
+            lambda board: board.add_image("attention", image, steps, dataformats="HWC")
+        )
 
     def _log(self, bar: "tqdm[Any]", extra: dict[str, Any]) -> None:
         """One line of metrics; docs/metrics.md says what each number means."""
@@ -339,29 +364,8 @@ class Trainer:
         self._clock = now
 
     def _save(self) -> None:
-        self.saved = self._write_checkpoint(best=False)
+        self.saver.save(dataclasses.asdict(self.counters))
 
-    def _write_checkpoint(self, *, best: bool) -> Path | None:
-        """Write one; a full disk ends the run with a clear error, the one before stays whole."""
-        counters = dataclasses.asdict(self.counters)
-        try:
-            if best:
-                checkpoint.save_best(
-                    self.folder.checkpoints,
-                    config=self.config,
-                    learner=self.learner,
-                    replay=self.replay,
-                    counters=counters,
-                )
-                return None
-            return checkpoint.save(
-                self.folder.checkpoints,
-                config=self.config,
-                learner=self.learner,
-                replay=self.replay,
-                counters=counters,
-                previous=self.saved,
-            )
-        except OSError as error:
-            kept = f"; the one before is whole: {self.saved}" if self.saved else ""
-            raise ValueError(f"checkpoint: cannot be written ({error}){kept}") from None
+    def memory_told(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, running out of memory ends with one line that says what the replay takes."""
+        return out_of_memory_told(self._replay_bytes, self.device)

@@ -18,6 +18,7 @@ import safetensors.torch
 from torch import Tensor
 
 META = "meta.json"
+PIECE_BYTES = 2**20
 
 
 class CheckpointError(ValueError):
@@ -31,7 +32,7 @@ def file_sha256(path: Path) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write one safetensors file, flushed to disk; returns its SHA-256."""
+    """Write one safetensors file, flushed to disk; returns its SHA-256, taken while writing."""
     data: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -40,9 +41,93 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
         # safetensors refuses tensors that share memory, such as tied weights
         data[name] = value.clone() if memory in seen else value
         seen.add(memory)
-    safetensors.torch.save_file(data, path)
-    _flush(path)
-    return file_sha256(path)
+    return _write_bytes(path, safetensors.torch.save(data))
+
+
+def _write_bytes(path: Path, content: bytes) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("wb") as file:
+            for begin in range(0, len(content), PIECE_BYTES):
+                piece = memoryview(content)[begin : begin + PIECE_BYTES]
+                digest.update(piece)
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # a failing write does not name its file
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    return digest.hexdigest()
+
+
+class Draft:
+    """A directory being written beside its final place; `commit` puts it there.
+
+    Replacing takes two renames. A process killed just between them leaves the old directory as
+    `.<name>.old`, which `present` finds and the next draft puts back first.
+
+    Args:
+        target: final place; a directory there stays as it is until `commit`.
+
+    Raises:
+        OSError: if nothing can be written there.
+    """
+
+    def __init__(self, target: Path):
+        self.target = target
+        self._partial = _beside(target, "partial")
+        self.digests: dict[str, str] = {}
+        """SHA-256 of each file so far."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tidy(target)
+        self._partial.mkdir()
+
+    def __enter__(self) -> "Draft":
+        """Inside, what is raised removes the draft."""
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Leave nothing behind after a failure."""
+        if kind is not None:
+            self.discard()
+
+    def link(self, name: str, source: Path, digest: str) -> bool:
+        """Hard-link an immutable file of a known SHA-256; False where that is not possible."""
+        try:
+            os.link(source, self._partial / name, follow_symlinks=False)
+        except OSError:  # deleted, on another file system, or on one without hard links
+            return False
+        self.digests[name] = digest
+        return True
+
+    def write(self, stem: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write `<stem>.safetensors`.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        name = f"{stem}.safetensors"
+        self.digests[name] = write_tensors(self._partial / name, tensors)
+
+    def commit(self, *, kind: str, meta: Mapping[str, Any]) -> None:
+        """Add the meta data and move the directory to its final place.
+
+        Args:
+            kind: what it is, checked by `load_meta`.
+            meta: plain JSON values.
+
+        Raises:
+            OSError: when it cannot be written; `target` is then as it was before.
+        """
+        content = {**meta, "kind": kind, "files": self.digests}
+        content["sha256"] = _meta_sha256(content)
+        _write_bytes(self._partial / META, json.dumps(content, indent=1).encode())
+        _flush(self._partial)
+        _replace_directory(self._partial, self.target)
+
+    def discard(self) -> None:
+        """Remove what was written; the final place is as it was before."""
+        _put_back(self.target)
+        _clear(self._partial)
 
 
 def save_directory(
@@ -51,47 +136,46 @@ def save_directory(
     kind: str,
     meta: Mapping[str, Any],
     tensors: Mapping[str, Mapping[str, Tensor]],
-    links: Mapping[str, tuple[Path, str]] | None = None,
 ) -> None:
     """Write a checkpoint directory atomically; an existing `target` is replaced.
-
-    Replacing takes two renames. A process killed just between them leaves the old directory as
-    `.<name>.old`, which the next write puts back first.
 
     Args:
         target: final place.
         kind: what it is, checked by `load_meta`.
         meta: plain JSON values.
         tensors: file stem to named tensors; each becomes `<stem>.safetensors`.
-        links: file name to (existing immutable file, its SHA-256): hard-linked, not rewritten.
 
     Raises:
         OSError: when it cannot be written; `target` is then as it was before.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    _put_back(target)
-    try:
-        partial.mkdir()
-        digests = {}
+    with Draft(target) as draft:
         for stem, named in tensors.items():
-            digests[f"{stem}.safetensors"] = write_tensors(partial / f"{stem}.safetensors", named)
-        for name, (source, digest) in (links or {}).items():
-            _link(source, partial / name)
-            digests[name] = digest
-        content = {**meta, "kind": kind, "files": digests}
-        content["sha256"] = _meta_sha256(content)
-        (partial / META).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        _flush(partial / META)
-        _flush(partial)
-        _replace_directory(partial, target)
-    except BaseException as error:
-        _put_back(target)
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, safetensors.SafetensorError):  # how a full disk shows itself there
-            raise OSError(f"{target}: {error}") from error
-        raise
+            draft.write(stem, named)
+        draft.commit(kind=kind, meta=meta)
+
+
+def present(target: Path) -> Path | None:
+    """Where the directory last written as `target` lies, or None."""
+    return next((path for path in (target, _beside(target, "old")) if path.is_dir()), None)
+
+
+def remove(directory: Path) -> None:
+    """Remove a directory such that a process killed in the middle leaves no half of that name.
+
+    Raises:
+        OSError: if it cannot be renamed.
+    """
+    doomed = _beside(directory, "removed")
+    _clear(doomed)
+    directory.rename(doomed)
+    _clear(doomed)
+
+
+def tidy(target: Path) -> None:
+    """Clear away what a process that was killed while it wrote or removed `target` has left."""
+    _put_back(target)
+    for state in ("partial", "old", "removed"):
+        _clear(_beside(target, state))
 
 
 def load_meta(directory: Path, *, kind: str, skip: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -113,11 +197,12 @@ def load_meta(directory: Path, *, kind: str, skip: tuple[str, ...] = ()) -> dict
         files: dict[str, str] = meta["files"]
         found = meta["kind"]
         items = list(files.items())
+        intact = meta.pop("sha256", None) == _meta_sha256(meta)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
         raise CheckpointError(f"{path}: damaged, or not written by rl-nfm") from None
     if found != kind:
-        raise CheckpointError(f"{directory}: holds {found!r}, expected {kind!r}")
-    if meta.pop("sha256", None) != _meta_sha256(meta):
+        raise CheckpointError(f"{directory}: holds {str(found)[:100]!r}, expected {kind!r}")
+    if not intact:
         raise CheckpointError(f"{path}: changed since it was written")
     for name, digest in items:
         if not (directory / name).is_file() or Path(name).name != name:
@@ -141,35 +226,36 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)
-
-
 def _replace_directory(source: Path, target: Path) -> None:
-    old = _aside(target)
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
+    old = _beside(target, "old")
+    _clear(old)
+    if target.exists() or target.is_symlink():
         target.rename(old)
     source.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
     _flush(target.parent)
+    _clear(old)
 
 
 def _put_back(target: Path) -> None:
     """Undo a replacement that was cut short between its two renames."""
-    if _aside(target).exists() and not target.exists():
-        _aside(target).rename(target)
+    old = _beside(target, "old")
+    if old.is_dir() and not target.exists():
+        old.rename(target)
 
 
-def _aside(target: Path) -> Path:
-    return target.with_name(f".{target.name}.old")
+def _clear(path: Path) -> None:
+    """Remove a directory, or a file or link in its place; what a link points to stays."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _beside(target: Path, state: str) -> Path:
+    return target.with_name(f".{target.name}.{state}")
 
 
 def _flush(path: Path) -> None:

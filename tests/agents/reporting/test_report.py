@@ -330,10 +330,11 @@ def test_torn_and_missing_metrics_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff\xfe\x00", "metrics.jsonl: damaged"),
+        (b"\xff\xfe\x00", "metrics.jsonl: torn after line 0, 1 left out"),
+        (b"\xff\xfe\x00\n", "metrics.jsonl: line 1 cannot be read: left out"),
         (b'{"steps": 100, "episode_returns": ["a"]}\n', "line 1 holds other than numbers"),
         (b'{"steps": 100, "episode_returns": 5}\n', "line 1 holds other than numbers"),
-        (b'{"steps": "x", "episode_returns": []}\n', "line 1 holds other than numbers"),
+        (b'{"steps": "x", "episode_returns": []}\n', "line 1 cannot be read: left out"),
         (b'{"steps": 100, "eval_return_mean": [1]}\n', "line 1 holds other than numbers"),
     ],
 )

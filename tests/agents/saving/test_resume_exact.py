@@ -22,17 +22,19 @@ def config_of(encoder):
 def test_one_update_after_restore_equals_the_one_without_interruption(tmp_path, encoder):
     config = config_of(encoder)
     trainer = train.Trainer(config, CPU)
-    trainer.run(train.RunFolder.create(config, tmp_path / "run"), None)
+    folder = train.RunFolder.create(config, tmp_path / "run")
+    with folder.held():
+        trainer.run(folder, None)
     saved = checkpoint.open_checkpoint(checkpoint.find(tmp_path / "run"), replay=True)
     other = train.Trainer(dataclasses.replace(config, seed=7), CPU)
-    checkpoint.restore(saved, other.learner)
+    checkpoint.restore(saved, other.learner, other.replay)
     other.env.close()
     assert trainer.learner.updates > 0
     for _ in range(2):
         state = torch.get_rng_state()
-        trainer.learner.update()
+        trainer.step()
         torch.set_rng_state(state)
-        other.learner.update()
+        other.step()
     pairs = zip(
         trainer.learner.online.named_parameters(), other.learner.online.parameters(), strict=True
     )

@@ -13,7 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.config import check_resumable, make_config, read_preset, to_plain
-from agents.saving import checkpoint
+from agents.saving import checkpoint, writer
 from agents.saving.run_folder import RunFolder, read_metrics
 from agents.training import train
 from rl_nfm.support import storage
@@ -87,7 +87,7 @@ def test_restore_puts_everything_back(tmp_path):
 
 
 def test_only_changed_chunks_are_written_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 7100 * 4 * 10)  # ten rows of four environments
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 7100 * 4 * 10)  # ten rows of four environments
     folder = train.train(debug(steps=100), out=tmp_path / "run")
     first = checkpoint.find(folder)
     kept = {p.name: p.stat().st_ino for p in first.glob("replay-*")}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors
 import torch
 
 from rl_nfm.support import storage
@@ -18,13 +17,12 @@ from rl_nfm.support.storage import META, CheckpointError
 KIND = "test 1"
 
 
-def write(target: Path, value: float = 1.0, **kwargs: Any) -> None:
+def write(target: Path, value: float = 1.0) -> None:
     storage.save_directory(
         target,
         kind=KIND,
         meta={"value": value},
         tensors={"a": {"x": torch.full((3, 5), value)}, "b": {"y": torch.arange(7)}},
-        **kwargs,
     )
 
 
@@ -116,7 +114,7 @@ def test_leftovers_of_a_killed_run_do_no_harm(tmp_path: Path) -> None:
 def test_a_directory_lost_between_two_renames_is_put_back(tmp_path: Path) -> None:
     """A run killed while it replaced `one` leaves the old one aside; a failing write keeps it."""
     write(tmp_path / ".one.old", 1.0)
-    with pytest.raises(OSError, match="no space"), failing_at("save_file", 0):
+    with pytest.raises(OSError, match="no space"), failing_at("write", 0):
         write(tmp_path / "one", 2.0)
     assert read(tmp_path / "one") == 1.0
     assert names(tmp_path) == {"one"}
@@ -127,11 +125,9 @@ def failing_at(step: str, count: int) -> Iterator[None]:
     """The `count`-th call (from 0) of one of the steps of a write fails."""
     calls = {"n": 0}
     owners: dict[str, tuple[Any, str]] = {
-        "save_file": (safetensors.torch, "save_file"),
+        "write": (storage, "_write_bytes"),
         "fsync": (os, "fsync"),
-        "write_text": (Path, "write_text"),
         "rename": (Path, "rename"),
-        "link": (storage, "_link"),
     }
     owner, name = owners[step]
     real: Callable[..., Any] = getattr(owner, name)
@@ -149,12 +145,11 @@ def failing_at(step: str, count: int) -> Iterator[None]:
 
 
 STEPS = [
-    ("save_file", 0),
-    ("save_file", 1),
+    ("write", 0),
+    ("write", 1),
+    ("write", 2),  # the meta data
     ("fsync", 0),
-    ("fsync", 2),
-    ("link", 0),
-    ("write_text", 0),
+    ("fsync", 3),  # the directory
     ("rename", 0),
     ("rename", 1),
 ]
@@ -167,16 +162,13 @@ def test_a_failure_in_the_middle_keeps_the_old_directory_whole(
 ) -> None:
     if step == "rename" and count == 1 and not existing:
         pytest.skip("a new directory needs one rename only")
-    source = tmp_path / "source.bin"
-    source.write_bytes(b"data")
-    links = {"linked.bin": (source, storage.file_sha256(source))}
     if existing:
-        write(tmp_path / "one", 1.0, links=links)
+        write(tmp_path / "one", 1.0)
     with pytest.raises(OSError, match="no space"), failing_at(step, count):
-        write(tmp_path / "one", 2.0, links=links)
+        write(tmp_path / "one", 2.0)
     if existing:
         assert read(tmp_path / "one") == 1.0
-    assert names(tmp_path) == {"source.bin"} | ({"one"} if existing else set())
+    assert names(tmp_path) == ({"one"} if existing else set())
     write(tmp_path / "one", 3.0)  # and the next one succeeds
     assert read(tmp_path / "one") == 3.0
 
@@ -217,31 +209,40 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
         write(tmp_path / "file" / "one")
 
 
+def draft_with_link(target: Path, source: Path, digest: str) -> bool:
+    with storage.Draft(target) as draft:
+        linked = draft.link("kept.safetensors", source, digest)
+        draft.write("a", {"x": torch.full((3, 5), 2.0)})
+        draft.commit(kind=KIND, meta={"value": 2.0})
+    return linked
+
+
 def test_links_share_the_file_and_survive_the_first_directory(tmp_path: Path) -> None:
     write(tmp_path / "one", 1.0)
-    digests = storage.load_meta(tmp_path / "one", kind=KIND)["files"]
-    links = {"kept.safetensors": (tmp_path / "one" / "b.safetensors", digests["b.safetensors"])}
-    write(tmp_path / "two", 2.0, links=links)
+    digest = storage.load_meta(tmp_path / "one", kind=KIND)["files"]["b.safetensors"]
+    assert draft_with_link(tmp_path / "two", tmp_path / "one" / "b.safetensors", digest)
     first, second = tmp_path / "one" / "b.safetensors", tmp_path / "two" / "kept.safetensors"
     assert first.samefile(second)
-    shutil.rmtree(tmp_path / "one")
+    storage.remove(tmp_path / "one")
+    assert names(tmp_path) == {"two"}
     assert read(tmp_path / "two") == 2.0
     assert torch.equal(storage.load_tensors(second)["y"], torch.arange(7))
 
 
-def test_a_file_is_copied_where_links_are_refused(
+def test_a_file_that_is_gone_or_cannot_be_linked_is_said_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "source.bin"
-    source.write_bytes(b"data")
+    assert not draft_with_link(tmp_path / "one", source, "")
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EXDEV, "other file system")
 
+    source.write_bytes(b"data")
     monkeypatch.setattr(os, "link", refuse)
-    write(tmp_path / "one", links={"x.bin": (source, storage.file_sha256(source))})
-    assert read(tmp_path / "one") == 1.0
-    assert not source.samefile(tmp_path / "one" / "x.bin")
+    assert not draft_with_link(tmp_path / "one", source, "")
+    assert read(tmp_path / "one") == 2.0
+    assert names(tmp_path / "one") == {META, "a.safetensors"}
 
 
 def test_a_link_to_a_changed_file_is_found(tmp_path: Path) -> None:
@@ -249,9 +250,40 @@ def test_a_link_to_a_changed_file_is_found(tmp_path: Path) -> None:
     source.write_bytes(b"data")
     digest = storage.file_sha256(source)
     source.write_bytes(b"Data")
-    write(tmp_path / "one", links={"x.bin": (source, digest)})
-    with pytest.raises(CheckpointError, match=r"x\.bin: truncated or changed"):
+    assert draft_with_link(tmp_path / "one", source, digest)
+    with pytest.raises(CheckpointError, match=r"kept\.safetensors: truncated or changed"):
         storage.load_meta(tmp_path / "one", kind=KIND)
+
+
+def test_what_a_link_points_to_is_never_removed(tmp_path: Path) -> None:
+    """Leftovers and old directories that someone has replaced by links to elsewhere."""
+    write(tmp_path / "elsewhere" / "mine", 7.0)
+    for name in (".one.partial", ".one.old", ".one.removed", "one"):
+        (tmp_path / name).symlink_to(tmp_path / "elsewhere" / "mine")
+    write(tmp_path / "one", 2.0)
+    assert read(tmp_path / "one") == 2.0
+    assert not (tmp_path / "one").is_symlink()
+    assert names(tmp_path) == {"one", "elsewhere"}
+    assert read(tmp_path / "elsewhere" / "mine") == 7.0
+
+
+def test_the_digest_taken_while_writing_is_that_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for piece, size in ((1, 3), (7, 100), (64, 64), (2**20, 300_000)):
+        monkeypatch.setattr(storage, "PIECE_BYTES", piece)
+        digest = storage.write_tensors(tmp_path / "x", {"x": torch.randn(size)})
+        assert digest == storage.file_sha256(tmp_path / "x")
+
+
+def test_a_directory_between_its_two_renames_is_found(tmp_path: Path) -> None:
+    assert storage.present(tmp_path / "one") is None
+    write(tmp_path / ".one.old", 1.0)
+    found = storage.present(tmp_path / "one")
+    assert found is not None
+    assert read(found) == 1.0
+    write(tmp_path / "one", 2.0)
+    assert storage.present(tmp_path / "one") == tmp_path / "one"
 
 
 def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
