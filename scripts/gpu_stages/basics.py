@@ -56,7 +56,7 @@ def tests() -> Iterator[Result]:
     marker = "not gpu" if REHEARSAL else "gpu"
     targets = ["tests/rl_nfm/support/test_triton_guard.py"] if REHEARSAL else ["tests"]
     command = [sys.executable, "-m", "pytest", "-q", "-m", marker, "--tb=short", "--maxfail=8"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = _environment()
     env.pop("RL_NFM_REHEARSAL", None)
     begin = time.perf_counter()
     done = subprocess.run(
@@ -145,7 +145,7 @@ def resume() -> Iterator[Result]:
         run = Path(folder) / "run"
         options = ["--run.checkpoint-every-steps", "200", "--steps", "100000"]
         options += ["--device", DEVICE.type, "--run.eval-episodes", "0"]
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        env = _environment()
         command = [sys.executable, "-m", "agents.cli", "train"]
         quiet: dict[str, Any] = {"cwd": ROOT, "env": env, "stderr": subprocess.DEVNULL}
         process = subprocess.Popen([*command, "debug", "--out", str(run), *options], **quiet)
@@ -171,6 +171,12 @@ def resume() -> Iterator[Result]:
             "lines_before": before, "lines_after": len(lines), "exit": code,
             "passed": rising and loaded and len(lines) > before,
         }  # fmt: skip
+
+
+def _environment() -> dict[str, str]:
+    """For a process that must find this checkout, installed or not."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _lines(run: Path) -> list[dict[str, Any]]:
