@@ -4,10 +4,18 @@ Paper: linear, norm, ReLU, linear. Published code: 3x3 convolutions instead of t
 the GAN the first of them also sees the state.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rl_nfm.backbones.norms import fuse, make_norm
 from rl_nfm.nfm.config import NFMConfig
+
+
+_MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class OutBlock(nn.ModuleList):
@@ -22,14 +30,39 @@ class OutBlock(nn.ModuleList):
             layers += [nn.ReLU(), _make_map(channels, channels, config.out_kernel, rank)]
         super().__init__(layers)
 
-    def forward(self, rows: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        """Rows are the positions of `sizes`, which convolutions and norms need to know."""
-        for layer in fuse(self):
-            if isinstance(layer, (nn.Linear, nn.ReLU)):
-                rows = layer(rows)
-            else:
-                rows = layer(rows.transpose(1, 2).unflatten(2, sizes)).flatten(2).transpose(1, 2)
-        return rows
+    def forward(self, rows: Tensor, sizes: tuple[int, ...], factor: Tensor | None = None) -> Tensor:
+        """Rows are the positions of `sizes`, which convolutions and norms need to know.
+
+        A `factor` of the result goes into the last layer's weights: on a GPU it would otherwise
+        cost as much traffic as the layer, and its gradient more.
+        """
+        *layers, last = fuse(self)
+        for layer in layers:
+            rows = _run(layer, rows, sizes, on_rows=isinstance(layer, (nn.Linear, nn.ReLU)))
+        on_rows = isinstance(last, nn.Linear)
+        if factor is not None and type(last) in _MAPS and not _hooked(last):
+            return _run(functools.partial(_scaled_map, last, factor), rows, sizes, on_rows=on_rows)
+        rows = _run(last, rows, sizes, on_rows=on_rows)
+        return rows if factor is None else factor * rows
+
+
+def _run(
+    layer: Callable[[Tensor], Tensor], rows: Tensor, sizes: tuple[int, ...], *, on_rows: bool
+) -> Tensor:
+    if on_rows:
+        return layer(rows)
+    return layer(rows.transpose(1, 2).unflatten(2, sizes)).flatten(2).transpose(1, 2)
+
+
+def _scaled_map(layer: Any, factor: Tensor, x: Tensor) -> Tensor:
+    """`factor * layer(x)` for one of `_MAPS`."""
+    weight, bias = factor * layer.weight, factor * layer.bias
+    run = F.linear if isinstance(layer, nn.Linear) else layer._conv_forward
+    return run(x, weight, bias)
+
+
+def _hooked(layer: Any) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def _make_map(inputs: int, outputs: int, kernel: int, rank: int) -> nn.Module:

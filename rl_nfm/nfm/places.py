@@ -145,6 +145,8 @@ class Place(nn.Module):
             return x
         read = self._attend(projected, sizes, memory, visit)
         read = torch.cat([read, state], dim=-1) if self.config.cat_input else read
+        if x.is_cuda:  # autocast would have addcmul write float32
+            return x + self.out(read, sizes, self.gamma).transpose(1, 2).reshape(x.shape)
         out = self.out(read, sizes).transpose(1, 2).reshape(x.shape)
         return torch.addcmul(x, self.gamma, out)
 

@@ -101,7 +101,7 @@ def _merge(best, TOP: tl.constexpr, TOPP: tl.constexpr, BLOCK: tl.constexpr, SPL
 
 
 @triton.jit
-def forward(
+def read_memory(
     query, query_batch, query_row, layers, table, read, weights, slots, scale, P,
     H: tl.constexpr, HP: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, V: tl.constexpr,
     VP: tl.constexpr, TOP: tl.constexpr, TOPP: tl.constexpr, NULL: tl.constexpr,

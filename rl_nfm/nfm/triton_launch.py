@@ -73,7 +73,7 @@ def forward(
         power(positions),
     )
     _launch(
-        "forward", batch * -(-positions // block), *_strided(query), _layers(keys, values),
+        "read_memory", batch * -(-positions // block), *_strided(query), _layers(keys, values),
         _table(tuple(options.sizes), len(keys), options.mode, query.device), read, weights, slots,
         options.scale, positions, **sizes, TOP=options.top_k, TOPP=top, NULL=options.null_slot,
         LENGTHS=counts, BLOCK=block, SPLIT=split, UNROLL=_turns(counts, split) <= UNROLLED,

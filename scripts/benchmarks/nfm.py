@@ -6,6 +6,9 @@ multiply-accumulates alone would give at the backbone's speed, and the one that 
 move alone would give at the speed of a copy measured here. `over floor` divides what was measured
 above 1 by what the sum of both lies above 1.
 
+On CUDA both run as captured graphs, as the learner runs them, unless `--modes` says otherwise, and
+their peaks of memory are compared as well. `--profile` prints the kernels of both with their times.
+
 `--written` instead times one reader of so many written layers of equal size (16x16, 64 channels).
 """
 
@@ -21,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.kernel_times import print_kernels
 from rl_nfm.encoders import make_encoder
 from rl_nfm.encoders.nfm import NFMEncoder
 from rl_nfm.nfm import NeuralFunctionModule, NFMConfig
@@ -140,9 +144,25 @@ def copy_speed(device: str) -> float:
 
 
 def peak_memory(step: Callable[[], None]) -> int:
+    """Bytes that a step needs at its peak, beyond what was there before."""
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
     step()
-    return torch.cuda.max_memory_allocated()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def capture(step: Callable[[], None]) -> Callable[[], None]:
+    """The step as a CUDA graph; it has run before."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def measure(args: argparse.Namespace, width: int, kernel: int, batch: int, mode: str) -> None:
@@ -153,6 +173,11 @@ def measure(args: argparse.Namespace, width: int, kernel: int, batch: int, mode:
     steps = [make_step(net, pixels, args, mode) for net in pair]
     for step in steps * 2:  # the first compiles, the second warms the allocator
         step()
+    memory = ""
+    if args.device == "cuda":
+        memory = f" | memory {peak_memory(steps[0]) / peak_memory(steps[1]):.2f}x"
+    if mode == "captured":
+        steps = [capture(step) for step in steps]
     before, start = os.times(), time.perf_counter()
     times = [[seconds(step, args.device) for step in steps] for _ in range(args.repeats)]
     wall, after = time.perf_counter() - start, os.times()
@@ -163,16 +188,16 @@ def measure(args: argparse.Namespace, width: int, kernel: int, batch: int, mode:
     by_macs = macs[0] / macs[1] - 1
     by_bytes = batch * count_bytes(width, size) / copy_speed(args.device) / theirs
     over = (ours / theirs - 1) / (by_macs + by_bytes)
-    memory = ""
-    if args.device == "cuda":
-        memory = f" | memory {peak_memory(steps[0]) / peak_memory(steps[1]):.2f}x"
     print(
         f"width {width:3} out {kernel}x{kernel} batch {batch:3} {args.dtype} {mode:8} | "
-        f"{ours / theirs:.2f}x of {theirs * 1e3:.0f} ms (best {best[0] / best[1]:.2f}x) | "
+        f"{ours / theirs:.2f}x of {theirs * 1e3:.2f} ms (best {best[0] / best[1]:.2f}x) | "
         f"floors: MACs {1 + by_macs:.2f}x ({(macs[0] - macs[1]) / 1e6:.0f}M a frame), bytes "
         f"{1 + by_bytes:.2f}x, over floor {over:.1f} | {cores:.1f} cores{memory}",
         flush=True,
     )
+    if args.profile:
+        for name, step in zip(("NFM", "backbone"), steps, strict=True):
+            print_kernels(name, lambda step=step: seconds(step, args.device), args.device)
 
 
 def measure_written(args: argparse.Namespace, counts: list[int], batch: int) -> None:
@@ -220,7 +245,12 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         "--kernels", type=int, nargs="+", default=[1, 3], help="of the output block"
     )
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 256])
-    parser.add_argument("--modes", nargs="+", default=["eager", "compiled"])
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        choices=["eager", "compiled", "captured"],
+        help="default: captured on CUDA, eager and compiled elsewhere",
+    )
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--norm", choices=["group", "none", "batch"], default="group")
     parser.add_argument(
@@ -230,8 +260,11 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default=default)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--written", type=int, nargs="+", help="written layers, rising")
-    parser.add_argument("--plain", action="store_true", help="without the fused CPU kernels")
-    return parser.parse_args(argv)
+    parser.add_argument("--plain", action="store_true", help="without the fused kernels")
+    parser.add_argument("--profile", action="store_true", help="print each kernel's time")
+    args = parser.parse_args(argv)
+    args.modes = args.modes or (["captured"] if args.device == "cuda" else ["eager", "compiled"])
+    return args
 
 
 def main(argv: list[str]) -> None:
