@@ -1,6 +1,14 @@
 """The encoders and their registry: one file each, chosen by name."""
 
-from rl_nfm.encoders import impala, lstm, nature, nfm, resnet, rim  # noqa: F401  (they register)
+from rl_nfm.encoders import (  # noqa: F401  (they register)
+    hadamax,
+    impala,
+    lstm,
+    nature,
+    nfm,
+    resnet,
+    rim,
+)
 from rl_nfm.encoders.base import (
     Encoder,
     Extras,

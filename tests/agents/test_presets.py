@@ -32,7 +32,7 @@ def shrunk(config):
     for key, value in TINY.items():
         values[key] = {**values[key], **value} if isinstance(value, dict) else value
     values["learner"]["precision"] = "fp32"
-    for name in ("nature", "impala", "resnet", "nfm"):
+    for name in ("nature", "impala", "hadamax", "resnet", "nfm"):
         if name in values:
             values[name]["width"] = 4
         if name in ("resnet", "nfm") and name in values:

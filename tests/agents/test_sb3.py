@@ -21,6 +21,7 @@ from rl_nfm.encoders import FeedForwardEncoder, encoder_names, make_encoder
 SMALL = {
     "nature": {"width": 4},
     "impala": {"width": 4},
+    "hadamax": {"width": 4},
     "resnet": {"depth": 10, "width": 4},
     "nfm": {"depth": 10, "width": 4},
 }

@@ -13,16 +13,25 @@ from rl_nfm.nfm import NFM_PRESETS
 SMALL: dict[str, dict[str, Any]] = {
     "nature": {"width": 8},
     "impala": {"width": 4},
+    "hadamax": {"width": 4},
     "resnet": {"width": 8, "depth": 10},
     "nfm": {"width": 8, "depth": 10, "nfm": {"key_size": 4, "value_size": 4}},
 }
+VARIANTS: dict[str, dict[str, Any]] = {
+    "impala-max6-spectral": {"width": 4, "pool": "max6", "spectral_norm": True},
+    "impala-gap-layer": {"width": 4, "pool": "gap", "layer_norm": True},
+    "impala-all": {"width": 4, "pool": "max6", "spectral_norm": True, "layer_norm": True},
+}
+"""Options of registered encoders that change what they compute."""
 NUM_ACTIONS = 5
 
 
 def build(name: str, obs_shape: tuple[int, int, int] = (4, 84, 84)) -> Encoder:
     torch.manual_seed(0)
-    options = SMALL.get(name, {})
-    encoder = make_encoder(name, obs_shape=obs_shape, num_actions=NUM_ACTIONS, **options)
+    options = VARIANTS.get(name) or SMALL.get(name, {})
+    encoder = make_encoder(
+        name.partition("-")[0], obs_shape=obs_shape, num_actions=NUM_ACTIONS, **options
+    )
     with torch.no_grad():  # away from special starting points such as gamma = 0
         for parameter in encoder.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -50,7 +59,7 @@ def run(encoder: Encoder, obs: Tensor, reset: Tensor) -> Tensor:
     return encoder(obs, state, reset, make_extras(steps, batch))[0]
 
 
-@pytest.fixture(params=encoder_names())
+@pytest.fixture(params=[*encoder_names(), *VARIANTS])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -140,13 +149,14 @@ def test_copies_are_independent(name):
 
 
 def test_default_parameters_and_features():
-    # nature and impala as published without their linear layer; resnet: 3 x 3 x 512 features.
+    # the first three as published without their linear layer; resnet: 3 x 3 x 512 features
     sizes = {}
-    for name in ("nature", "impala", "resnet", "nfm"):
+    for name in ("nature", "impala", "hadamax", "resnet", "nfm"):
         encoder = make_encoder(name)
         sizes[name] = (encoder.feature_dim, sum(p.numel() for p in encoder.parameters()))
     assert sizes["nature"] == (3136, 77_984)
     assert sizes["impala"] == (3872, 97_744)
+    assert sizes["hadamax"] == (7744, 156_608)
     assert sizes["resnet"][0] == sizes["nfm"][0] == 4608
     # NFM runs a second network: about twice the parameters.
     assert 2.0 < sizes["nfm"][1] / sizes["resnet"][1] < 2.2
@@ -168,6 +178,8 @@ def test_nfm_presets_are_reachable(preset):
         ("resnet", {"width": 0}, "width"),
         ("resnet", {"depth": 20}, "depth"),
         ("impala", {"width": -1}, "width"),
+        ("impala", {"pool": "max7"}, "'max6'"),
+        ("hadamax", {"width": 0}, "width"),
         ("nfm", {"nfm": {"top_k": 0}}, "top_k"),
         ("nfm", {"nfm": {"passes": 0}}, "passes"),
         ("nfm", {"nfm": {"read_places": (4,)}}, r"read_places: 4 .*0 to 3"),
