@@ -135,6 +135,60 @@ inline bool starts_anew(const Layer<T>& l, int64_t t, int64_t b) {
   return l.reset && t < l.steps && *l.reset(0, t, b) != 0;
 }
 
+// How many of the values come before the i-th in falling order; ties go to the lower index.
+template <typename T>
+inline int64_t count_ahead(const std::vector<T>& of, int64_t i) {
+  int64_t ahead = 0;
+  for (int64_t j = 0; j < int64_t(of.size()); ++j)
+    ahead += j < i ? of[j] >= of[i] : of[j] > of[i];
+  return ahead;
+}
+
+// `sparse_softmax` of step.py. Notes its probabilities, whose (k + 1)-th highest is at `border` (of
+// equal ones the lower index comes first; -1: nothing is cut), and what the weights were divided by.
+template <typename T>
+struct Sparse {
+  std::vector<T> probs, weights;
+  int64_t border = -1;
+  T total = 0;
+
+  Sparse(const std::vector<T>& logits, int64_t k) : probs(logits), weights(logits.size()) {
+    const int64_t n = logits.size();
+    const T highest = *std::max_element(logits.begin(), logits.end());
+    T sum = 0;
+    for (T& p : probs) sum += p = exponential(p - highest);
+    for (T& p : probs) p /= sum;
+    weights = probs;
+    if (n <= k + 1) return;
+    const T epsilon = T(1e-7);
+    for (int64_t i = 0; i < n; ++i)
+      if (count_ahead(logits, i) == k) border = i;
+    if (border < 0) return;  // NaN
+    for (int64_t i = 0; i < n; ++i)
+      total += weights[i] = std::max(probs[i] - (probs[border] + epsilon), T(0));
+    total += epsilon;
+    for (T& w : weights) w /= total;
+  }
+
+  // The gradient of logits from that of weights, in its place.
+  void backward(std::vector<T>& grad) const {
+    const int64_t n = probs.size();
+    T mean = 0;
+    if (border >= 0) {
+      for (int64_t i = 0; i < n; ++i) mean += weights[i] * grad[i];
+      T of_border = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        grad[i] = weights[i] > 0 ? (grad[i] - mean) / total : T(0);
+        of_border -= grad[i];
+      }
+      grad[border] += of_border;
+      mean = 0;
+    }
+    for (int64_t i = 0; i < n; ++i) mean += probs[i] * grad[i];
+    for (int64_t i = 0; i < n; ++i) grad[i] = probs[i] * (grad[i] - mean);
+  }
+};
+
 // Which RIMs are active, how much each reads of the input, and so the gates' part from it.
 template <typename T>
 void weigh_input(const Layer<T>& l, int64_t t) {
@@ -149,18 +203,14 @@ void weigh_input(const Layer<T>& l, int64_t t) {
         logits[i] = ranks[i] = dot<T>(l.hidden(i, t, b), l.key_query(i, t, b), s);
         if (l.rank_query) ranks[i] += dot<T>(l.hidden(i, t, b), l.rank_query(i, t, b), s);
       }
-      T total = 0;
-      const T highest = *std::max_element(logits.begin(), logits.end());
-      for (int64_t i = 0; i < n; ++i) {
-        int64_t ahead = 0;  // ties go to the lower index
-        for (int64_t j = 0; j < n; ++j) ahead += j < i ? ranks[j] >= ranks[i] : ranks[j] > ranks[i];
-        *l.active(i, t, b) = valid && ahead < l.num_active;
-        T& gate = *l.input_gate(i, t, b);
-        gate = l.gate == kNull ? sigmoid(logits[i]) : exponential(logits[i] - highest);
-        total += gate;
+      for (int64_t i = 0; i < n; ++i)
+        *l.active(i, t, b) = valid && count_ahead(ranks, i) < l.num_active;
+      if (l.gate == kNull) {
+        for (int64_t i = 0; i < n; ++i) *l.input_gate(i, t, b) = sigmoid(logits[i]);
+      } else {
+        const Sparse<T> sparse(logits, l.num_active);
+        for (int64_t i = 0; i < n; ++i) *l.input_gate(i, t, b) = sparse.weights[i];
       }
-      if (l.gate == kAcross)
-        for (int64_t i = 0; i < n; ++i) *l.input_gate(i, t, b) /= total;
     }
     for (int64_t i = 0; i < n; ++i) {
       const T factor = l.gate == kNone ? T(1) : *l.input_gate(i, t, b);
@@ -412,11 +462,20 @@ void blocks_backward(const Layer<T>& l, int64_t t, int64_t at) {
       of_gate[i] = l.gate == kNone ? T(0) : dot<T>(gates, l.drive(i, t, b), G);
     }
     if (l.gate == kNone) return;
-    T mean = 0;
-    for (int64_t i = 0; i < n; ++i) mean += *l.input_gate(i, t, b) * of_gate[i];
+    std::vector<T>& of_logits = of_gate;  // from here on
+    if (l.gate == kNull) {
+      for (int64_t i = 0; i < n; ++i) {
+        const T gate = *l.input_gate(i, t, b);
+        of_logits[i] *= gate * (1 - gate);
+      }
+    } else {
+      std::vector<T> logits(n);
+      for (int64_t i = 0; i < n; ++i)
+        logits[i] = dot<T>(l.hidden(i, t, b), l.key_query(i, t, b), s);
+      Sparse<T>(logits, l.num_active).backward(of_logits);
+    }
     for (int64_t i = 0; i < n; ++i) {
-      const T gate = *l.input_gate(i, t, b);
-      const T of_logit = gate * (l.gate == kNull ? of_gate[i] * (1 - gate) : of_gate[i] - mean);
+      const T of_logit = of_logits[i];
       const T *hidden = l.hidden(i, t, b), *key_query = l.key_query(i, t, b);
       T *grad = l.of_hidden(i, t, b), *of_key_query = l.of_key_query(i, t, b);
 #pragma omp simd

@@ -19,6 +19,9 @@ from torch.autograd import forward_ad
 from rl_nfm.rims.blocks import gru_backward, gru_forward, lstm_backward, lstm_forward
 from rl_nfm.rims.communication import CommunicationWeights, communicate, communicate_backward
 
+SPARSE_EPSILON = 1e-7
+"""Of the authors' code: see `sparse_softmax`."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepSpec:
@@ -128,6 +131,33 @@ def select_active(logits: Tensor, num_active: int, earlier: Tensor) -> Tensor:
     return (ahead.sum(1) < num_active).unsqueeze(-1)
 
 
+def sparse_softmax(logits: Tensor, k: int) -> Tensor:
+    """How the RIMs share one input, [n, B, 1]: the softmax, and where n > k + 1 cut to k of them.
+
+    As in the authors' code (after Ke et al. 2018) the (k + 1)-th highest probability is subtracted
+    from all, what is negative becomes 0, and the rest is normalised. Where all are equal, as at a
+    zero state, nothing is left and no RIM reads the input.
+    """
+    probs = logits.softmax(0)
+    if len(probs) <= k + 1:
+        return probs
+    kept = (probs - probs.topk(k + 1, dim=0).values[k:] - SPARSE_EPSILON).relu()
+    return kept / (kept.sum(0, keepdim=True) + SPARSE_EPSILON)
+
+
+def sparse_softmax_backward(logits: Tensor, k: int, grad: Tensor) -> Tensor:
+    """The gradient of `sparse_softmax` by its logits, also through the probability subtracted."""
+    probs = logits.softmax(0)
+    if len(probs) > k + 1:
+        values, index = probs.topk(k + 1, dim=0)
+        kept = (probs - values[k:] - SPARSE_EPSILON).relu()
+        total = kept.sum(0, keepdim=True) + SPARSE_EPSILON
+        grad = (grad - (kept / total * grad).sum(0, keepdim=True)) / total * (kept > 0)
+        grad = grad.scatter_add(0, index[k:], -grad.sum(0, keepdim=True))
+    weighted = probs * grad
+    return weighted - probs * weighted.sum(0, keepdim=True)
+
+
 def step_forward(
     spec: StepSpec, weights: StepWeights, inputs: StepInputs, hidden: Tensor, cell: Tensor | None
 ) -> tuple[Tensor, Tensor | None, StepSaved]:
@@ -203,7 +233,12 @@ def step_backward(
         gates = gates * given(active)
     logit = None
     if saved.gate is not None:
-        logit = _gate_backward(spec, saved.gate, (gates * inputs.drive).sum(-1, keepdim=True))
+        grad_gate = (gates * inputs.drive).sum(-1, keepdim=True)
+        if spec.gate == "null":
+            logit = torch.ops.aten.sigmoid_backward(grad_gate, saved.gate)
+        else:
+            logits = (hidden * given(inputs.key_query)).sum(-1, keepdim=True)
+            logit = sparse_softmax_backward(logits, spec.num_active, grad_gate).to(hidden.dtype)
         grad_old = torch.addcmul(grad_old, logit, given(inputs.key_query).to(grad_old.dtype))
     return grad_old, grad_old_cell, StepGradients(gates, product, logit, project, output)
 
@@ -215,17 +250,10 @@ def _input_gate(
     if spec.gate is None:
         return None, inputs.valid
     logits = (hidden * given(inputs.key_query)).sum(-1, keepdim=True)
-    gate = logits.sigmoid() if spec.gate == "null" else logits.softmax(0)
+    gate = logits.sigmoid() if spec.gate == "null" else sparse_softmax(logits, spec.num_active)
     gate = gate.to(hidden.dtype)
     rank = logits
     if weights.rank_query is not None:
         rank = logits + (hidden * weights.rank_query).sum(-1, keepdim=True)
     active = select_active(rank, spec.num_active, given(weights.earlier))
     return gate, active if inputs.valid is None else active & inputs.valid
-
-
-def _gate_backward(spec: StepSpec, gate: Tensor, grad_gate: Tensor) -> Tensor:
-    if spec.gate == "null":
-        return torch.ops.aten.sigmoid_backward(grad_gate, gate)
-    weighted = gate * grad_gate
-    return weighted - gate * weighted.sum(0, keepdim=True)

@@ -18,7 +18,7 @@ class Variant:
 
     input_gate: Literal["null", "across"] = "null"
     """`null`: each RIM weighs the input against an all-zero slot, a sigmoid. `across`: a softmax
-    over the RIMs divides each input among them."""
+    over the RIMs divides each input among them, cut to the k active ones where n > k + 1."""
     input_bias: bool = False
     """Keys and values of the input have a bias, which the null slot then has too; RIMs are
     ranked by the raw logit of the input, no longer by their null attention."""

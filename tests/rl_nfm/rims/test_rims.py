@@ -11,7 +11,13 @@ from torch.nn import functional as F
 from rl_nfm.rims import VARIANTS, RIMGRUCell, RIMLSTMCell, Variant
 from rl_nfm.rims.cells import dropout_mask
 from rl_nfm.rims.products import Sequence
-from rl_nfm.rims.step import StepSpec, StepWeights, select_active
+from rl_nfm.rims.step import (
+    StepSpec,
+    StepWeights,
+    select_active,
+    sparse_softmax,
+    sparse_softmax_backward,
+)
 from rl_nfm.rims.unroll import unroll
 
 CELLS = {"lstm": RIMLSTMCell, "gru": RIMGRUCell}
@@ -63,8 +69,11 @@ def naive_step(cell, x: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Te
     scores = scores / math.sqrt(form.input_key_size)
     if form.input_gate == "across":
         weights = scores[:, 1].softmax(0)
+        if n > cell.num_active + 1:
+            cut = F.relu(weights - sorted(weights)[-cell.num_active - 1] - 1e-7)
+            weights = cut / (cut.sum() + 1e-7)
         read = [weights[i] * values[1] for i in range(n)]
-        order = weights
+        order = scores[:, 1]
     else:
         weights = scores.softmax(1)
         read = [weights[i] @ values for i in range(n)]
@@ -136,8 +145,9 @@ def naive_run(cell, x: Tensor, state: list[Tensor], reset: Tensor) -> tuple[Tens
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("steps", [1, 11])  # 11: more than one chunk of steps, the last one short
-def test_outputs_and_gradients_equal_a_naive_twin(kind, form, steps):
-    cell = make(kind, form)
+@pytest.mark.parametrize("rims", [(12, 3, 2), (20, 5, 2)])  # `across` cuts the second only
+def test_outputs_and_gradients_equal_a_naive_twin(kind, form, steps, rims):
+    cell = make(kind, form, sizes=(7, *rims))
     x = torch.randn(steps, 3, 7, dtype=F64, requires_grad=True)
     state = [part.requires_grad_() for part in states(cell, 3)]
     reset = torch.rand(steps, 3) < 0.2
@@ -159,6 +169,23 @@ def test_outputs_and_gradients_equal_a_naive_twin(kind, form, steps):
     ]
     for actual, wanted in zip(*grads, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-8, atol=1e-10)
+
+
+def test_an_input_is_shared_by_the_k_highest_less_the_next():
+    logits = torch.tensor([0.4, 0.1, 0.3, 0.2], dtype=F64).log().view(4, 1, 1)
+    # less 0.2 and cut at 0: 0.2, 0, 0.1, 0; of their sum two thirds and one third
+    wanted = torch.tensor([2 / 3, 0, 1 / 3, 0], dtype=F64)
+    torch.testing.assert_close(sparse_softmax(logits, 2).flatten(), wanted, atol=1e-6, rtol=0)
+    assert torch.equal(sparse_softmax(logits, 3), logits.softmax(0))
+    assert not sparse_softmax(torch.zeros(4, 1, 1), 2).any()
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
+def test_gradients_of_sharing_an_input_against_autograd(k):
+    logits = torch.randn(5, 3, 1, dtype=F64, requires_grad=True)
+    grad = torch.randn(5, 3, 1, dtype=F64)
+    (wanted,) = torch.autograd.grad(sparse_softmax(logits, k), logits, grad)
+    torch.testing.assert_close(sparse_softmax_backward(logits.detach(), k, grad), wanted)
 
 
 @pytest.mark.parametrize("kind", CELLS)
