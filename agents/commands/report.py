@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -30,13 +31,18 @@ class Options:
     """Also keep what tables and curves need of every finished run of a sweep here, as small text
     files that can be committed; `rl-nfm sweep --known` counts those as done."""
 
+    force: tyro.conf.UseCounterAction[
+        Annotated[int, tyro.conf.arg(help_behavior_hint="(default: off)")]
+    ] = 0
+    """Write into a folder that holds other things than a report."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     options = parse_flags(Options, argv, prog="rl-nfm report", description=DESCRIPTION)
     if not options.path:
         raise ValueError("path: at least one run is needed, as in: rl-nfm report runs/* --out DIR")
-    files = write_report(options.path, options.out)
+    files = write_report(options.path, options.out, force=bool(options.force))
     if options.keep is not None:
         kept = [run for sweep in options.path for run in keep(sweep, options.keep)]
         print(f"kept in {options.keep}: {len(kept)} more runs")

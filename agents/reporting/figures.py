@@ -1,19 +1,45 @@
 """The figures of a report. Matplotlib without pyplot: no display, no global state."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
-from agents.reporting.sources import TRAINING_EPISODES, Curve, Result
+from agents.reporting.methods import protocol_line
+from agents.reporting.results import TRAINING_EPISODES, Curve, Result
 from agents.reporting.statistics import Strata, bootstrap_interval, performance_profile
+from envs import random_and_human_score
 from rl_nfm.support.output_files import written
 
 _GRID_POINTS = 200
+_MIN_BAND = 3
+"""Fewer runs are drawn one by one: their spread says little about others."""
+# Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow, which no
+# one can see on white. Line styles tell methods apart without any colour.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_STYLES = ("-", "--", "-.", ":")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Look:
+    """How a method is drawn, the same in every figure of a report."""
+
+    color: str
+    linestyle: str
+
+
+def looks(methods: Sequence[str]) -> dict[str, Look]:
+    """A colour and a line style per method; no two of 28 methods share both."""
+    return {
+        method: Look(color=_COLORS[i % len(_COLORS)], linestyle=_STYLES[i % len(_STYLES)])
+        for i, method in enumerate(methods)
+    }
 
 
 def running_mean(
@@ -31,10 +57,20 @@ def running_mean(
     return np.where(grid > curve.steps, np.nan, means)
 
 
-def colors(methods: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """One colour per method, the same in every figure of a report."""
-    table = matplotlib.colormaps["tab10"]
-    return {method: table(index % 10) for index, method in enumerate(methods)}
+def common_evaluations(
+    curves: Sequence[Curve],
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Evaluations of several runs [S, G] at steps [G] that all of them have reached.
+
+    Where a run was not evaluated at a step of another, its value lies on the line between its
+    evaluations before and after; there is none before its first one and after its last.
+    """
+    first = max(curve.eval_steps[0] for curve in curves)
+    last = min(curve.eval_steps[-1] for curve in curves)
+    grid = np.unique(np.concatenate([curve.eval_steps for curve in curves]))
+    grid = grid[(grid >= first) & (grid <= last)]
+    values = [np.interp(grid, curve.eval_steps, curve.eval_returns) for curve in curves]
+    return grid, np.stack(values)
 
 
 def learning_curves(
@@ -45,75 +81,144 @@ def learning_curves(
     Args:
         path: PNG.
         game: its name.
-        results: runs on that game, with curves.
-        methods: all of the report, for the colours.
+        results: runs on that game, with curves, one of which at least has episodes or evaluations.
+        methods: all of the report, for colours and line styles.
     """
-    evaluated = any(len(r.curve.eval_steps) for r in results if r.curve)
-    figure = Figure(figsize=(12 if evaluated else 6.4, 4.4), layout="constrained")
-    axes = figure.subplots(1, 2 if evaluated else 1, squeeze=False)[0]
-    palette = colors(methods)
-    for method in methods:
-        curves = [r.curve for r in results if r.method == method and r.curve]
-        if curves:
-            _draw_training(axes[0], curves, method, palette[method])
-            if evaluated:
-                _draw_evaluations(axes[1], curves, method, palette[method])
-    axes[0].set_title(f"training: mean of the last {TRAINING_EPISODES} episodes")
-    if evaluated:
-        axes[1].set_title("evaluation in training")
-    for ax in axes:
-        ax.set_xlabel("agent steps")
-        ax.set_ylabel("return")
-        ax.grid(alpha=0.3)
-        if ax.has_data():
-            ax.legend(fontsize="small")
-    figure.suptitle(game)
+    by_method = {m: [r.curve for r in results if r.method == m and r.curve] for m in methods}
+    panels = []
+    if any(len(c.episode_returns) for curves in by_method.values() for c in curves):
+        title = f"training: mean of the last {TRAINING_EPISODES} episodes"
+        panels.append((title, _draw_training))
+    if any(len(c.eval_steps) for curves in by_method.values() for c in curves):
+        epsilon = next(
+            (r.protocol["eval_epsilon"] for r in results if "eval_epsilon" in r.protocol), "?"
+        )
+        panels.append((f"evaluations in training, epsilon {epsilon}", _draw_evaluations))
+    figure = Figure(figsize=(6.6 * len(panels), 5.6), layout="constrained")
+    palette = looks(methods)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for ax, (title, draw) in zip(axes, panels, strict=True):
+        for method, curves in by_method.items():
+            draw(ax, curves, method, palette[method])
+        _finish(ax, title, int(results[0].protocol["frameskip"]))
+    _draw_references(axes, game)
+    _legend_below(figure, columns=len(panels))
+    text = _wrapped(protocol_line(results), 70 * len(panels))
+    figure.suptitle(f"{game}\n{text}", fontsize="medium")
     _save(figure, path)
 
 
-def _draw_training(
-    ax: Axes, curves: Sequence[Curve], method: str, color: tuple[float, ...]
-) -> None:
+def _legend_below(figure: Figure, columns: int) -> None:
+    """One legend for all panels, where it covers nothing."""
+    entries = {}
+    for ax in figure.axes:
+        handles, labels = ax.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    figure.legend(
+        entries.values(),
+        entries.keys(),
+        loc="outside lower center",
+        ncols=columns,
+        fontsize="small",
+        frameon=False,
+    )
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Lines of at most `width` characters, cut at commas."""
+    lines = [""]
+    for part in text.split(", "):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += f"{part}, "
+    return "\n".join(lines).rstrip(", ")
+
+
+def _finish(ax: Axes, title: str, frameskip: int) -> None:
+    """Title and axes of one panel of learning curves."""
+    ax.set_title(title, fontsize="medium")
+    ax.set_xlabel("agent steps")
+    ax.set_ylabel("return")
+    ax.set_xlim(left=0)
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.grid(alpha=0.3)
+    if frameskip > 1:
+        scale = frameskip / 1e6
+        functions: Any = (lambda steps: steps * scale, lambda frames: frames / scale)
+        frames = ax.secondary_xaxis("top", functions=functions)
+        frames.set_xlabel("millions of emulator frames", fontsize="small")
+
+
+def _draw_references(axes: Sequence[Axes], game: str) -> None:
+    """Random play and the human tester; one that is out of sight is told in the legend alone."""
+    published = random_and_human_score(game)
+    if published is None:
+        return
+    low = min(ax.dataLim.y0 for ax in axes)
+    high = max(ax.dataLim.y1 for ax in axes)
+    reach = max(high - low, 0.1 * abs(high), 1.0)
+    for name, value, style in zip(("random", "human"), published, (":", "--"), strict=True):
+        inside = low - reach <= value <= high + reach
+        where = "" if inside else f" ({'above' if value > high else 'below'})"
+        label = f"{name}, published: {value:,.1f}{where}"
+        look: dict[str, Any] = {"color": "0.35", "linestyle": style, "linewidth": 1, "label": label}
+        for ax in axes:
+            if inside:
+                ax.axhline(value, **look)
+            else:
+                ax.plot([], [], **look)
+
+
+def _draw_training(ax: Axes, curves: Sequence[Curve], method: str, look: Look) -> None:
     curves = [curve for curve in curves if len(curve.episode_returns)]
-    if curves:
-        grid = np.linspace(0, max(curve.steps for curve in curves), _GRID_POINTS)
-        _draw_band(ax, grid, np.stack([running_mean(c, grid) for c in curves]), method, color)
-
-
-def _draw_evaluations(
-    ax: Axes, curves: Sequence[Curve], method: str, color: tuple[float, ...]
-) -> None:
-    """At the steps at which any of the seeds was evaluated."""
-    curves = [curve for curve in curves if len(curve.eval_steps)]
-    if curves:
-        grid = np.unique(np.concatenate([curve.eval_steps for curve in curves]))
-        values = np.full((len(curves), len(grid)), np.nan)
-        for row, curve in zip(values, curves, strict=True):
-            row[np.searchsorted(grid, curve.eval_steps)] = curve.eval_returns
-        _draw_band(ax, grid, values, method, color, marker="o", markersize=3)
-
-
-def _draw_band(
-    ax: Axes,
-    grid: NDArray[np.generic],
-    values: NDArray[np.float64],
-    method: str,
-    color: tuple[float, ...],
-    **style: object,
-) -> None:
-    """The mean over seeds with its 95 % bootstrap band, where all seeds [S, G] have a value.
-
-    One seed has no band: its line is that of one run.
-    """
-    count = len(values)
-    label = f"{method} (one run)" if count == 1 else f"{method} ({count} seeds, 95 % band)"
-    if count > 1:
-        ax.plot(grid, values.T, color=color, alpha=0.25, linewidth=0.8)
+    if not curves:
+        return
+    grid = np.linspace(0, max(curve.steps for curve in curves), _GRID_POINTS)
+    values = np.stack([running_mean(curve, grid) for curve in curves])
+    for row in values:
+        _draw_run(ax, grid, row, look, faint=len(curves) >= _MIN_BAND)
     whole = ~np.isnan(values).any(0)
-    ax.plot(grid[whole], values[:, whole].mean(0), color=color, label=label, **style)  # pyright: ignore[reportArgumentType]
-    if count > 1 and whole.any():
-        low, high = bootstrap_interval(lambda strata: strata[0].mean(1), [values[:, whole]])
-        ax.fill_between(grid[whole], low, high, color=color, alpha=0.2, linewidth=0)
+    _draw_mean(ax, grid[whole], values[:, whole], method, look)
+
+
+def _draw_evaluations(ax: Axes, curves: Sequence[Curve], method: str, look: Look) -> None:
+    curves = [curve for curve in curves if len(curve.eval_steps)]
+    if not curves:
+        return
+    for curve in curves:
+        faint = len(curves) >= _MIN_BAND
+        _draw_run(ax, curve.eval_steps, curve.eval_returns, look, faint=faint, marker="o")
+    _draw_mean(ax, *common_evaluations(curves), method, look)
+
+
+def _draw_run(
+    ax: Axes,
+    steps: NDArray[np.generic],
+    values: NDArray[np.float64],
+    look: Look,
+    *,
+    faint: bool,
+    marker: str = "",
+) -> None:
+    alpha, width = (0.3, 0.7) if faint else (1.0, 1.4)
+    style: dict[str, Any] = {"color": look.color, "linestyle": look.linestyle, "alpha": alpha}
+    ax.plot(steps, values, linewidth=width, marker=marker, markersize=3, **style)
+
+
+def _draw_mean(
+    ax: Axes, grid: NDArray[np.generic], values: NDArray[np.float64], method: str, look: Look
+) -> None:
+    """The mean of runs [S, G] with its band, where there are enough of them; and the legend."""
+    count = len(values)
+    style: dict[str, Any] = {"color": look.color, "linestyle": look.linestyle}
+    if count < _MIN_BAND or not len(grid):
+        label = "1 run" if count == 1 else f"{count} runs, each drawn"
+        ax.plot([], [], label=f"{method}: {label}", **style)
+        return
+    label = f"{method}: mean of {count} runs, 95 % bootstrap interval of the mean"
+    ax.plot(grid, values.mean(0), linewidth=1.8, label=label, **style)
+    low, high = bootstrap_interval(lambda strata: strata[0].mean(1), [values])
+    ax.fill_between(grid, low, high, color=look.color, alpha=0.2, linewidth=0)
 
 
 def profiles(path: Path, strata: Mapping[str, Strata], methods: Sequence[str], title: str) -> None:
@@ -122,22 +227,24 @@ def profiles(path: Path, strata: Mapping[str, Strata], methods: Sequence[str], t
     Args:
         path: PNG.
         strata: method to scores per game.
-        methods: all of the report, for the colours.
+        methods: all of the report, for colours and line styles.
         title: says which scores, of how many games.
     """
-    palette = colors(methods)
+    palette = looks(methods)
     scores = np.concatenate([s for games in strata.values() for s in games])
     thresholds = np.linspace(min(0.0, scores.min()), scores.max() * 1.02, _GRID_POINTS)
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     ax = figure.subplots()
     for method, games in strata.items():
-        share = performance_profile(games, thresholds)
-        ax.plot(thresholds, share, color=palette[method], label=method)
-        if min(len(s) for s in games) > 1:
+        share, look = performance_profile(games, thresholds), palette[method]
+        band = min(len(s) for s in games) >= _MIN_BAND
+        label = f"{method}: {sum(map(len, games))} runs{', 95 % bootstrap band' if band else ''}"
+        ax.plot(thresholds, share, color=look.color, linestyle=look.linestyle, label=label)
+        if band:
             low, high = bootstrap_interval(lambda s: performance_profile(s, thresholds), games)
-            ax.fill_between(thresholds, low, high, color=palette[method], alpha=0.2, linewidth=0)
+            ax.fill_between(thresholds, low, high, color=look.color, alpha=0.2, linewidth=0)
     ax.set_title(title)
-    ax.set_xlabel("human-normalised score")
+    ax.set_xlabel("human-normalised score (0: random play, 1: human tester)")
     ax.set_ylabel("share of runs above it, mean over games")
     ax.set_ylim(-0.02, 1.02)
     ax.grid(alpha=0.3)

@@ -5,25 +5,31 @@ refused, and each source of scores (evaluation, training) has its own table.
 """
 
 import csv
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agents.reporting import figures as report_figures
-from agents.reporting.sources import OBSERVATION, Result, Source, read_results
+from agents.reporting.methods import OBSERVATION
+from agents.reporting.results import Result, Source
+from agents.reporting.sources import read_results
 from agents.reporting.tables import TITLES, Row, Tables, make_tables
 from rl_nfm.support.output_files import check_file, write_json, written
 
 _HIDDEN = {"env_id", "seed", "num_envs", *OBSERVATION}
 """Of the protocol block: told per run or method, or of no interest here."""
+_FIGURE = re.compile(r"(curves|profiles)_\w+\.png")
 
 
-def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
+def write_report(paths: Sequence[Path], out: Path, *, force: bool = False) -> list[Path]:
     """Read runs and score files, and write the report of them.
 
     Args:
         paths: runs' folders, and files of `rl-nfm evaluate --json`.
         out: folder; an earlier report in it is replaced.
+        force: write into a folder of other things too, over files of the same names.
 
     Returns:
         The files written, the one to read first.
@@ -34,7 +40,7 @@ def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
     results, notes = read_results(paths)
     if not any(result.returns or result.has_curve for result in results):
         raise ValueError("\n".join(["nothing to report: no episode has ended", *notes]))
-    _make_folder(out)
+    earlier = _make_folder(out, force)
     tables: dict[Source, Tables] = {}
     for source in TITLES:
         part = [r for r in results if r.source == source and r.returns]
@@ -45,26 +51,49 @@ def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
     plain = {source: t.to_plain() for source, t in tables.items()}
     for name in ("scores", "runs"):
         _write_csv(out / f"{name}.csv", [row for t in plain.values() for row in t[name]])
-    write_json(out / "report.json", {"protocol": protocol, "tables": plain, "notes": notes})
+    for name in set(earlier) - set(figures):
+        (out / name).unlink(missing_ok=True)
+    content = {"protocol": protocol, "tables": plain, "notes": notes, "figures": figures}
+    write_json(out / "report.json", content)
     with written(out / "report.md") as partial:
         partial.write_text(_markdown(protocol, tables, figures, notes), encoding="utf-8")
     names = ["report.md", "report.json", "scores.csv", "runs.csv", *figures]
     return [out / name for name in names]
 
 
-def _make_folder(out: Path) -> None:
+def _make_folder(out: Path, force: bool) -> list[str]:
+    """Make the folder, or find it empty or with a report; the names of that report's figures."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        earlier = _earlier_figures(out)
+        if earlier is None and not force and any(out.iterdir()):
+            raise ValueError(
+                f"out: {out} is not empty and holds no report; --force writes there anyway"
+            )
     except OSError as error:
         raise ValueError(f"out: {out} cannot be made ({error.strerror})") from None
     check_file("out", out / "report.md")
+    return earlier or []
+
+
+def _earlier_figures(folder: Path) -> list[str] | None:
+    """The figures of the report that is there; None where there is none."""
+    try:
+        content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict) or not {"protocol", "tables", "notes"} <= set(content):
+        return None
+    names = content.get("figures")
+    names = [str(name) for name in names] if isinstance(names, list) else []
+    return [name for name in names if _FIGURE.fullmatch(name)]
 
 
 def _draw(results: Sequence[Result], tables: Mapping[Source, Tables], out: Path) -> list[str]:
     """All figures; returns their names."""
     methods = sorted({result.method for result in results})
     names = []
-    for game in sorted({result.game for result in results if result.curve is not None}):
+    for game in sorted({result.game for result in results if result.has_curve}):
         runs = [r for r in results if r.game == game and r.curve is not None]
         names.append(f"curves_{game}.png")
         report_figures.learning_curves(out / names[-1], game, runs, methods)

@@ -1,21 +1,28 @@
-"""What a report is made of: the runs and score files a user names, read and checked.
+"""The runs and score files a user names, read and checked.
 
 Each becomes one `Result` per source: what `rl-nfm evaluate --json` wrote, and the training itself.
-Results of different protocols, or of the same seed twice, are refused: scores may only be put
-together where they measure the same thing independently.
 """
 
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from agents.config import RESUMABLE, Config, chosen_encoders, make_config, to_plain
+from agents.config import make_config
+from agents.reporting.methods import (
+    at_common_steps,
+    check_protocols,
+    check_seeds,
+    encoder_of,
+    name_methods,
+    protocol_of,
+    settings_of,
+)
+from agents.reporting.results import TRAINING_EPISODES, Curve, Result
 from agents.reporting.swept import (
     LAST_EVALUATIONS,
     LAST_TENTH,
@@ -25,82 +32,11 @@ from agents.reporting.swept import (
     swept_runs,
 )
 from agents.saving.run_folder import RunFolder
-from envs import Protocol, human_normalized_score, resolve_game
-from envs.games import MEMORY_CUE
-from envs.memory import MEMORY_PROTOCOL
+from envs import resolve_game
 from rl_nfm.support.metrics_file import MetricsFile
 
 SCORES = "scores.json"
 """Name of a score file that is found inside a run."""
-TRAINING_EPISODES = 100
-"""Of training, the last so many episodes count (Machado et al. 2018)."""
-Source = Literal["evaluation", "training", "last_tenth", "last_evaluations"]
-
-_PROTOCOL_FIELDS = [f.name for f in dataclasses.fields(Protocol) if f.name != "name"]
-OBSERVATION = ("maxpool", "stack_num", "img_height", "img_width")
-"""Fields of the protocol that say what the agent sees. They make another method, but the score of
-an episode means the same whoever played it."""
-_NO_PROTOCOL = {"name", "env_id", "seed", "num_envs", "ale_py", *OBSERVATION}
-"""In the protocol block, but no reason to keep scores apart."""
-_NO_METHOD = {"game", "seed", *RESUMABLE, "learner.cuda_graph"} - {"steps"}
-"""Settings that do not make another method of a run; the protocol's are checked apart."""
-_MAX_SETTINGS_IN_NAME = 3
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Curve:
-    """A training run over its agent steps."""
-
-    episode_steps: NDArray[np.int64]
-    """Steps of the log line that tells of each training episode, not decreasing."""
-    episode_returns: NDArray[np.float64]
-    """Return of each."""
-    eval_steps: NDArray[np.int64]
-    """Steps of each evaluation in training."""
-    eval_returns: NDArray[np.float64]
-    """Mean return of each."""
-    steps: int
-    """Where the log ends."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Result:
-    """Episodes that one run was scored by."""
-
-    source: Source
-    game: str
-    encoder: str
-    seed: int | None
-    """Of training; None where unknown or nothing was trained."""
-    steps: int | None
-    """Agent steps of training."""
-    returns: list[float]
-    """Per episode; may be empty for a training run that finished none."""
-    protocol: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    """Of the method, dotted names to values; empty where unknown."""
-    where: str
-    """Path, for messages."""
-    best: bool = False
-    """Whether the checkpoint of the best evaluation was scored, not the last one."""
-    curve: Curve | None = None
-    method: str = ""
-    """Name in the report; see `name_methods`."""
-
-    @property
-    def mean(self) -> float:
-        """Mean return."""
-        return float(np.mean(self.returns))
-
-    @property
-    def hns(self) -> float | None:
-        """Human-normalised mean return; None where no human score is published."""
-        return human_normalized_score(self.game, self.mean)
-
-    @property
-    def has_curve(self) -> bool:
-        """Whether there is something to draw."""
-        return self.curve is not None and len(self.curve.episode_returns) > 0
 
 
 def read_results(paths: Sequence[Path]) -> tuple[list[Result], list[str]]:
@@ -128,8 +64,8 @@ def read_results(paths: Sequence[Path]) -> tuple[list[Result], list[str]]:
         seen |= {path.resolve(), *(file.resolve() for file in files)}
     check_protocols(results)
     results = name_methods(results, notes)
-    _check_seeds(results)
-    return results, notes
+    check_seeds(results)
+    return at_common_steps(results, notes), notes
 
 
 def _read_swept(run: SweptRun, notes: list[str]) -> list[Result]:
@@ -155,18 +91,18 @@ def _read_run(path: Path, notes: list[str]) -> Result:
     curve = _read_curve(folder.metrics, notes)
     if not len(curve.episode_returns):
         notes.append(f"{path}: no training episode has ended")
-    protocol = _protocol(config)
+    protocol = protocol_of(config)
     if len(curve.eval_steps):
         protocol["eval_epsilon"] = config.run.eval_epsilon
     return Result(
         source="training",
         game=resolve_game(config.game),
-        encoder=_encoder(config),
+        encoder=encoder_of(config),
         seed=config.seed,
         steps=curve.steps,
         returns=curve.episode_returns[-TRAINING_EPISODES:].tolist(),
         protocol=protocol,
-        settings=_settings(config),
+        settings=settings_of(config),
         where=str(path),
         curve=curve,
     )
@@ -221,7 +157,7 @@ def _read_scores(path: Path) -> Result:
     settings, encoder = {}, content["encoder"]
     if isinstance(content.get("config"), dict):
         config = make_config(content["config"], where=f"{path}: config")
-        settings, encoder = _settings(config), _encoder(config)
+        settings, encoder = settings_of(config), encoder_of(config)
     return Result(
         source="evaluation",
         game=resolve_game(content["game"]),
@@ -238,108 +174,3 @@ def _read_scores(path: Path) -> Result:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _encoder(config: Config) -> str:
-    """`nature`, or `lstm on nfm` of one that is built on another."""
-    return " on ".join(chosen_encoders(config))
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """What makes the method: dotted names to values."""
-    flat: dict[str, Any] = {}
-
-    def add(group: Mapping[str, Any], prefix: str) -> None:
-        for key, value in group.items():
-            name = prefix + key
-            if name in _NO_METHOD or (prefix == "env." and key in (*_PROTOCOL_FIELDS, "protocol")):
-                continue
-            if isinstance(value, Mapping):
-                add(value, f"{name}.")
-            else:
-                flat[name] = value
-
-    add(to_plain(config), "")
-    seen = _protocol(config)
-    return flat | {f"env.{field}": seen[field] for field in OBSERVATION}
-
-
-def _protocol(config: Config) -> dict[str, Any]:
-    """The environment's settings with every default filled in."""
-    memory = resolve_game(config.game) == MEMORY_CUE
-    return dataclasses.asdict(MEMORY_PROTOCOL if memory else config.env.resolve())
-
-
-def check_protocols(results: Sequence[Result]) -> None:
-    """Refuse to put scores of different protocols together.
-
-    Only what changes the meaning of a score counts: sticky actions, action set, life loss, no-ops,
-    frame skip, cap and how episodes are counted. What the agent sees (`OBSERVATION`) is a property
-    of the method. Training and evaluation share the environment, evaluations (and those in
-    training) also how actions are chosen, which random play has no part in.
-
-    Raises:
-        ValueError: naming the field, both values and where they come from.
-    """
-    first: dict[str, tuple[Any, str]] = {}
-    for result in results:
-        fields = {*_PROTOCOL_FIELDS, *result.protocol} - _NO_PROTOCOL
-        if result.steps is None:
-            fields &= {*_PROTOCOL_FIELDS, "episodes_counted"}
-        for field in sorted(fields):
-            value = result.protocol.get(field, "unknown")
-            known, where = first.setdefault(field, (value, result.where))
-            if known != value:
-                raise ValueError(
-                    f"{field}: {value!r} in {result.where}, but {known!r} in {where}\n"
-                    "scores of different protocols are never put together; report them apart"
-                )
-
-
-def name_methods(results: Sequence[Result], notes: list[str]) -> list[Result]:
-    """Name each result by its encoder and, where runs of that encoder differ, by its settings.
-
-    Runs of a sweep have their names: what the sweep calls an encoder and what it varied.
-
-    Args:
-        results: of all sources.
-        notes: gets one for each method whose differences do not fit into a name.
-    """
-    named = {id(result): result.encoder for result in results}
-    unnamed = [result for result in results if not result.method]
-    for encoder in dict.fromkeys(result.encoder for result in unnamed):
-        told = [r for r in unnamed if r.encoder == encoder and r.settings]
-        keys = dict.fromkeys(key for result in told for key in result.settings)
-        varying = [
-            k for k in keys if any(r.settings.get(k) != told[0].settings.get(k) for r in told)
-        ]
-        variants: list[str] = []
-        for result in told if varying else ():
-            text = ", ".join(f"{key}={result.settings.get(key)}" for key in varying)
-            short = len(varying) <= _MAX_SETTINGS_IN_NAME
-            if text not in variants:
-                variants.append(text)
-                if not short:
-                    notes.append(f"{encoder} #{len(variants)}: {text}")
-            number = variants.index(text) + 1
-            named[id(result)] = f"{encoder} ({text})" if short else f"{encoder} #{number}"
-    best = " of the best checkpoint"
-    return [
-        dataclasses.replace(result, method=named[id(result)] + (best if result.best else ""))
-        if not result.method
-        else result
-        for result in results
-    ]
-
-
-def _check_seeds(results: Sequence[Result]) -> None:
-    seen: dict[tuple[str, str, str, int], str] = {}
-    for result in results:
-        if result.seed is not None:
-            key = (result.source, result.method, result.game, result.seed)
-            if key in seen:
-                raise ValueError(
-                    f"seed: {result.seed} twice for {result.method} on {result.game} "
-                    f"({result.source}): {seen[key]} and {result.where}; must be different ones"
-                )
-            seen[key] = result.where

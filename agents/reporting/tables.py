@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.reporting.sources import TRAINING_EPISODES, Result, Source
+from agents.reporting.results import TRAINING_EPISODES, Result, Source
 from agents.reporting.statistics import (
     AGGREGATE_RESAMPLES,
     RESAMPLES,
@@ -66,6 +66,7 @@ def make_tables(results: Sequence[Result], notes: list[str]) -> Tables:
     for result in sorted(results, key=lambda r: (r.game, r.method, r.seed or 0)):
         groups.setdefault((result.game, result.method), []).append(result)
     strata = _normalized(groups, TITLES[results[0].source], notes)
+    _note_steps(results, notes)
     return Tables(
         runs=[_run_row(result) for group in groups.values() for result in group],
         scores=[_score_row(group) for group in groups.values()],
@@ -73,6 +74,19 @@ def make_tables(results: Sequence[Result], notes: list[str]) -> Tables:
         improvements=_improvements(groups),
         strata=strata,
     )
+
+
+def _note_steps(results: Sequence[Result], notes: list[str]) -> None:
+    """Tell where methods stand side by side after different numbers of steps."""
+    steps: dict[str, set[int]] = {}
+    for result in results:
+        if result.steps is not None and not result.best:
+            steps.setdefault(result.method, set()).add(result.steps)
+    if len(set().union(*steps.values())) > 1:
+        told = "; ".join(f"{m}: {', '.join(map(str, sorted(s)))}" for m, s in steps.items())
+        notes.append(
+            f"{TITLES[results[0].source]}: scores after different numbers of steps ({told})"
+        )
 
 
 def _run_row(result: Result) -> Row:

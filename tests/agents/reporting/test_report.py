@@ -5,6 +5,7 @@ import dataclasses
 import json
 
 import cv2
+import matplotlib.colors
 import numpy as np
 import pytest
 
@@ -12,9 +13,11 @@ from agents import cli
 from agents.commands.evaluate import _content
 from agents.config import make_config, read_preset, to_plain, write_config
 from agents.playing.evaluate import Scores
-from agents.reporting.figures import colors, running_mean
+from agents.reporting import figures
+from agents.reporting.figures import common_evaluations, looks, running_mean
 from agents.reporting.report import write_report
-from agents.reporting.sources import Curve, read_results
+from agents.reporting.results import Curve
+from agents.reporting.sources import read_results
 from envs import PROTOCOLS
 
 BLOCK = {**dataclasses.asdict(PROTOCOLS["dopamine"]), "epsilon": 0.001, "seed": 1, "num_envs": 8}
@@ -310,6 +313,76 @@ def test_settings_of_a_score_file_are_those_of_its_run(tmp_path):
     ]
 
 
+def test_a_run_that_stopped_early_is_left_out_and_named(tmp_path):
+    """One seed stopped at 100 of 300 steps; the other is the whole of the row."""
+    whole = make_run(tmp_path / "whole", [(100, [1.0]), (300, [5.0])], seed=1)
+    short = make_run(tmp_path / "short", [(100, [1000.0])], seed=2)
+    content = report([whole, short], tmp_path / "out")
+    (row,) = content["tables"]["training"]["scores"]
+    assert (row["steps"], row["over"], row["mean"]) == ([300], "2 episodes of one run", 3)
+    (note,) = content["notes"]
+    assert note == (
+        f"{short}: training of nature on ms_pacman left out: at 100 of 300 steps, "
+        "where others are at 300"
+    )
+
+
+def test_runs_that_all_go_on_are_scored_at_the_steps_all_have_reached(tmp_path):
+    a = make_run(tmp_path / "a", [(100, [1.0]), (200, [3.0]), (250, [99.0])], seed=1)
+    b = make_run(tmp_path / "b", [(100, [5.0]), (200, [7.0])], seed=2)
+    content = report([a, b], tmp_path / "out")
+    (row,) = content["tables"]["training"]["scores"]
+    # up to step 200: means of the runs 2 and 6
+    assert (row["steps"], row["over"], row["mean"]) == ([200], "2 seeds", 4)
+    notes = "\n".join(content["notes"])
+    assert f"{a}: scored at 200 steps" in notes
+    assert f"{a}: training of nature on ms_pacman is not finished: at 250 of 300 steps" in notes
+    assert f"{b}: training of nature on ms_pacman is not finished: at 200 of 300 steps" in notes
+
+
+def test_scores_of_an_earlier_checkpoint_are_left_out_and_named(tmp_path):
+    steps = {1: 300, 2: 100, 3: 300}
+    files = [
+        make_scores(tmp_path / f"{seed}.json", [10.0 * seed], train_seed=seed, checkpoint_steps=at)
+        for seed, at in steps.items()
+    ]
+    best = {"which": "best", "checkpoint_steps": 100}
+    files.append(make_scores(tmp_path / "4.json", [1.0], train_seed=4, **best))
+    content = report(files, tmp_path / "out")
+    last, of_best = content["tables"]["evaluation"]["scores"]
+    assert (last["mean"], last["steps"], last["over"]) == (20, [300], "2 seeds")
+    assert of_best["mean"] == 1, "a best checkpoint has steps of its own"
+    assert any(
+        "2.json" in n and "at 100 steps, where others are at 300" in n for n in content["notes"]
+    )
+
+
+def test_methods_after_different_numbers_of_steps_are_told(tmp_path):
+    a = make_scores(tmp_path / "a.json", [1.0], train_seed=1, checkpoint_steps=300)
+    b = make_scores(tmp_path / "b.json", [1.0], encoder="nfm", train_seed=1, checkpoint_steps=100)
+    assert report([a], tmp_path / "one")["notes"] == []
+    (note,) = report([a, b], tmp_path / "two")["notes"]
+    assert note == "Evaluation: scores after different numbers of steps (nature: 300; nfm: 100)"
+
+
+def test_evaluations_at_other_steps_are_joined_where_all_runs_have_them():
+    """Interpolated between a run's own evaluations, never beyond its first and its last."""
+    at = {(10, 30): (1.0, 3.0), (20, 40): (10.0, 30.0)}
+    curves = [
+        Curve(
+            episode_steps=np.array([], np.int64),
+            episode_returns=np.array([]),
+            eval_steps=np.array(steps),
+            eval_returns=np.array(returns),
+            steps=40,
+        )
+        for steps, returns in at.items()
+    ]
+    grid, values = common_evaluations(curves)
+    assert grid.tolist() == [20, 30]
+    assert values.tolist() == [[2.0, 3.0], [10.0, 20.0]]
+
+
 def test_torn_and_missing_metrics_are_told(tmp_path):
     torn, missing, empty = (tmp_path / name for name in ("torn", "missing", "empty"))
     make_run(torn, seed=1)
@@ -386,7 +459,7 @@ def test_running_mean_equals_a_naive_twin(seed):
             assert value == pytest.approx(np.mean(ended))
 
 
-def test_curves_are_drawn_in_one_colour_per_method(tmp_path):
+def test_curves_are_drawn_in_one_look_per_method(tmp_path):
     runs = [
         make_run(
             tmp_path / f"{name}{seed}",
@@ -403,14 +476,71 @@ def test_curves_are_drawn_in_one_colour_per_method(tmp_path):
     assert image is not None
     height, width, _ = image.shape
     assert width > 2 * height, "training, and evaluation beside it"
-    for color in colors(["nature", "resnet"]).values():
-        bgr = np.round(255 * np.array(color[2::-1]))
+    for look in looks(["nature", "resnet"]).values():
+        bgr = np.round(255 * np.array(matplotlib.colors.to_rgb(look.color)[::-1]))
         for half in (image[:, : width // 2], image[:, width // 2 :]):
             assert (np.abs(half - bgr).max(-1) <= 2).sum() > 100
     only_training = write_report([make_run(tmp_path / "x", seed=9)], tmp_path / "out2")[-1]
     image = cv2.imread(str(only_training))
     assert image is not None
     assert image.shape[1] < 2 * image.shape[0]
+
+
+def test_28_methods_look_different():
+    drawn = {(look.color, look.linestyle) for look in looks([str(i) for i in range(28)]).values()}
+    assert len(drawn) == 28
+
+
+def texts_of(path, monkeypatch, *arguments):
+    """Everything that is written in a figure of learning curves, by axes."""
+    drawn = []
+    with monkeypatch.context() as patch:
+        patch.setattr(figures, "_save", lambda figure, _: drawn.append(figure))
+        figures.learning_curves(path, *arguments)
+    (figure,) = drawn
+    return figure.get_suptitle(), [
+        {
+            "title": ax.get_title(),
+            "legend": ax.get_legend_handles_labels()[1],
+            "top": [child.get_xlabel() for child in ax.child_axes],
+            "bands": len(ax.collections),
+        }
+        for ax in figure.axes
+    ]
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_a_figure_says_what_it_shows(seeds, tmp_path, monkeypatch):
+    runs = [
+        make_run(tmp_path / f"{seed}", [(100, [300.0], 9.0), (300, [400.0], 8.0)], seed=seed)
+        for seed in range(1, seeds + 1)
+    ]
+    results, _ = read_results(runs)
+    title, panels = texts_of(tmp_path / "c.png", monkeypatch, "ms_pacman", results, ["nature"])
+    assert title.startswith("ms_pacman\nprotocol dopamine: sticky actions 0.25, minimal actions")
+    for panel in panels:
+        assert panel["top"] == ["millions of emulator frames"]
+        assert panel["bands"] == (seeds >= 3)
+        assert "human, published: 6,951.6 (above)" in panel["legend"]
+        runs_told = {
+            1: "nature: 1 run",
+            2: "nature: 2 runs, each drawn",
+            3: "nature: mean of 3 runs, 95 % bootstrap interval of the mean",
+        }
+        assert runs_told[seeds] in panel["legend"]
+    assert "random, published: 307.3" in panels[0]["legend"], "in sight of 300 to 400"
+    assert panels[1]["title"] == "evaluations in training, epsilon 0.001"
+
+
+def test_no_panel_is_empty(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", [(100, [], 9.0), (300, [], 8.0)])
+    results, _ = read_results([run])
+    _, panels = texts_of(tmp_path / "c.png", monkeypatch, "ms_pacman", results, ["nature"])
+    assert [panel["title"] for panel in panels] == ["evaluations in training, epsilon 0.001"]
+    nothing = make_run(tmp_path / "nothing", [(300, [])], game="qbert")
+    out = tmp_path / "out"
+    write_report([make_run(tmp_path / "x"), nothing], out)
+    assert sorted(path.name for path in out.glob("*.png")) == ["curves_ms_pacman.png"]
 
 
 def run(capsys, *argv):
@@ -440,6 +570,28 @@ def test_the_command_on_a_real_run(tmp_path, capsys, monkeypatch):
     }
     again = run(capsys, "report", "runs/a", "--out", "report")
     assert again == (0, out, ""), "the same numbers, over the report before"
+
+
+def test_only_a_report_is_replaced_without_force(tmp_path, capsys):
+    a = make_run(tmp_path / "a", [(100, [1.0]), (300, [2.0])])
+    b = make_run(tmp_path / "b", [(100, [1.0]), (300, [2.0])], game="qbert")
+    out = tmp_path / "out"
+    assert run(capsys, "report", a, "--out", out)[0] == 0
+    assert run(capsys, "report", b, "--out", out)[0] == 0
+    assert not (out / "curves_ms_pacman.png").exists(), "nothing of the report before is left"
+    other = tmp_path / "thesis"
+    other.mkdir()
+    (other / "report.md").write_text("my own")
+    (other / "curves_mine.png").write_text("my own")
+    code, printed, err = run(capsys, "report", a, "--out", other)
+    assert (code, printed) == (2, "")
+    assert err == (
+        f"rl-nfm: out: {other} is not empty and holds no report; --force writes there anyway\n"
+    )
+    assert (other / "report.md").read_text() == "my own"
+    assert run(capsys, "report", a, "--out", other, "--force")[0] == 0
+    assert (other / "curves_mine.png").read_text() == "my own"
+    assert (other / "report.md").read_text().startswith("# Scores")
 
 
 BAD = [

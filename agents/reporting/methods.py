@@ -1,0 +1,199 @@
+"""Which results may stand together: the same protocol, the same method, at the same steps.
+
+Results of different protocols, or of the same seed twice, are refused: scores may only be put
+together where they measure the same thing independently.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agents.config import RESUMABLE, Config, chosen_encoders, to_plain
+from agents.reporting.results import TRAINING_EPISODES, Result
+from envs import Protocol, resolve_game
+from envs.games import MEMORY_CUE
+from envs.memory import MEMORY_PROTOCOL
+
+_PROTOCOL_FIELDS = [f.name for f in dataclasses.fields(Protocol) if f.name != "name"]
+OBSERVATION = ("maxpool", "stack_num", "img_height", "img_width")
+"""Fields of the protocol that say what the agent sees. They make another method, but the score of
+an episode means the same whoever played it."""
+_NO_PROTOCOL = {"name", "env_id", "seed", "num_envs", "ale_py", *OBSERVATION}
+"""In the protocol block, but no reason to keep scores apart."""
+_NO_METHOD = {"game", "seed", *RESUMABLE, "learner.cuda_graph"} - {"steps"}
+"""Settings that do not make another method of a run; the protocol's are checked apart."""
+_MAX_SETTINGS_IN_NAME = 3
+
+
+def encoder_of(config: Config) -> str:
+    """`nature`, or `lstm on nfm` of one that is built on another."""
+    return " on ".join(chosen_encoders(config))
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """What makes the method: dotted names to values."""
+    flat: dict[str, Any] = {}
+
+    def add(group: Mapping[str, Any], prefix: str) -> None:
+        for key, value in group.items():
+            name = prefix + key
+            if name in _NO_METHOD or (prefix == "env." and key in (*_PROTOCOL_FIELDS, "protocol")):
+                continue
+            if isinstance(value, Mapping):
+                add(value, f"{name}.")
+            else:
+                flat[name] = value
+
+    add(to_plain(config), "")
+    seen = protocol_of(config)
+    return flat | {f"env.{field}": seen[field] for field in OBSERVATION}
+
+
+def protocol_of(config: Config) -> dict[str, Any]:
+    """The environment's settings with every default filled in."""
+    memory = resolve_game(config.game) == MEMORY_CUE
+    return dataclasses.asdict(MEMORY_PROTOCOL if memory else config.env.resolve())
+
+
+def protocol_line(results: Sequence[Result]) -> str:
+    """The protocol that results share, in words; they have been through `check_protocols`."""
+    names = dict.fromkeys(str(r.protocol.get("name")) for r in results)
+    told = next((r.protocol for r in results if r.source == "training"), results[0].protocol)
+    lives = "end the return" if told.get("terminal_on_life_loss") else "not told"
+    parts = [
+        f"protocol {' / '.join(names)}: sticky actions {told.get('repeat_action_probability')}",
+        f"{'all 18 actions' if told.get('full_action_space') else 'minimal actions'}",
+        f"lost lives {lives}",
+        f"up to {told['noop_max']} no-ops" if told.get("noop_max") else "no no-ops",
+        f"{told.get('frameskip')} frames a step",
+        f"cap {told.get('max_num_frames_per_episode', 0):,} frames",
+    ]
+    return ", ".join(parts)
+
+
+def check_protocols(results: Sequence[Result]) -> None:
+    """Refuse to put scores of different protocols together.
+
+    Only what changes the meaning of a score counts: sticky actions, action set, life loss, no-ops,
+    frame skip, cap and how episodes are counted. What the agent sees (`OBSERVATION`) is a property
+    of the method. Training and evaluation share the environment, evaluations (and those in
+    training) also how actions are chosen, which random play has no part in.
+
+    Raises:
+        ValueError: naming the field, both values and where they come from.
+    """
+    first: dict[str, tuple[Any, str]] = {}
+    for result in results:
+        fields = {*_PROTOCOL_FIELDS, *result.protocol} - _NO_PROTOCOL
+        if result.steps is None:
+            fields &= {*_PROTOCOL_FIELDS, "episodes_counted"}
+        for field in sorted(fields):
+            value = result.protocol.get(field, "unknown")
+            known, where = first.setdefault(field, (value, result.where))
+            if known != value:
+                raise ValueError(
+                    f"{field}: {value!r} in {result.where}, but {known!r} in {where}\n"
+                    "scores of different protocols are never put together; report them apart"
+                )
+
+
+def name_methods(results: Sequence[Result], notes: list[str]) -> list[Result]:
+    """Name each result by its encoder and, where runs of that encoder differ, by its settings.
+
+    Runs of a sweep have their names: what the sweep calls an encoder and what it varied.
+
+    Args:
+        results: of all sources.
+        notes: gets one for each method whose differences do not fit into a name.
+    """
+    named = {id(result): result.encoder for result in results}
+    unnamed = [result for result in results if not result.method]
+    for encoder in dict.fromkeys(result.encoder for result in unnamed):
+        told = [r for r in unnamed if r.encoder == encoder and r.settings]
+        keys = dict.fromkeys(key for result in told for key in result.settings)
+        varying = [
+            k for k in keys if any(r.settings.get(k) != told[0].settings.get(k) for r in told)
+        ]
+        variants: list[str] = []
+        for result in told if varying else ():
+            text = ", ".join(f"{key}={result.settings.get(key)}" for key in varying)
+            short = len(varying) <= _MAX_SETTINGS_IN_NAME
+            if text not in variants:
+                variants.append(text)
+                if not short:
+                    notes.append(f"{encoder} #{len(variants)}: {text}")
+            number = variants.index(text) + 1
+            named[id(result)] = f"{encoder} ({text})" if short else f"{encoder} #{number}"
+    best = " of the best checkpoint"
+    return [
+        dataclasses.replace(result, method=named[id(result)] + (best if result.best else ""))
+        if not result.method
+        else result
+        for result in results
+    ]
+
+
+def check_seeds(results: Sequence[Result]) -> None:
+    """Refuse a seed that counts twice.
+
+    Raises:
+        ValueError: naming both runs.
+    """
+    seen: dict[tuple[str, str, str, int], str] = {}
+    for result in results:
+        if result.seed is not None:
+            key = (result.source, result.method, result.game, result.seed)
+            if key in seen:
+                raise ValueError(
+                    f"seed: {result.seed} twice for {result.method} on {result.game} "
+                    f"({result.source}): {seen[key]} and {result.where}; must be different ones"
+                )
+            seen[key] = result.where
+
+
+def at_common_steps(results: Sequence[Result], notes: list[str]) -> list[Result]:
+    """The runs of a method on a game where all of them are: at the same number of steps.
+
+    A run that stopped early is left out where others of its kind have finished. Where none has
+    finished, all are scored by the last step that all have reached. Whoever is left out, cut or
+    not finished is named in `notes`. The best checkpoint of a run has steps of its own. An
+    unfinished run of a sweep is in no table and named already; its curve is drawn where all of its
+    kind are unfinished.
+    """
+    groups: dict[tuple[str, str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.source, result.method, result.game), []).append(result)
+    kept = {id(r) for r in results if r.best}
+    cut: dict[int, Result] = {}
+    for group in groups.values():
+        if group[0].source in ("last_tenth", "last_evaluations"):
+            kept |= {id(r) for r in [r for r in group if r.finished] or group}
+            continue
+        most = max((r.steps or 0) for r in group)
+        if any(r.finished for r in group) or group[0].source == "evaluation":
+            whole = [r for r in group if (r.steps or 0) == most]
+        else:
+            whole = group
+            least = min((r.steps or 0) for r in group)
+            cut |= {id(r): _until(r, least, notes) for r in group if r.steps != least}
+        kept |= {id(r) for r in whole}
+        notes += [_lag(r, most) for r in group if id(r) not in kept]
+        notes += [_lag(r, None) for r in whole if not r.finished]
+    return [cut.get(id(r), r) for r in results if id(r) in kept]
+
+
+def _lag(result: Result, others: int | None) -> str:
+    """What is to be known of a run that stopped early."""
+    of = "" if result.planned_steps is None else f" of {result.planned_steps}"
+    told = f"{result.where}: {result.source} of {result.method} on {result.game}"
+    if others is None:
+        return f"{told} is not finished: at {result.steps}{of} steps"
+    return f"{told} left out: at {result.steps}{of} steps, where others are at {others}"
+
+
+def _until(result: Result, steps: int, notes: list[str]) -> Result:
+    """A training run as it was at an earlier step."""
+    assert result.curve is not None
+    returns = result.curve.episode_returns[result.curve.episode_steps <= steps]
+    notes.append(f"{result.where}: scored at {steps} steps, which all runs of its kind reached")
+    return dataclasses.replace(result, steps=steps, returns=returns[-TRAINING_EPISODES:].tolist())
