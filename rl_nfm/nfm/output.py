@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from rl_nfm.backbones.norms import fuse, make_norm
 from rl_nfm.nfm.config import NFMConfig
 
-
 _MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 

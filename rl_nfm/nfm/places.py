@@ -213,9 +213,12 @@ class Place(nn.Module):
         options = Options.of(grid, **common, null_slot=config.null_slot)
         if triton_attention.is_compiled(query):
             return operators.attend(query, keys, values, *options)[0]
+        done = None
         if len(packed) > len(memory) and triton_attention.supports(query, keys, values, options):
             previous = next((x.handed for x in memory if x.handed is not None), None)
-            read, handed = triton_attention.attend(packed, options, previous)
+            done = triton_attention.try_to_attend(packed, options, previous)
+        if done is not None:
+            read, handed = done
             news = [{"handed": handed}] * len(memory)
         elif self.has_library and kernels.supports(query, keys, values):
             read, keys, values = kernels.attend(

@@ -120,6 +120,20 @@ def _fits(
     )
 
 
+def try_to_attend(
+    packed: Sequence[Packed], options: Options, previous: Handed | None
+) -> tuple[Tensor, Handed | None] | None:
+    """As `attend`; None, from then on, where the kernels cannot be launched after all."""
+    try:
+        return attend(packed, options, previous)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever Triton, its compiler or the driver may raise
+        query, _, values = packed[-1].split()[0], *packed[0].split()[1:]
+        guard.give_up(query.device, *_case(query, values, options), error=error)
+        return None
+
+
 def attend(
     packed: Sequence[Packed], options: Options, previous: Handed | None = None
 ) -> tuple[Tensor, Handed | None]:

@@ -22,8 +22,9 @@ def test_the_factor_multiplies_the_result(out_kernel, sizes, out_layers, hooked)
     rows = torch.randn(2, torch.Size(sizes).numel(), 6, dtype=torch.float64, requires_grad=True)
     factor = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     inputs = [rows, factor, *block.parameters()]
-    results = []
-    for out in (block(rows, sizes, factor), factor * block(rows, sizes)):
-        results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
-    torch.testing.assert_close(results[0], results[1])
+    ours, plain = (
+        [out, *torch.autograd.grad(out.square().sum(), inputs)]
+        for out in (block(rows, sizes, factor), factor * block(rows, sizes))
+    )
+    torch.testing.assert_close(ours, plain)
     assert len(calls) == 2 * hooked

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rl_nfm.encoders import make_encoder
 from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, triton_attention
+from rl_nfm.nfm import triton_launch as launch
 from rl_nfm.nfm.call import Options, plain_read
 from rl_nfm.nfm.places import Place
 from rl_nfm.nfm.rescale import Grid
@@ -345,6 +346,20 @@ def test_kernels_that_differ_are_not_used(device, monkeypatch, caplog):
     for a, b in zip(ours, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     assert len(caplog.records) == 1
+
+
+def test_a_failed_launch_means_the_plain_path(device, monkeypatch, caplog):
+    guard = TritonGuard("attention", lambda *_: [])
+    monkeypatch.setattr(triton_attention, "guard", guard)
+    monkeypatch.setattr(launch, "_launch", lambda *_, **__: 1 / 0)
+    net, x = make_net(device), torch.randn(2, 3, 6, 6, device=device)
+    ours, plain = results(net, x, use_kernels=True), results(net, x, use_kernels=False)
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    where = "cpu" if device == "cpu" else "cuda:0"
+    assert [record.message for record in caplog.records] == [
+        f"slower on {where} without the Triton attention: division by zero"
+    ]
 
 
 def test_the_check_passes(device, caplog):
