@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
+from rl_nfm.support.modules import is_untouched
 from rl_nfm.support.triton_guard import TritonGuard
 
 Norm = Literal["batch", "group", "none"]
@@ -69,13 +70,13 @@ def fuse(layers: Iterable[nn.Module]) -> Iterator[Callable[[Tensor], Tensor]]:
     """The layers in turn, a group norm and the ReLU behind it as one function."""
     waiting: GroupNorm | None = None
     for layer in layers:
-        if waiting is not None and type(layer) is nn.ReLU and not _hooked(layer):
+        if waiting is not None and is_untouched(layer, nn.ReLU):
             yield functools.partial(norm_relu, waiting)
             waiting = None
             continue
         if waiting is not None:
             yield waiting
-        waiting = layer if isinstance(layer, GroupNorm) and not _hooked(layer) else None
+        waiting = layer if isinstance(layer, GroupNorm) and is_untouched(layer, GroupNorm) else None
         if waiting is None:
             yield layer
     if waiting is not None:
@@ -84,7 +85,7 @@ def fuse(layers: Iterable[nn.Module]) -> Iterator[Callable[[Tensor], Tensor]]:
 
 def norm_relu(norm: nn.Module, x: Tensor) -> Tensor:
     """The ReLU of `norm(x)`, in one kernel where there is one."""
-    if isinstance(norm, GroupNorm) and not _hooked(norm):
+    if isinstance(norm, GroupNorm) and is_untouched(norm, GroupNorm):
         return norm.run(x, relu=True)
     return F.relu(norm(x))
 
@@ -102,15 +103,6 @@ def make_norm(norm: Norm, channels: int, *, rank: int = 2) -> nn.Module:
     most = max(1, channels // CHANNELS_PER_GROUP)
     groups = next(n for n in range(most, 0, -1) if channels % n == 0)
     return GroupNorm(groups, channels)
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 def _is_transformed() -> bool:

@@ -13,12 +13,17 @@ from torch.nn import functional as F
 
 from rl_nfm.backbones.norms import fuse, make_norm
 from rl_nfm.nfm.config import NFMConfig
+from rl_nfm.support.modules import is_untouched
 
 _MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class OutBlock(nn.ModuleList):
-    """[B, P, H * V (+ C)] to [B, P, C]: positions come as rows, with channels last."""
+    """[B, P, H * V (+ C)] to [B, P, C]: positions come as rows, with channels last.
+
+    Linear layers are handed rows [B, P, C], convolutions and norms maps [B, C, T..]: decided when
+    building, so that anything may take a layer's place that takes and gives the same.
+    """
 
     def __init__(self, config: NFMConfig, *, channels: int, rank: int):
         inputs = config.heads * config.value_size + (channels if config.cat_input else 0)
@@ -28,6 +33,8 @@ class OutBlock(nn.ModuleList):
                 layers.append(make_norm(config.out_norm, channels, rank=rank))
             layers += [nn.ReLU(), _make_map(channels, channels, config.out_kernel, rank)]
         super().__init__(layers)
+        self.maps_take_rows = config.out_kernel == 1 or rank == 0
+        self.middle_takes_rows = config.out_norm == "none"
 
     def forward(self, rows: Tensor, sizes: tuple[int, ...], factor: Tensor | None = None) -> Tensor:
         """Rows are the positions of `sizes`, which convolutions and norms need to know.
@@ -35,20 +42,20 @@ class OutBlock(nn.ModuleList):
         A `factor` of the result goes into the last layer's weights: on a GPU it would otherwise
         cost as much traffic as the layer, and its gradient more.
         """
-        *layers, last = fuse(self)
-        for layer in layers:
-            rows = _run(layer, rows, sizes, on_rows=isinstance(layer, (nn.Linear, nn.ReLU)))
-        on_rows = isinstance(last, nn.Linear)
-        if factor is not None and type(last) in _MAPS and not _hooked(last):
-            return _run(functools.partial(_scaled_map, last, factor), rows, sizes, on_rows=on_rows)
-        rows = _run(last, rows, sizes, on_rows=on_rows)
+        *layers, last = self
+        for n, layer in enumerate(fuse(layers)):
+            rows = _run(layer, rows, sizes, self.middle_takes_rows if n else self.maps_take_rows)
+        if factor is not None and is_untouched(last, *_MAPS):
+            scaled = functools.partial(_scaled_map, last, factor)
+            return _run(scaled, rows, sizes, self.maps_take_rows)
+        rows = _run(last, rows, sizes, self.maps_take_rows)
         return rows if factor is None else factor * rows
 
 
 def _run(
-    layer: Callable[[Tensor], Tensor], rows: Tensor, sizes: tuple[int, ...], *, on_rows: bool
+    layer: Callable[[Tensor], Tensor], rows: Tensor, sizes: tuple[int, ...], takes_rows: bool
 ) -> Tensor:
-    if on_rows:
+    if takes_rows:
         return layer(rows)
     return layer(rows.transpose(1, 2).unflatten(2, sizes)).flatten(2).transpose(1, 2)
 
@@ -58,10 +65,6 @@ def _scaled_map(layer: Any, factor: Tensor, x: Tensor) -> Tensor:
     weight, bias = factor * layer.weight, factor * layer.bias
     run = F.linear if isinstance(layer, nn.Linear) else layer._conv_forward
     return run(x, weight, bias)
-
-
-def _hooked(layer: Any) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def _make_map(inputs: int, outputs: int, kernel: int, rank: int) -> nn.Module:

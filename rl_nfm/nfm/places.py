@@ -24,6 +24,7 @@ from rl_nfm.nfm.output import OutBlock
 from rl_nfm.nfm.rescale import Grid, window_offsets
 from rl_nfm.nfm.triton_attention import Handed, Packed
 from rl_nfm.support import triton_guard
+from rl_nfm.support.modules import is_untouched
 
 if TYPE_CHECKING:
     from rl_nfm.nfm.record import AttentionRecorder
@@ -154,9 +155,7 @@ class Place(nn.Module):
         if self.project is None:
             none = state[..., :0]
             return Projected(none, none, none, None)
-        plain = type(self.project) is nn.Linear and not (
-            self.project._forward_hooks or self.project._forward_pre_hooks
-        )
+        plain = is_untouched(self.project, nn.Linear)
         wants_rows = triton_attention.is_wanted(state) or not self.has_library
         if wants_rows or not (plain and self.use_kernels and kernels.supports(state)):
             packed = Packed(self.project(state), self.parts)
