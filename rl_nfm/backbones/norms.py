@@ -41,7 +41,7 @@ class GroupNorm(nn.GroupNorm):
             except torch.cuda.OutOfMemoryError:
                 raise
             except Exception as error:  # whatever Triton, its compiler or the driver may raise
-                _GUARD.give_up(x.device, x.dtype, error=error)
+                guard.give_up(x.device, x.dtype, error=error)
         y = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         return F.relu(y) if relu else y
 
@@ -137,9 +137,9 @@ def _check(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Tensor, T
         yield from zip(*results, strict=True)
 
 
-_GUARD = TritonGuard("group norm", _check)
+guard = TritonGuard("group norm", _check)
 
 
 @torch.compiler.assume_constant_result
 def _ready(device: torch.device, dtype: torch.dtype) -> bool:
-    return _GUARD.ready(device, dtype)
+    return guard.ready(device, dtype)

@@ -71,6 +71,24 @@ def tests() -> Iterator[Result]:
             print(line, flush=True)
 
 
+def kernels() -> Iterator[Result]:
+    """The check that every Triton kernel goes through at first use; how long it takes."""
+    from rl_nfm.backbones.norms import guard as norm_guard
+    from rl_nfm.nfm.triton_attention import guard as attention_guard
+
+    if REHEARSAL:  # elsewhere in a rehearsal the interpreter would be too slow
+        os.environ["RL_NFM_KERNELS"] = "triton"
+    types = (torch.bfloat16,) if REHEARSAL else (torch.float32, torch.bfloat16, torch.float16)
+    for dtype in types:
+        for guard, case in ((norm_guard, ()), (attention_guard, (4, 32, 32, 4, True))):
+            begin = time.perf_counter()
+            agrees = guard.ready(DEVICE, dtype, *case)
+            yield {
+                "kernel": guard.name, "dtype": str(dtype)[6:], "passed": agrees,
+                "seconds": round(time.perf_counter() - begin, 2),
+            }  # fmt: skip
+
+
 def encoders() -> Iterator[Result]:
     """Each encoder's features and gradients in float32 against the CPU's."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -305,8 +305,8 @@ def test_a_failed_launch_means_the_plain_path(monkeypatch, caplog):
     norm, x = make_norm(8, 2), draw(2, 8, 3, 3)
     norm(x)  # checked
     monkeypatch.setattr(norms, "_run_kernels", fail)
-    monkeypatch.setattr(norms._GUARD, "_verdicts", dict(norms._GUARD._verdicts))
-    monkeypatch.setattr(norms._GUARD, "_warned", False)
+    monkeypatch.setattr(norms.guard, "_verdicts", dict(norms.guard._verdicts))
+    monkeypatch.setattr(norms.guard, "_warned", False)
     for _ in range(2):
         assert torch.equal(norm(x), F.group_norm(x, 2, norm.weight, norm.bias))
     assert [r.message.rpartition(": ")[2] for r in caplog.records] == ["shared memory"]
@@ -314,7 +314,7 @@ def test_a_failed_launch_means_the_plain_path(monkeypatch, caplog):
 
 def test_kernels_that_differ_are_not_used(monkeypatch, caplog):
     guard = norms.TritonGuard("group norm", norms._check)
-    monkeypatch.setattr(norms, "_GUARD", guard)
+    monkeypatch.setattr(norms, "guard", guard)
     run = norms._run_kernels
     monkeypatch.setattr(norms, "_run_kernels", lambda *args: 1.001 * run(*args))
     norm, x = make_norm(8, 2), draw(2, 8, 3, 3)
