@@ -54,7 +54,10 @@ def ceilings() -> Iterator[Result]:
 def tests() -> Iterator[Result]:
     """The tests that need a device, by pytest itself."""
     marker = "not gpu" if REHEARSAL else "gpu"
-    targets = ["tests/rl_nfm/support/test_triton_guard.py"] if REHEARSAL else ["tests"]
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    targets = [str(path) for path in files if "mark.gpu" in path.read_text()]
+    if REHEARSAL:
+        targets = ["tests/rl_nfm/support/test_triton_guard.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-m", marker, "--tb=short", "--maxfail=8"]
     env = _environment()
     env.pop("RL_NFM_REHEARSAL", None)
