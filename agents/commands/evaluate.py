@@ -14,7 +14,8 @@ from annotated_types import Ge, Gt, Le
 
 from agents.config import Config, preset_names, read_preset, to_plain
 from agents.playing.attention import attention_view
-from agents.playing.evaluate import Scores, play
+from agents.playing.evaluate import play
+from agents.playing.scores import Scores
 from agents.playing.video import record_first_episode
 from agents.saving import checkpoint
 from agents.saving.checkpoint import Checkpoint

@@ -10,7 +10,8 @@ import torch
 from agents import cli
 from agents.commands import evaluate as command
 from agents.config import make_config, read_preset, to_plain, write_config
-from agents.playing.evaluate import Scores, _bar, _Counter, play
+from agents.playing.evaluate import _bar, _Counter, play
+from agents.playing.scores import Scores
 from agents.saving import checkpoint
 from envs import human_normalized_score
 from rl_nfm.support import storage

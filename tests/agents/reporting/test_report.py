@@ -12,7 +12,7 @@ import pytest
 from agents import cli
 from agents.commands.evaluate import _content
 from agents.config import make_config, read_preset, to_plain, write_config
-from agents.playing.evaluate import Scores
+from agents.playing.scores import Scores
 from agents.reporting import figures
 from agents.reporting.figures import common_evaluations, looks, running_mean
 from agents.reporting.report import write_report
