@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from agents.config import Config, changed_fields, make_config
+from agents.config import Config, changed_fields, make_config, to_plain
 from agents.sweeping.folder import LOCK_FILE
 from agents.sweeping.runs import PlannedRun
 from agents.sweeping.variants import with_encoder
@@ -127,20 +127,22 @@ class Plan:
             vary[option] = list(dict.fromkeys([*vary.get(option, []), *values]))
         asked["vary"] = vary
         if (out / PRESET_FILE).is_file():
-            self._check_same(out / PRESET_FILE)
+            self._check_same(out / PRESET_FILE, before.get("encoders", []))
         for name, values in ((PRESET_FILE, dataclasses.asdict(self.base)), (SWEEP_FILE, asked)):
             with written(out / name) as partial:
                 partial.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
-    def _check_same(self, path: Path) -> None:
-        old = dataclasses.asdict(make_config(read_yaml(path), where=str(path)))
-        new = dataclasses.asdict(self.base)
-        for field in changed_fields(old, new):
-            if field not in _PER_RUN:
-                raise ValueError(
-                    f"{field}: cannot change within a sweep; {path} has another value. "
-                    "Choose another --out, or --vary it"
-                )
+    def _check_same(self, path: Path, encoders: Sequence[str]) -> None:
+        """Refuse a change of what the runs asked for before read."""
+        before = make_config(read_yaml(path), where=str(path))
+        for encoder in encoders:
+            old, new = (to_plain(with_encoder(base, encoder)) for base in (before, self.base))
+            for field in changed_fields(old, new):
+                if field not in _PER_RUN:
+                    raise ValueError(
+                        f"{field}: cannot change within a sweep; {path} has another value. "
+                        "Choose another --out, or --vary it"
+                    )
 
 
 def read_request(out: Path) -> dict[str, Any]:

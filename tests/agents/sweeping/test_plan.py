@@ -94,6 +94,17 @@ def test_a_sweep_grows_but_its_preset_stays(debug, tmp_path):
     assert (tmp_path / "preset.yaml").read_bytes() == before
 
 
+def test_options_that_no_run_reads_may_change(debug, tmp_path):
+    """As when a later version of the package brings another encoder."""
+    plan(debug).save(tmp_path)
+    other = dataclasses.replace(debug, impala=dataclasses.replace(debug.impala, width=5))  # pyright: ignore
+    plan(other).save(tmp_path)
+    wider = dataclasses.replace(debug, nfm=dataclasses.replace(debug.nfm, width=6))  # pyright: ignore
+    plan(wider, encoders=("resnet_matched",)).save(tmp_path)
+    with pytest.raises(ValueError, match=r"^resnet\.width: cannot change"):
+        plan(debug).save(tmp_path)  # the matched baseline has been asked for
+
+
 def test_a_folder_of_other_things_is_no_sweep(debug, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match=r"not empty and holds no sweep \(thesis.tex\)"):
@@ -114,15 +125,10 @@ def test_matched_baselines_are_as_large_as_their_reference(debug):
 
 
 def test_a_baseline_follows_the_options_of_its_reference(debug):
-    values = dataclasses.asdict(debug)
-    values["nfm"].update(depth=18, width=6)
-    wider = with_encoder(
-        type(debug)(**{**vars(debug), "nfm": dataclasses.replace(debug.nfm, depth=18, width=6)}),
-        "resnet_matched",
-    )
+    base = dataclasses.replace(debug, nfm=dataclasses.replace(debug.nfm, depth=18, width=6))
+    wider = with_encoder(base, "resnet_matched")
     assert wider.resnet.depth == 18
-    reference = dataclasses.replace(debug.nfm, depth=18, width=6)
-    nfm = build_encoder(with_encoder(dataclasses.replace(debug, nfm=reference), "nfm"))
+    nfm = build_encoder(with_encoder(base, "nfm"))
     assert count_parameters(build_encoder(wider)) == pytest.approx(count_parameters(nfm), rel=0.1)
 
 
