@@ -20,6 +20,7 @@ from agents.replay.buffer import ReplayConfig
 from envs import PROTOCOLS, Protocol, make_protocol
 from rl_nfm.encoders import encoder_entry, encoder_names
 from rl_nfm.support.configuration import nearest, read_yaml, validate
+from rl_nfm.support.output_files import written
 from rl_nfm.values.heads import HeadConfig
 
 _HERE = Path(__file__).parent
@@ -216,8 +217,14 @@ def to_plain(config: Config) -> dict[str, Any]:
 
 
 def write_config(config: Config, path: Path) -> None:
-    """Save as YAML, readable as a preset."""
-    path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False), encoding="utf-8")
+    """Save as YAML, readable as a preset; atomically.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with written(path) as partial:
+        text = yaml.safe_dump(to_plain(config), sort_keys=False)
+        partial.write_text(text, encoding="utf-8")
 
 
 def preset_names() -> list[str]:

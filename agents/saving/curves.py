@@ -46,7 +46,7 @@ class _EventFile:
     """One event file in TensorBoard's format: a record for each event."""
 
     def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # not the run's folder, which may have been deleted
         name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS)}"
         self._folder = folder
         self._file = (folder / f"events.out.tfevents.{name}").open("xb")

@@ -84,6 +84,7 @@ class CheckpointWriter:
         self._check_finite(files, counters["steps"])
         meta = self._meta(counters)
         try:
+            self.folder.mkdir(exist_ok=True)  # not the run's folder, which may have been deleted
             draft = storage.Draft(self.folder / f"step_{counters['steps']:09d}")
         except OSError as error:
             raise self._not_written(error) from None
@@ -121,6 +122,7 @@ class CheckpointWriter:
         self._check_finite(network, counters["steps"])
         meta = self._meta({**counters, "best_return": mean_return})
         try:
+            self.folder.mkdir(exist_ok=True)
             storage.save_directory(self.folder / BEST, kind=KIND, meta=meta, tensors=network)
         except OSError as error:
             raise self._not_written(error) from None
@@ -216,11 +218,11 @@ def chunks(added_rows: int, rows: int, size: int) -> dict[str, slice]:
     The name tells the last row written in it, counted from the run's begin, so it changes with
     what is in the file.
     """
-    newest = added_rows - 1
+    newest, filled = added_rows - 1, min(added_rows, rows)
     lap, position = divmod(newest, rows)
     found = {}
-    for begin in range(0, min(added_rows, rows), size):
-        end = min(begin + size, rows)
+    for begin in range(0, filled, size):
+        end = min(begin + size, filled)
         # the youngest row at or before `newest` that lies in begin..end
         if position >= end:
             last = lap * rows + end - 1

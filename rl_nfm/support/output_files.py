@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,19 @@ from typing import Any
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A place to write to, of the same suffix; it becomes `path` unless something is raised."""
+    """A place to write to, of the same suffix; it becomes `path` unless something is raised.
+
+    Raises:
+        OSError: naming `path`, if it cannot be written; what was there before is whole.
+    """
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())  # else a power cut could leave the new name without content
         partial.replace(path)
+    except OSError as error:  # a failing write does not name its file
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         partial.unlink(missing_ok=True)
 
