@@ -1,18 +1,10 @@
-"""`attention.attend` with masked top-k, fused for CUDA in Triton: what is launched, and gradients.
+"""The attention in Triton for CUDA: where it is used, and its operators for `torch.compile`.
 
-Each place makes query, keys and values in one product, and the kernels read the rows of memory
-where that left them (`Packed`). A reader's backward makes the gradients of its query and of its
-scores. The gradient of a written layer is made once, by the layer's first reader, whose backward
-comes last: by then all other readers have told what they read, and each row of memory gathers from
-the positions that can have read it. Nothing is added atomically, so results are the same from run
-to run.
-
-How later readers tell: a reader hands a token on to the next one. The token's gradient comes back
-only if the next one's backward has run, and then what it knows lies in a box that both hold.
+`triton_kernels` are the kernels, `triton_launch` runs them, `triton_autograd` makes gradients.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +12,7 @@ from torch import Tensor
 from rl_nfm.nfm import operators
 from rl_nfm.nfm import triton_launch as launch
 from rl_nfm.nfm.call import Options, plain_read
+from rl_nfm.nfm.triton_autograd import Handed, Packed, attend
 from rl_nfm.nfm.triton_launch import Told
 from rl_nfm.support import triton_guard
 from rl_nfm.support.cpp import runs_eagerly
@@ -30,54 +23,6 @@ MOST_LAYERS = 32
 """Kernels are compiled for a number of layers."""
 MOST_NUMBERS = 2**16
 """Of keys or values that one position's heads attend to: what a program must be able to hold."""
-
-
-class Packed(NamedTuple):
-    """What is made of one layer's states in one product: queries, keys and values side by side."""
-
-    rows: Tensor
-    """[B, P, the sum of `parts`]."""
-    parts: tuple[int, int, int]
-    """Width of queries, keys and values, each with all heads; 0 where there are none."""
-
-    def split(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Views of queries, keys and values."""
-        return self.rows.split(self.parts, dim=-1)  # pyright: ignore[reportReturnType]
-
-
-class Handed(NamedTuple):
-    """From a reader to the next one, which may read more layers but no others before them."""
-
-    token: Tensor
-    box: "_Box"
-    layers: int
-    """How many were read."""
-
-
-class _Box:
-    """What the readers after one reader know, in one backward."""
-
-    told: list[Told] | list[Tensor | None]
-
-    def __init__(self) -> None:
-        self.told = []
-
-    def take(self) -> Any:
-        told, self.told = self.told, []
-        return told
-
-
-class _Call(NamedTuple):
-    """One reader's call besides its tensors, the packed rows."""
-
-    options: Options
-    parts: list[tuple[int, int, int]]
-    layers: int
-    """The first so many tensors are the memory."""
-    old: int
-    """The first so many had a reader before this one, which makes their gradient."""
-    box: _Box
-    previous: Handed | None
 
 
 def is_wanted(tensor: Tensor) -> bool:
@@ -132,123 +77,6 @@ def try_to_attend(
         query, _, values = packed[-1].split()[0], *packed[0].split()[1:]
         guard.give_up(query.device, *_case(query, values, options), error=error)
         return None
-
-
-def attend(
-    packed: Sequence[Packed], options: Options, previous: Handed | None = None
-) -> tuple[Tensor, Handed | None]:
-    """What the heads read with masked top-k; of equal scores the first slots are kept.
-
-    Args:
-        packed: of each written layer, and last of the reading layer, which may be the last written.
-        options: of the call.
-        previous: what the last reader of this memory handed on.
-
-    Returns:
-        [B, P, H * V], and what to hand on to the next reader.
-    """
-    layers = len(packed) - 1
-    if layers and packed[-2].rows is packed[-1].rows:
-        packed = packed[:-1]
-    tensors = [launch.even(x.rows) for x in packed]
-    old = previous.layers if previous else 0
-    call = _Call(options, [x.parts for x in packed], layers, old, _Box(), previous)
-    if not torch.is_grad_enabled():
-        return launch.forward(*_reading(call, tensors), options)[0], previous
-    read, token = _Attend.apply(call, previous.token if previous else None, *tensors)
-    return read, Handed(token, call.box, layers)
-
-
-def _reading(call: _Call, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Query, keys and values of a call."""
-    views = [Packed(*pair).split() for pair in zip(tensors, call.parts, strict=True)]
-    memory = views[: call.layers]
-    return views[-1][0], [keys for _, keys, _ in memory], [values for *_, values in memory]
-
-
-class _Attend(torch.autograd.Function):
-    """The last reader's token and packed rows to what is read and the next reader's token."""
-
-    @staticmethod
-    def forward(ctx: Any, call: _Call, token: Tensor | None, *packed: Tensor) -> Any:
-        del token
-        read, weights, slots = launch.forward(*_reading(call, packed), call.options)
-        ctx.save_for_backward(weights, slots, *packed)
-        ctx.call = call
-        ctx.set_materialize_grads(False)
-        return read, read.new_empty(0)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        grad, grad_token = grads
-        call: _Call = ctx.call
-        told = [] if grad_token is None else call.box.take()
-        weights, slots, *packed = ctx.saved_tensors
-        wanted = [needed and n >= call.old for n, needed in enumerate(ctx.needs_input_grad[2:])]
-        if torch.is_grad_enabled():
-            told = _plain_gradients(call, packed, grad, told)
-            sums = [x if want else None for x, want in zip(told, wanted, strict=False)]
-            sums += [None] * (len(packed) - len(sums))
-        else:
-            told, sums = _gradients(call, packed, grad, weights, slots, told, wanted)
-        if call.previous is None:
-            return None, None, *sums
-        call.previous.box.told = told
-        return None, call.previous.token.new_empty(0), *sums
-
-
-def _gradients(
-    call: _Call,
-    packed: Sequence[Tensor],
-    grad: Tensor | None,
-    weights: Tensor,
-    slots: Tensor,
-    told: list[Told],
-    wanted: list[bool],
-) -> tuple[list[Told], list[Tensor | None]]:
-    """What all readers from this one on know, and the gradients that are wanted."""
-    if grad is None and not told:
-        return told, [None] * len(packed)
-    sums = [
-        _empty_gradient(call, n, packed[n], grad is not None) if want else None
-        for n, want in enumerate(wanted)
-    ]
-    if grad is not None:
-        query, keys, values = _reading(call, packed)
-        own = sums[-1]
-        to = torch.empty_like(query) if own is None else own[..., : query.shape[-1]]
-        grad = launch.even(grad)
-        scores = launch.query_gradient(grad, keys, values, weights, slots, to, call.options)
-        told = [Told(query, grad, weights, scores, slots, call.options, call.layers), *told]
-    for n, rows in enumerate(sums[: call.layers]):
-        if rows is not None:
-            _, keys, values = Packed(rows, call.parts[n]).split()
-            launch.memory_gradient(told, n, keys, values, call.options.heads)
-    return told, sums
-
-
-def _empty_gradient(call: _Call, n: int, rows: Tensor, with_query: bool) -> Tensor:
-    """To be filled by kernels; zeros where they leave something out."""
-    filled = call.parts[n][0] * (with_query and n == len(call.parts) - 1)
-    filled += sum(call.parts[n][1:]) * (n < call.layers)
-    shape = rows.shape
-    return rows.new_empty(shape) if filled == shape[-1] else rows.new_zeros(shape)
-
-
-def _plain_gradients(
-    call: _Call, packed: Sequence[Tensor], grad: Tensor | None, told: list[Tensor | None]
-) -> list[Tensor | None]:
-    """Gradients of packed rows so far, in plain PyTorch, which can be differentiated again."""
-    own: list[Tensor | None] = [None] * len(packed)
-    if grad is not None:
-        inputs = [x.view_as(x) for x in packed]  # no path but the direct one
-        read = plain_read(*_reading(call, inputs), call.options)
-        wanted = [x for x in inputs if x.requires_grad]
-        found = iter(torch.autograd.grad(read, wanted, grad, create_graph=True, allow_unused=True))
-        own = [next(found) if x.requires_grad else None for x in inputs]
-    told = [*told[: call.layers], *[None] * (len(packed) - len(told[: call.layers]))]
-    pairs = zip(own, told, strict=True)
-    return [b if a is None else a if b is None else a + b for a, b in pairs]
 
 
 # What `torch.compile` sees.

@@ -110,20 +110,27 @@ def assert_same(made: Readers, readers: list[int], **options) -> None:
     assert_close(*results, made.dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("mode", ["space_to_depth", "nearest"])
-def test_four_readers_of_a_growing_memory(device, mode, dtype):
+@pytest.mark.parametrize(
+    ("mode", "dtype"),
+    [
+        ("space_to_depth", torch.float32),
+        ("space_to_depth", torch.bfloat16),
+        ("space_to_depth", torch.float16),
+        ("nearest", torch.float32),
+    ],
+)
+def test_readers_of_a_growing_memory(device, mode, dtype):
     """Two passes over three sizes that do not divide one another, the second of them reading."""
     made = Readers(device, heads=4, key=8, value=16, dtype=dtype)
     for query in (False, True):
-        made.write(7, 5, query=query).write(4, 4, query=query).write(2, 3, query=query)
+        made.write(5, 3, query=query).write(3, 2, query=query).write(1, 2, query=query)
     assert_same(made, [3, 4, 5], mode=mode)
 
 
 @pytest.mark.parametrize(("heads", "key", "value"), [(3, 5, 7), (1, 24, 40), (5, 1, 1), (2, 32, 2)])
 def test_heads_and_widths_that_are_no_powers_of_two(device, heads, key, value):
-    made = Readers(device, heads, key, value, batch=3).write(5, 3).write(2, 2).write(5, 3)
-    assert_same(made, [0, 1, 2])
+    made = Readers(device, heads, key, value, batch=3).write(3, 2).write(2, 1)
+    assert_same(made, [0, 1])
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3, 6, 17, 100])
@@ -138,7 +145,7 @@ def test_any_number_of_kept_slots(device, top_k, null_slot):
 )
 @pytest.mark.parametrize("mode", ["space_to_depth", "nearest"])
 def test_one_and_three_dimensions(device, sizes, mode):
-    made = Readers(device, heads=2, key=4, value=4)
+    made = Readers(device, heads=2, key=4, value=4, batch=1)
     for size in sizes:
         made.write(*size)
     assert_same(made, [*range(len(sizes))], mode=mode)
@@ -164,24 +171,22 @@ def test_a_query_that_is_not_used_gets_zeros(device):
 
 
 def test_gradients_are_equal_from_run_to_run_and_of_what_is_asked_for_alone(device):
-    made = Readers(device, heads=2, key=4, value=4).write(6, 5).write(3, 3).write(6, 5)
+    made = Readers(device, heads=2, key=4, value=4, batch=1).write(5, 3).write(2, 2).write(5, 3)
     reads, leaves = made.reads([0, 1, 2], fused=True)
     plain, plain_leaves = made.reads([0, 1, 2], fused=False)
-    parts = [[0], [2], [0, 2], [1], [0, 1, 2]]
-    for _ in range(2):
-        for part in parts:  # nothing of one backward may come back in the next
-            loss = weighted_sum([reads[n] for n in part])
-            ours = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
-            expected = torch.autograd.grad(
-                weighted_sum([plain[n] for n in part]),
-                plain_leaves,
-                retain_graph=True,
-                allow_unused=True,
-            )
-            zeros = [torch.zeros_like(x) for x in leaves]
-            filled = [z if g is None else g for g, z in zip(ours, zeros, strict=True)]
-            wanted = [z if g is None else g for g, z in zip(expected, zeros, strict=True)]
-            assert_close(filled, wanted)
+    for part in ([0], [2], [0, 2], [1], [0]):  # nothing of one may come back in the next
+        loss = weighted_sum([reads[n] for n in part])
+        ours = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
+        expected = torch.autograd.grad(
+            weighted_sum([plain[n] for n in part]),
+            plain_leaves,
+            retain_graph=True,
+            allow_unused=True,
+        )
+        zeros = [torch.zeros_like(x) for x in leaves]
+        filled = [z if g is None else g for g, z in zip(ours, zeros, strict=True)]
+        wanted = [z if g is None else g for g, z in zip(expected, zeros, strict=True)]
+        assert_close(filled, wanted)
     one, two = (
         torch.autograd.grad(weighted_sum(reads), leaves, retain_graph=True) for _ in range(2)
     )
@@ -311,7 +316,7 @@ def results(net: nn.Module, x: Tensor, *, use_kernels: bool) -> list[Tensor]:
 @pytest.mark.parametrize("options", VARIANTS)
 def test_whole_networks(device, options, monkeypatch):
     launched = []
-    net, x = make_net(device, **options), torch.randn(2, 3, 7, 6, device=device)
+    net, x = make_net(device, **options), torch.randn(2, 3, 5, 4, device=device)
     attend = triton_attention.attend
     monkeypatch.setattr(
         triton_attention, "attend", lambda *args: launched.append(1) or attend(*args)
