@@ -1,0 +1,151 @@
+"""What one update, one act and one row of replay launch on a GPU, for each preset."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+from agents.config import Config
+from agents.learning.actor import Actor
+from agents.learning.learner import Learner
+from agents.learning.network import QNetwork
+from agents.replay.buffer import Replay, ReturnConfig
+from agents.saving.checkpoint import build_network
+from agents.training.step import GradientStep
+from benchmarks._counting import Counter, Tally, tensors_in, total_bytes
+from rl_nfm.backbones import norms
+from rl_nfm.nfm import output, places, triton_attention, triton_launch
+from rl_nfm.support.triton_guard import TritonGuard
+
+CUDA = torch.device("cuda", 0)
+
+
+def count(config: Config, *, num_actions: int = 9) -> dict[str, Counter]:
+    """Counters of "update", "act" and "add", the third at a step that completes a sequence."""
+    obs_shape = (config.env.resolve().stack_num, 84, 84)
+    networks = [build_network(config, obs_shape, num_actions) for _ in range(2)]
+    use_kernels = os.environ.get("RL_NFM_KERNELS", "1") != "0"
+    with (
+        contextlib.ExitStack() as stack,
+        FakeTensorMode(allow_fallback_kernels=False) as mode,
+        torch.device(CUDA),
+    ):
+        for patch in _pretend(mode, use_kernels):
+            stack.enter_context(patch)
+        for network in networks:
+            _make_fake(network, mode)
+        return _count(config, obs_shape, *networks)
+
+
+def _pretend(mode: FakeTensorMode, use_kernels: bool) -> Iterator[Any]:
+    """Have the Triton kernels taken for checked, and counted where they would be launched."""
+    yield mock.patch.object(TritonGuard, "ready", return_value=use_kernels)
+    yield mock.patch.object(triton_attention, "runs_eagerly", return_value=True)
+    for module in (norms, output, places):  # fake parameters are of a type of their own
+        yield mock.patch.object(module, "is_untouched", lambda layer, *kinds: type(layer) in kinds)
+    yield mock.patch.object(triton_launch, "_launch", _count_launch)
+    yield mock.patch.object(triton_launch, "slot_rows", _with_numbers(triton_launch.slot_rows))
+    for name in ("_table", "_visits"):
+        make = _with_numbers(getattr(triton_launch, name))
+
+        def table(*key: Any, make: Callable[..., Tensor] = make) -> Tensor:
+            return _fake(make(*key[:-1], torch.device("cpu")), mode)
+
+        yield mock.patch.object(triton_launch, name, table)
+
+
+def _count_launch(name: str, programs: int, *args: Any, **constants: Any) -> None:
+    del programs, constants
+    counter = Counter.active
+    if counter is not None:
+        one = {x.untyped_storage()._cdata: x for x in tensors_in(args)}
+        counter.add(f"attention_{name}", Tally(1, total_bytes(list(one.values()))))
+
+
+def _with_numbers(make: Callable[..., Any]) -> Callable[..., Any]:
+    """`make` outside of the fake tensors, which have no numbers."""
+
+    def run(*args: Any) -> Any:
+        with _disable_current_modes(), torch.device("cpu"):
+            return make(*args)
+
+    return run
+
+
+def _fake(x: Tensor, mode: FakeTensorMode) -> FakeTensor:
+    meta = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+    return FakeTensor(mode, meta, CUDA)
+
+
+def _make_fake(network: nn.Module, mode: FakeTensorMode) -> None:
+    """Have parameters and buffers of the same shapes and layouts on the GPU."""
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(_fake(parameter, mode)))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, _fake(buffer, mode))
+
+
+_ATEN = torch.library.Library("aten", "IMPL")
+# It changes its arguments in place and has no shape to tell, but PyTorch does not say so.
+_ATEN.impl("_fused_adam_.tensor_lr", lambda *_, **__: None, "Meta")
+
+
+class _Adam(torch.optim.Adam):
+    """Its constructor reads the learning rate, which has no number here."""
+
+    def __init__(self, params: Any, lr: Any, **options: Any):
+        super().__init__(params, **options)
+        self.param_groups[0]["lr"] = lr
+
+
+def _count(
+    config: Config, obs_shape: tuple[int, int, int], online: QNetwork, target: QNetwork
+) -> dict[str, Counter]:
+    protocol, num_envs = config.env.resolve(), config.env.num_envs
+    learner_config = dataclasses.replace(config.learner, precision="bf16", compile=False)
+    returns = ReturnConfig(
+        n_steps=learner_config.n_steps,
+        discount=learner_config.discount,
+        reward_clip=learner_config.reward_clip,
+        terminal_on_life_loss=protocol.terminal_on_life_loss,
+    )
+    replay = Replay(
+        config.replay, returns, num_envs=num_envs, obs_shape=obs_shape, device=CUDA,
+        state=online.initial_state(1),
+    )  # fmt: skip
+    with mock.patch.object(torch.optim, "Adam", _Adam):
+        learner = Learner(learner_config, online, target, device=CUDA)
+    step = GradientStep(learner, replay)
+    actor = Actor(
+        online,
+        num_envs=num_envs,
+        num_quantiles=learner_config.num_action_quantiles,
+        dtype=learner.dtype,
+        terminal_on_life_loss=protocol.terminal_on_life_loss,
+    )
+    replay.added_rows = 3 * replay.rows
+    while (replay.added_rows - replay.future_steps) % replay.stride:
+        replay.added_rows += 1
+    counters = {name: Counter() for name in ("update", "act", "add")}
+    step._run()  # makes the optimiser's moments
+    with counters["update"]:
+        step._run()
+    obs = torch.zeros(num_envs, *obs_shape, dtype=torch.uint8)
+    start = torch.zeros(num_envs, dtype=torch.bool)
+    reward, state = torch.zeros(num_envs), actor.state
+    with counters["act"]:
+        action = actor.act(obs, start, epsilon=torch.zeros(num_envs), noise=True)
+    with counters["add"]:
+        replay.add(
+            frame=obs[:, -1], action=action, reward=reward, discount=start, episode_start=start,
+            life_loss=start, episode_step=actor.episode_step, state=state,
+        )  # fmt: skip
+    return counters
