@@ -6,8 +6,9 @@ forms: `rl_nfm.rims.variants`.
 """
 
 from rl_nfm.rims.cells import RIMGRUCell, RIMLSTMCell
-from rl_nfm.rims.layers import RIM_GRU, RIM_LSTM, BlocksWrapper
+from rl_nfm.rims.layers import RIM_GRU, RIM_LSTM
 from rl_nfm.rims.variants import VARIANTS, Variant
+from rl_nfm.rims.wrapper import BlocksWrapper
 
 __all__ = [
     "RIM_GRU",

@@ -124,7 +124,14 @@ class _RIMCell(nn.Module):
         Returns:
             hidden states [T, B, H], the last hidden state, the last cell state (None for GRU)
             and which RIMs were updated, bool [T, B, n].
+
+        Raises:
+            ValueError: another type than the parameters', except under autocast.
         """
+        if x.dtype != self.query.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                f"input: {x.dtype} is not allowed, the parameters are {self.query.dtype}"
+            )
         x = x.to(self.query.dtype)
         if valid is not None:
             x = x.masked_fill(~valid.unsqueeze(-1), 0)  # nor does nan there reach a gradient
@@ -219,15 +226,15 @@ class RIMLSTMCell(_RIMCell):
     kind, gates = "lstm", 4
 
     def forward(
-        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """New (h, c) of x [B, F] or [F] and (h, c) [B, H] or [H]; None: zeros."""
-        hidden, cell = (None, None) if state is None else state
-        if x.dim() == 1:
+        """New (h, c) of input [B, F] or [F] and hx, (h, c) [B, H] or [H]; None: zeros."""
+        hidden, cell = (None, None) if hx is None else hx
+        if input.dim() == 1:
             unbatched = None if hidden is None or cell is None else (hidden[None], cell[None])
-            hidden, cell = self(x[None], unbatched)
+            hidden, cell = self(input[None], unbatched)
             return hidden[0], cell[0]
-        _, hidden, cell, _ = self.run(x.unsqueeze(0), hidden, cell)
+        _, hidden, cell, _ = self.run(input.unsqueeze(0), hidden, cell)
         assert cell is not None
         return hidden, cell
 
@@ -237,11 +244,11 @@ class RIMGRUCell(_RIMCell):
 
     kind, gates = "gru", 3
 
-    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """New h of x [B, F] or [F] and h [B, H] or [H]; None: zeros."""
-        if x.dim() == 1:
-            return self(x[None], None if hidden is None else hidden[None])[0]
-        return self.run(x.unsqueeze(0), hidden)[1]
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """New h of input [B, F] or [F] and hx, h [B, H] or [H]; None: zeros."""
+        if input.dim() == 1:
+            return self(input[None], None if hx is None else hx[None])[0]
+        return self.run(input.unsqueeze(0), hx)[1]
 
 
 def dropout_mask(shape: tuple[int, ...], p: float, device: torch.device) -> tuple[Tensor, float]:

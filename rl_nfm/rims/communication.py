@@ -38,13 +38,14 @@ def communicate(
     q, k = _by_head(projected[..., :split], (2, heads)).unbind()
     v = _by_head(projected[..., split:], (1, heads))[0]
     probs = (torch.bmm(q, k.transpose(1, 2)) * key_size**-0.5).softmax(-1)  # [B h, n, n]
-    read = _by_rim(torch.bmm(probs, v), batch)
-    flat = read.view(weights.output.shape[0], -1, read.shape[-1])
+    read = _by_rim(torch.bmm(probs, v), heads)
+    maps = len(weights.output)
+    flat = read.view(maps, n * batch // maps, read.shape[-1])
     if weights.bias is None:
         update = torch.bmm(flat, weights.output)
     else:
         update = torch.baddbmm(weights.bias, flat, weights.output)
-    update = update.view(n, batch, -1)
+    update = update.view(n, batch, update.shape[-1])
     linear = update[..., :size]
     if dropout is not None:
         linear = linear * dropout
@@ -73,8 +74,9 @@ def communicate_backward(
     if dropout is not None:
         grad_out = grad_out * dropout
     grad_out = torch.cat((grad_out, *of_gate), -1)
-    flat = grad_out.view(weights.output.shape[0], -1, grad_out.shape[-1])
-    grad_read = torch.bmm(flat, weights.output.transpose(1, 2)).view(n, batch, -1)
+    maps, width, _ = weights.output.shape
+    flat = grad_out.view(maps, n * batch // maps, grad_out.shape[-1])
+    grad_read = torch.bmm(flat, weights.output.transpose(1, 2)).view(n, batch, width)
     grad_read = _by_head(grad_read, (1, heads))[0]
     weighted = probs * torch.bmm(grad_read, v.transpose(1, 2))
     grad_scores = torch.addcmul(weighted, probs, weighted.sum(-1, keepdim=True), value=-1)
@@ -84,17 +86,18 @@ def communicate_backward(
         torch.bmm(grad_scores.transpose(1, 2), q),
         torch.bmm(probs.transpose(1, 2), grad_read),
     )
-    grad_projected = torch.cat([_by_rim(grad, batch) for grad in grads], -1)
+    grad_projected = torch.cat([_by_rim(grad, heads) for grad in grads], -1)
     return torch.bmm(grad_projected, weights.project.transpose(1, 2)), grad_projected, grad_out
 
 
 def _by_head(x: Tensor, parts: tuple[int, int]) -> Tensor:
     """[n, B, p h d], p parts of h heads, to [p, B h, n, d]."""
     n, batch, width = x.shape
-    x = x.view(n, batch, *parts, width // (parts[0] * parts[1])).permute(2, 1, 3, 0, 4)
-    return x.reshape(parts[0], batch * parts[1], n, -1)
+    each = width // (parts[0] * parts[1])
+    x = x.view(n, batch, *parts, each).permute(2, 1, 3, 0, 4)
+    return x.reshape(parts[0], batch * parts[1], n, each)
 
 
-def _by_rim(x: Tensor, batch: int) -> Tensor:
+def _by_rim(x: Tensor, heads: int) -> Tensor:
     """[B h, n, d] to [n, B, h d]."""
-    return x.transpose(0, 1).reshape(x.shape[1], batch, -1)
+    return x.transpose(0, 1).reshape(x.shape[1], x.shape[0] // heads, heads * x.shape[2])

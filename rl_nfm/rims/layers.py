@@ -2,8 +2,8 @@
 
 `RIM_LSTM(600, 300, 6, 4)` stands where `nn.LSTM(600, 300)` stood. Differences from `nn.LSTM`:
 the two positional arguments `num_rims` and `num_active`; no `bias` and no `proj_size`; `forward`
-also takes a `reset` mask. `BlocksWrapper` has the interface of the authors' wrapper of that name,
-which itself cannot be constructed.
+also takes a `reset` mask. What a layer hands to the one above is the variant's `pass_inactive` and
+`block_inactive_gradient`.
 """
 
 from typing import Any
@@ -85,6 +85,9 @@ class _RIMLayers(nn.Module):
             for _ in range(directions)
         )
 
+    def flatten_parameters(self) -> None:
+        """Does nothing: for callers that have nn.LSTM lay its weights out for cuDNN."""
+
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""
         for cell in self.cells:
@@ -141,12 +144,16 @@ class _RIMLayers(nn.Module):
                 f"input: shape {tuple(x.shape)} is not allowed, must be 2-D or 3-D "
                 f"with {self.input_size} features"
             )
-        if 0 in x.shape[:-1]:
-            raise ValueError(f"input: shape {tuple(x.shape)} has no step or no sequence")
+        steps = x.shape[1 if self._is_batch_first(x, batch_first) else 0]
+        if steps == 0:
+            raise ValueError(f"input: shape {tuple(x.shape)} has no step")
         if reset is not None and reset.shape != x.shape[:-1]:
             raise ValueError(
                 f"reset: shape {tuple(reset.shape)} is not allowed, must be {tuple(x.shape[:-1])}"
             )
+
+    def _is_batch_first(self, x: Tensor, batch_first: bool | None) -> bool:
+        return x.dim() == 3 and (self.batch_first if batch_first is None else batch_first)
 
     def _run(
         self,
@@ -168,7 +175,9 @@ class _RIMLayers(nn.Module):
                 cell = self.cells[index]
                 assert isinstance(cell, RIMLSTMCell | RIMGRUCell)
                 output, *after, active = run(cell, x, before, reset, valid)
-                outputs.append(output)
+                outputs.append(
+                    output if layer == self.num_layers - 1 else _pass_on(cell, output, active)
+                )
                 states.append([part for part in after if part is not None])
                 actives.append(active)
             x = torch.cat(outputs, -1) if directions > 1 else outputs[0]
@@ -192,22 +201,26 @@ class RIM_LSTM(_RIMLayers):
 
     def forward(
         self,
-        x: Tensor | PackedSequence,
-        state: LSTMState | None = None,
+        input: Tensor | PackedSequence,
+        hx: LSTMState | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, LSTMState]:
         """Run the layers.
 
         Args:
-            x: [T, B, F], with `batch_first` [B, T, F], without batch [T, F], or packed.
-            state: (h, c), each [L * D, B, H] (without batch [L * D, H]); None: zeros.
-            reset: bool [T, B], in the order of x; the state is zeroed before step t where true,
-                and a backward layer's state after it: nothing crosses that border.
+            input: [T, B, F], with `batch_first` [B, T, F], without batch [T, F], or packed.
+            hx: (h, c), each [L * D, B, H] (without batch [L * D, H]); None: zeros.
+            reset: bool [T, B], in the order of the input; the state is zeroed before step t where
+                true, and a backward layer's state after it: nothing crosses that border.
 
         Returns:
-            output [T, B, D * H], in the form of x, and the last (h, c).
+            output [T, B, D * H], in the form of the input, and the last (h, c).
+
+        Raises:
+            ValueError: shapes that do not fit, no step, or another type than the parameters have
+                (under autocast any: it is brought to theirs).
         """
-        output, (hidden, cell), _ = self.run(x, state, reset)
+        output, (hidden, cell), _ = self.run(input, hx, reset)
         return output, (hidden, cell)
 
 
@@ -217,45 +230,20 @@ class RIM_GRU(_RIMLayers):
     cell_type = RIMGRUCell
 
     def forward(
-        self, x: Tensor | PackedSequence, state: Tensor | None = None, reset: Tensor | None = None
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """As `RIM_LSTM.forward`, with h alone as the state."""
-        output, (hidden,), _ = self.run(x, None if state is None else (state,), reset)
+        output, (hidden,), _ = self.run(input, None if hx is None else (hx,), reset)
         return output, hidden
 
 
-class BlocksWrapper(nn.Module):
-    """RIMs behind the interface of the authors' `BlocksWrapper`: linear, RIM_LSTM, linear.
-
-    `dropout` acts where the authors' language model has it: on the embedded input and on the
-    output of the RIMs.
-    """
-
-    def __init__(
-        self,
-        ntokens: int,
-        nhid: int,
-        n_out: int,
-        dropout: float = 0.0,
-        num_blocks: int = 4,
-        update_topk: int = 4,
-    ):
-        """`ntokens` input features, `nhid` hidden size, `n_out` outputs, and the RIMs."""
-        super().__init__()
-        self.nhid = nhid
-        self.drop = nn.Dropout(dropout)
-        self.encoder = nn.Linear(ntokens, nhid)
-        self.rims = RIM_LSTM(nhid, nhid, num_blocks, update_topk)
-        self.decoder = nn.Linear(nhid, n_out)
-
-    def forward(self, inp: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs [T, B, n_out] and new state of inputs [T, B, ntokens] and state [1, B, 2 nhid].
-
-        A state is the hidden and the cell state side by side.
-        """
-        hidden, cell = h.split(self.nhid, -1)
-        output, state = self.rims(self.drop(self.encoder(inp)), (hidden, cell))
-        return self.decoder(self.drop(output)), torch.cat(state, -1)
+def _pass_on(cell: RIMLSTMCell | RIMGRUCell, output: Tensor, active: Tensor) -> Tensor:
+    """What the layer above reads of output [T, B, H], with active RIMs [T, B, n]."""
+    form = cell.variant
+    if form.pass_inactive and not form.block_inactive_gradient:
+        return output
+    mask = active.repeat_interleave(cell.hidden_size // cell.num_rims, -1)
+    return torch.where(mask, output, output.detach() if form.pass_inactive else 0.0)
 
 
 def _run_forward(

@@ -143,7 +143,7 @@ class Products:
             block = _side_by_side(kept_steps, left_steps)
             if self.sequence.key_query is not None:
                 of_key_query = block.hidden * _stack(x.logit for x in left_steps)
-                shape = (len(kept_steps), -1)
+                shape = (len(kept_steps), of_key_query.shape[1] // len(kept_steps))
                 self.sequence.key_query[:, span] = of_key_query.unflatten(1, shape)
             self.multiply(span, block)
 

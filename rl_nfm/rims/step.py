@@ -126,7 +126,7 @@ def select_active(logits: Tensor, num_active: int, earlier: Tensor) -> Tensor:
     By counting and not by `topk`, whose choice among equals is arbitrary: at a zero state all
     logits are equal. `earlier`: bool [n, n, 1], true where the second index is the lower.
     """
-    theirs = logits.view(1, logits.shape[0], -1)
+    theirs = logits.squeeze(-1).unsqueeze(0)
     ahead = torch.where(earlier, theirs >= logits.transpose(1, 2), theirs > logits.transpose(1, 2))
     return (ahead.sum(1) < num_active).unsqueeze(-1)
 

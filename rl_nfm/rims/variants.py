@@ -14,7 +14,11 @@ from annotated_types import Gt
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What distinguishes the forms; the defaults are the authors' code."""
+    """What distinguishes the forms; the defaults are the authors' code.
+
+    Raises:
+        ValueError: a gradient blocked where nothing is handed on.
+    """
 
     input_gate: Literal["null", "across"] = "null"
     """`null`: each RIM weighs the input against an all-zero slot, a sigmoid. `across`: a softmax
@@ -36,12 +40,20 @@ class Variant:
     source: Literal["candidate", "previous"] = "candidate"
     """What an inactive RIM shows to the others: its candidate, computed as if it were active, or
     the state it keeps."""
+    pass_inactive: bool = False
+    """In a stack of layers, hand on to the next layer also what inactive RIMs keep; else zeros."""
+    block_inactive_gradient: bool = False
+    """With `pass_inactive`: what is handed on of inactive RIMs sends no gradient back."""
     heads: Annotated[int, Gt(0)] = 4
     """Heads of the communication."""
     key_size: Annotated[int, Gt(0)] = 16
     """Size of one head's queries and keys."""
     value_size: Annotated[int, Gt(0)] | None = 16
     """Size of one head's values; None: s."""
+
+    def __post_init__(self) -> None:
+        if self.block_inactive_gradient and not self.pass_inactive:
+            raise ValueError("block_inactive_gradient: has no effect without pass_inactive")
 
 
 VARIANTS = MappingProxyType(
@@ -56,6 +68,7 @@ VARIANTS = MappingProxyType(
             input_value_size=400,
             cell_bias=False,
             communication="grouped",
+            pass_inactive=True,
             key_size=32,
             value_size=None,
         ),

@@ -259,7 +259,7 @@ def test_without_a_compiler_the_plain_path_runs(switch, monkeypatch, caplog):
 
 def test_other_types_and_tensors_without_storage_take_the_plain_path():
     half = RIM_LSTM(7, 10, 5, 3, dtype=torch.bfloat16)
-    assert half(torch.randn(2, 3, 7))[0].isfinite().all()
+    assert half(torch.randn(2, 3, 7).bfloat16())[0].isfinite().all()
     with FakeTensorMode():
         output, _ = RIM_LSTM(7, 10, 5, 3)(torch.randn(2, 3, 7))
     assert output.shape == (2, 3, 10)

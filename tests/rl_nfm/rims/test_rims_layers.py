@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from rl_nfm.rims import RIM_GRU, RIM_LSTM, VARIANTS, BlocksWrapper
+from rl_nfm.rims import RIM_GRU, RIM_LSTM, VARIANTS, BlocksWrapper, Variant, kernels
 
 MODELS: dict[type[nn.Module], Any] = {RIM_LSTM: nn.LSTM, RIM_GRU: nn.GRU}
 F64 = torch.float64
@@ -67,7 +67,7 @@ def test_it_replaces_nn_lstm_with_half_the_parameters():
 @pytest.mark.parametrize("model", MODELS)
 def test_layers_and_directions_by_hand(model):
     """Two layers, two directions: the same as running the four cells and turning sequences."""
-    rims = make(model, 2, bidirectional=True)
+    rims = make(model, 2, bidirectional=True, variant=Variant(pass_inactive=True))
     x = torch.randn(4, 3, 5, dtype=F64)
     count = len(parts(rims(x)[1]))
     state = torch.randn(count, 4, 3, 6, dtype=F64)
@@ -293,3 +293,87 @@ def test_forward_and_backward_are_captured_as_a_cuda_graph():
     (grad,) = torch.autograd.grad(output.square().sum(), x)
     (wanted_grad,) = torch.autograd.grad(wanted.square().sum(), x)
     torch.testing.assert_close(grad, wanted_grad)
+
+
+def two_layers(**options) -> tuple[RIM_LSTM, Tensor]:
+    return make(RIM_LSTM, 2, variant=Variant(**options)), torch.randn(4, 3, 5, dtype=F64)
+
+
+def one_by_one(rims: RIM_LSTM, x: Tensor, hand_on: Any) -> tuple[Tensor, Tensor]:
+    """Output of the second layer, and what it read."""
+    first, second = rims.cells
+    output, _, _, active = first.run(x)
+    read = hand_on(output, active.repeat_interleave(2, -1))
+    return second.run(read)[0], read
+
+
+def test_a_layer_hands_on_what_active_rims_computed_and_zeros_of_the_others():
+    rims, x = two_layers()
+    wanted, read = one_by_one(rims, x, lambda output, active: output * active)
+    assert ((read == 0).sum(-1) == 2).all()  # one of three RIMs of size 2
+    assert torch.equal(rims(x)[0], wanted)
+
+
+def test_what_inactive_rims_keep_may_be_handed_on():
+    rims, x = two_layers(pass_inactive=True)
+    wanted, _ = one_by_one(rims, x, lambda output, active: output)
+    assert torch.equal(rims(x)[0], wanted)
+    assert VARIANTS["dido1998"].pass_inactive  # as that project's code does
+    assert not VARIANTS["official"].pass_inactive
+
+
+def test_without_a_gradient_where_asked_for():
+    rims, x = two_layers(pass_inactive=True, block_inactive_gradient=True)
+    free, _ = two_layers(pass_inactive=True)
+    blocked = one_by_one(
+        rims, x, lambda output, active: torch.where(active, output, output.detach())
+    )
+    assert torch.equal(rims(x)[0], free(x)[0])
+    wanted = torch.autograd.grad(blocked[0].square().sum(), list(rims.cells[0].parameters()))
+    found = torch.autograd.grad(rims(x)[0].square().sum(), list(rims.cells[0].parameters()))
+    torch.testing.assert_close(found, wanted)
+    other = torch.autograd.grad(free(x)[0].square().sum(), list(free.cells[0].parameters()))
+    assert not torch.allclose(found[0], other[0])
+    with pytest.raises(ValueError, match="block_inactive_gradient"):
+        Variant(block_inactive_gradient=True)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_arguments_by_the_names_of_torch(model):
+    rims, x = make(model), torch.randn(4, 3, 5, dtype=F64)
+    output, state = rims(x)
+    assert torch.equal(rims(input=x, hx=None)[0], output)
+    assert torch.equal(rims(input=x, hx=state)[0], rims(x, state)[0])
+    rims.flatten_parameters()
+    first, last = x[0], like(model, [part[0] for part in parts(state)])
+    cell = rims.cells[0]
+    assert torch.equal(parts(cell(input=first, hx=last))[0], parts(cell(first, last))[0])
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_empty_batch_gives_an_empty_output_as_in_torch(model, variant, fused, monkeypatch):
+    if not fused:
+        monkeypatch.setattr(kernels, "supports", lambda *_: False)
+    options = {"dtype": torch.float32, "rim_dropout": 0.1}
+    rims, torchs = make(model, 2, variant=variant, **options), MODELS[model](5, 6, 2)
+    x = torch.randn(4, 0, 5, requires_grad=True)
+    (output, state), (wanted, wanted_state) = rims(x), torchs(x)
+    assert output.shape == wanted.shape
+    assert [p.shape for p in parts(state)] == [p.shape for p in parts(wanted_state)]
+    output.sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+    assert all(p.grad is not None and not p.grad.any() for p in rims.parameters())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_an_input_of_another_type_is_refused_as_in_torch(model):
+    rims, torchs = make(model, dtype=torch.float32), MODELS[model](5, 6)
+    x = torch.randn(4, 3, 5, dtype=F64)
+    for net in (rims, torchs):
+        with pytest.raises(ValueError, match=r"float64.*float32"):
+            net(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert rims(x.bfloat16())[0].dtype == torch.float32
