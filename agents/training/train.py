@@ -280,7 +280,8 @@ class Trainer:
             self.counters.episodes += len(returns)
 
     def _housekeeping(self, bar: "tqdm[Any]") -> None:
-        """Log, evaluate and save when due."""
+        """Log, evaluate and save when due; end the run if a checkpoint could not be written."""
+        self.saver.check()
         counters, run = self.counters, self.config.run
         bar.update(self.config.env.num_envs)
         extra: dict[str, Any] = {}
