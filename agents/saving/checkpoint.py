@@ -248,12 +248,14 @@ def restore(checkpoint: Checkpoint, learner: LearnerPart, replay: ReplayPart) ->
         added = torch.tensor(checkpoint.meta.replay.added_rows)
         state.setdefault("replay.added_rows", added)
     with fitting(checkpoint.path):
+        _check_count(state, "updates", checkpoint.meta.counters["updates"])
         learner.online.load_state_dict(weights)
         learner.load_state(state)
         _restore_random_states(state, learner.device)
         if checkpoint.meta.replay is not None:
             own = {f"replay.{name}": value for name, value in replay.state().items()}
             _check_like(own, state)
+            _check_count(state, "replay.added_rows", checkpoint.meta.replay.added_rows)
             _restore_rows(checkpoint, checkpoint.meta.replay, replay)
             replay.load_state({name.removeprefix("replay."): state[name] for name in own})
     return checkpoint.meta.replay is not None
@@ -292,6 +294,12 @@ def _check_like(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
             raise ValueError(
                 f"{name} is {dtype} {shape}, must be {value.dtype} {tuple(value.shape)}"
             )
+
+
+def _check_count(saved: Mapping[str, Tensor], name: str, count: int) -> None:
+    """Raise for a count that is not that of the meta data."""
+    if not torch.equal(saved[name], torch.tensor(count)):
+        raise ValueError(f"{name} is not {count}")
 
 
 @contextlib.contextmanager

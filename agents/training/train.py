@@ -10,9 +10,10 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Lt
 from tqdm import tqdm
 
 from agents.config import Config, check_resumable, write_config
@@ -35,12 +36,12 @@ from rl_nfm.support.configuration import validate
 class Counters:
     """What a resumed run continues from; saved in every checkpoint."""
 
-    steps: int = 0
-    episodes: int = 0
-    update_credit: float = 0.0
-    next_log: int = 0
-    next_eval: int = 0
-    next_checkpoint: int = 0
+    steps: Annotated[int, Ge(0)] = 0
+    episodes: Annotated[int, Ge(0)] = 0
+    update_credit: Annotated[float, Ge(0), Lt(1)] = 0.0
+    next_log: Annotated[int, Ge(0)] = 0
+    next_eval: Annotated[int, Ge(0)] = 0
+    next_checkpoint: Annotated[int, Ge(0)] = 0
     best_return: float | None = None
     last_returns: list[float] = dataclasses.field(default_factory=list)
     new_returns: list[float] = dataclasses.field(default_factory=list)

@@ -45,7 +45,8 @@ def load_optimizer_state(
         groups: options of the parameter groups; None: they stay as they are.
 
     Raises:
-        ValueError: a name is unknown, or a moment's shape is not its parameter's.
+        ValueError: a name is unknown, a moment is missing that others have, or its shape is not
+            its parameter's.
     """
     names = _numbers(optimizer) if names is None else names
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -56,10 +57,14 @@ def load_optimizer_state(
         if name not in index_of:
             raise ValueError(f"optimiser: {key!r} belongs to no parameter")
         index = index_of[name]
-        shape = tuple(parameters[index].shape)
-        if isinstance(value, Tensor) and value.dim() > 0 and tuple(value.shape) != shape:
+        shape = () if field == "step" else tuple(parameters[index].shape)
+        if isinstance(value, Tensor) and tuple(value.shape) != shape:
             raise ValueError(f"optimiser: {key!r} has shape {tuple(value.shape)}, must be {shape}")
         state.setdefault(index, {})[field] = value
+    every = {field for values in state.values() for field in values}
+    for index, values in state.items():
+        if missing := every - values.keys():
+            raise ValueError(f"optimiser: {names[index]}.{min(missing)} is missing")
     rates = [group["lr"] for group in optimizer.param_groups]
     kept = optimizer.state_dict()["param_groups"] if groups is None else list(groups)
     optimizer.load_state_dict({"state": state, "param_groups": kept})
