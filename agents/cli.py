@@ -16,6 +16,7 @@ commands:
   sweep       compare encoders over games and seeds: many runs from one command
   report      learning curves and scores over seeds and games
   encoders    list the encoders
+  games       list the games, their suites and scores
   supervised  the supervised tasks of NFM, RIMs, modular networks and arithmetic units
 
 `rl-nfm COMMAND --help` tells the rest.
@@ -25,6 +26,7 @@ COMMANDS = {
     "evaluate": "agents.commands.evaluate",
     "sweep": "agents.commands.sweep",
     "report": "agents.commands.report",
+    "games": "agents.commands.games",
     "encoders": "agents.commands.encoders",
     "supervised": "rl_nfm.supervised.cli",
 }

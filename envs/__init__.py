@@ -10,7 +10,7 @@ from envs.games import (
 from envs.make import make_env
 from envs.memory import MemoryCueVecEnv
 from envs.protocols import PROTOCOLS, Protocol, make_protocol
-from envs.suites import SUITES, games_of
+from envs.suites import SUITES, atari5_median, games_of
 from envs.vector import GameVecEnv
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "GameVecEnv",
     "MemoryCueVecEnv",
     "Protocol",
+    "atari5_median",
     "game_names",
     "games_of",
     "human_normalized_score",

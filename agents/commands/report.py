@@ -31,6 +31,15 @@ class Options:
     """Also keep what tables and curves need of every finished run of a sweep here, as small text
     files that can be committed; `rl-nfm sweep --known` counts those as done."""
 
+    against: str | None = None
+    """Compare every encoder with this one (probability of improvement); none: all pairs."""
+
+    references: tyro.conf.UseCounterAction[
+        Annotated[int, tyro.conf.arg(help_behavior_hint="(default: off)")]
+    ] = 0
+    """Draw Dopamine's public curves (IQN and Rainbow, Nature and IMPALA) beside the training of
+    runs under their protocol."""
+
     force: tyro.conf.UseCounterAction[
         Annotated[int, tyro.conf.arg(help_behavior_hint="(default: off)")]
     ] = 0
@@ -42,7 +51,13 @@ def main(argv: Sequence[str]) -> int:
     options = parse_flags(Options, argv, prog="rl-nfm report", description=DESCRIPTION)
     if not options.path:
         raise ValueError("path: at least one run is needed, as in: rl-nfm report runs/* --out DIR")
-    files = write_report(options.path, options.out, force=bool(options.force))
+    files = write_report(
+        options.path,
+        options.out,
+        force=bool(options.force),
+        against=options.against,
+        references=bool(options.references),
+    )
     if options.keep is not None:
         kept = [run for sweep in options.path for run in keep(sweep, options.keep)]
         print(f"kept in {options.keep}: {len(kept)} more runs")

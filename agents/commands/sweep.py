@@ -12,13 +12,13 @@ from annotated_types import Ge, Gt
 
 from agents.config import chosen_encoders, config_class, read_preset
 from agents.reporting.kept import check_same, is_kept
+from agents.reporting.sizes import describe
 from agents.sweeping.board import Board
 from agents.sweeping.executors import Executor, LocalExecutor, cores
 from agents.sweeping.folder import check_space, held
 from agents.sweeping.plan import Plan, parse_seeds, parse_vary
 from agents.sweeping.runs import PlannedRun
 from agents.sweeping.sweep import Outcome, run_all
-from agents.sweeping.variants import describe
 from rl_nfm.encoders import encoder_names
 from rl_nfm.support.configuration import parse_flags
 

@@ -12,6 +12,7 @@ from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
 from agents.reporting.methods import protocol_line
+from agents.reporting.references import Reference
 from agents.reporting.results import TRAINING_EPISODES, Curve, Result
 from agents.reporting.statistics import Strata, bootstrap_interval, performance_profile
 from envs import random_and_human_score
@@ -74,7 +75,11 @@ def common_evaluations(
 
 
 def learning_curves(
-    path: Path, game: str, results: Sequence[Result], methods: Sequence[str]
+    path: Path,
+    game: str,
+    results: Sequence[Result],
+    methods: Sequence[str],
+    public: Sequence[Reference] = (),
 ) -> None:
     """Draw the training runs on one game: training episodes, and evaluations where there were any.
 
@@ -83,6 +88,7 @@ def learning_curves(
         game: its name.
         results: runs on that game, with curves, one of which at least has episodes or evaluations.
         methods: all of the report, for colours and line styles.
+        public: curves of others under the same protocol, beside the training.
     """
     by_method = {m: [r.curve for r in results if r.method == m and r.curve] for m in methods}
     panels = []
@@ -100,12 +106,32 @@ def learning_curves(
     for ax, (title, draw) in zip(axes, panels, strict=True):
         for method, curves in by_method.items():
             draw(ax, curves, method, palette[method])
+        if draw is _draw_training:
+            _draw_public(ax, public, max(r.curve.steps for r in results if r.curve))
         _finish(ax, title, int(results[0].protocol["frameskip"]))
     _draw_references(axes, game)
     _legend_below(figure, columns=len(panels))
     text = _wrapped(protocol_line(results), 70 * len(panels))
     figure.suptitle(f"{game}\n{text}", fontsize="medium")
     _save(figure, path)
+
+
+def _draw_public(ax: Axes, public: Sequence[Reference], steps: int) -> None:
+    """As far as one's own runs go; at their end what was reached in the first iteration beyond."""
+    for number, curve in enumerate(public):
+        shown = max(1, int((curve.steps <= steps).sum()))
+        beyond = curve.steps[0] > steps
+        mean = curve.returns[:, :shown].mean(0)
+        when = f", first {curve.steps[0]:,} steps" if beyond else ""
+        ax.plot(
+            np.minimum(curve.steps[:shown], steps),
+            mean,
+            color="0.5",
+            marker="sD^v"[number % 4],
+            markersize=5,
+            linestyle=":",
+            label=f"{curve.name}: mean of {len(curve.returns)} runs{when}",
+        )
 
 
 def _legend_below(figure: Figure, columns: int) -> None:

@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from agents.reporting import figures as report_figures
+from agents.reporting.comparison import (
+    ESTIMATE,
+    atari5_rows,
+    games_by_methods,
+    method_sizes,
+)
 from agents.reporting.methods import OBSERVATION
+from agents.reporting.references import references as find_references
 from agents.reporting.results import Result, Source
 from agents.reporting.sources import read_results
 from agents.reporting.tables import TITLES, Row, Tables, make_tables
+from rl_nfm.support.configuration import nearest
 from rl_nfm.support.output_files import check_file, write_json, written
 
 _HIDDEN = {"env_id", "seed", "num_envs", *OBSERVATION}
@@ -23,13 +31,22 @@ _HIDDEN = {"env_id", "seed", "num_envs", *OBSERVATION}
 _FIGURE = re.compile(r"(curves|profiles)_\w+\.png")
 
 
-def write_report(paths: Sequence[Path], out: Path, *, force: bool = False) -> list[Path]:
+def write_report(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    force: bool = False,
+    against: str | None = None,
+    references: bool = False,
+) -> list[Path]:
     """Read runs and score files, and write the report of them.
 
     Args:
-        paths: runs' folders, and files of `rl-nfm evaluate --json`.
+        paths: folders of runs and of sweeps, and files of `rl-nfm evaluate --json`.
         out: folder; an earlier report in it is replaced.
         force: write into a folder of other things too, over files of the same names.
+        against: method that all others are compared with; none: all pairs.
+        references: draw public curves beside those of the same protocol.
 
     Returns:
         The files written, the one to read first.
@@ -40,23 +57,28 @@ def write_report(paths: Sequence[Path], out: Path, *, force: bool = False) -> li
     results, notes = read_results(paths)
     if not any(result.returns or result.has_curve for result in results):
         raise ValueError("\n".join(["nothing to report: no episode has ended", *notes]))
+    methods = sorted({result.method for result in results})
+    if against is not None and against not in methods:
+        raise ValueError(nearest("against", against, methods))
     earlier = _make_folder(out, force)
     tables: dict[Source, Tables] = {}
     for source in TITLES:
         part = [r for r in results if r.source == source and r.returns]
         if part:
-            tables[source] = make_tables(part, notes)
-    figures = _draw(results, tables, out)
+            tables[source] = make_tables(part, notes, against=against)
+    figures = _draw(results, tables, out, references)
     protocol = _protocol(results)
     plain = {source: t.to_plain() for source, t in tables.items()}
+    sizes = method_sizes(results)
     for name in ("scores", "runs"):
         _write_csv(out / f"{name}.csv", [row for t in plain.values() for row in t[name]])
     for name in set(earlier) - set(figures):
         (out / name).unlink(missing_ok=True)
     content = {"protocol": protocol, "tables": plain, "notes": notes, "figures": figures}
+    content["sizes"] = sizes
     write_json(out / "report.json", content)
     with written(out / "report.md") as partial:
-        partial.write_text(_markdown(protocol, tables, figures, notes), encoding="utf-8")
+        partial.write_text(_markdown(protocol, sizes, tables, figures, notes), encoding="utf-8")
     names = ["report.md", "report.json", "scores.csv", "runs.csv", *figures]
     return [out / name for name in names]
 
@@ -89,14 +111,17 @@ def _earlier_figures(folder: Path) -> list[str] | None:
     return [name for name in names if _FIGURE.fullmatch(name)]
 
 
-def _draw(results: Sequence[Result], tables: Mapping[Source, Tables], out: Path) -> list[str]:
+def _draw(
+    results: Sequence[Result], tables: Mapping[Source, Tables], out: Path, references: bool
+) -> list[str]:
     """All figures; returns their names."""
     methods = sorted({result.method for result in results})
     names = []
     for game in sorted({result.game for result in results if result.has_curve}):
         runs = [r for r in results if r.game == game and r.curve is not None]
         names.append(f"curves_{game}.png")
-        report_figures.learning_curves(out / names[-1], game, runs, methods)
+        public = find_references(game, runs[0].protocol) if references else []
+        report_figures.learning_curves(out / names[-1], game, runs, methods, public)
     for source, table in tables.items():
         if table.strata:
             names.append(f"profiles_{source}.png")
@@ -133,14 +158,21 @@ def _span(value: Any) -> Any:
 
 def _markdown(
     protocol: Mapping[str, Any],
+    sizes: Sequence[Row],
     tables: Mapping[Source, Tables],
     figures: Sequence[str],
     notes: Sequence[str],
 ) -> str:
     lines = ["# Scores", "", "Protocol of every score here:", ""]
     lines += [f"* {key}: {value}" for key, value in protocol.items()]
+    if sizes:
+        lines += ["", "Encoders (with the head: all actions, the whole network):", ""]
+        lines += _table(_size_cells(row) for row in sizes)
     for source, table in tables.items():
         lines += ["", f"## {TITLES[source]}", ""]
+        if len({row["method"] for row in table.scores}) > 1:
+            lines += ["Mean over seeds ± standard deviation (number of seeds):", ""]
+            lines += [*_table(games_by_methods(table.runs)), ""]
         lines += [
             "Mean, median and interquartile mean (IQM) of the return over what the column `over` "
             "says, with a 95 % bootstrap interval of the IQM over the same. HNS: the mean, "
@@ -151,6 +183,9 @@ def _markdown(
         if table.aggregates:
             lines += ["", "Human-normalised over games, 95 % stratified bootstrap intervals:", ""]
             lines += _table(_aggregate_cells(row) for row in table.aggregates)
+        if estimates := atari5_rows(table.scores):
+            lines += ["", "Estimated from the five games of Atari-5 (see `envs.suites`):", ""]
+            lines += _table({**row, ESTIMATE: f"{row[ESTIMATE]:.3f}"} for row in estimates)
         if table.improvements:
             lines += ["", "Probability that a run of the first method beats one of the second:", ""]
             lines += _table(_improvement_cells(row) for row in table.improvements)
@@ -178,6 +213,15 @@ def _score_cells(row: Row) -> dict[str, str]:
         "HNS": "-" if row["hns"] is None else f"{row['hns']:.3f}",
         "IQM": f"{row['iqm']:.1f}",
         "95 % interval": _bounds(row["iqm_low"], row["iqm_high"], 1),
+    }
+
+
+def _size_cells(row: Row) -> dict[str, str]:
+    return {
+        "method": row["method"],
+        "parameters": f"{row['parameters']:,}",
+        "MACs": f"{row['macs']:,}",
+        "parameters with the head": f"{row['network_parameters']:,}",
     }
 
 

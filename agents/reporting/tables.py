@@ -5,6 +5,7 @@ row says which: such an interval tells nothing about other seeds.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,8 +61,16 @@ class Tables:
         return {name: getattr(self, name) for name in names}
 
 
-def make_tables(results: Sequence[Result], notes: list[str]) -> Tables:
-    """The numbers of results of one source, all with episodes; tells `notes` what is left out."""
+def make_tables(
+    results: Sequence[Result], notes: list[str], *, against: str | None = None
+) -> Tables:
+    """The numbers of results of one source, all with episodes; tells `notes` what is left out.
+
+    Args:
+        results: of one source.
+        notes: gets a line for what is left out.
+        against: baseline that every other method is compared with; none: all pairs are compared.
+    """
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in sorted(results, key=lambda r: (r.game, r.method, r.seed or 0)):
         groups.setdefault((result.game, result.method), []).append(result)
@@ -71,7 +80,7 @@ def make_tables(results: Sequence[Result], notes: list[str]) -> Tables:
         runs=[_run_row(result) for group in groups.values() for result in group],
         scores=[_score_row(group) for group in groups.values()],
         aggregates=[_aggregate_row(method, games) for method, games in strata.items()],
-        improvements=_improvements(groups),
+        improvements=_improvements(groups, against),
         strata=strata,
     )
 
@@ -177,22 +186,24 @@ def _aggregate_row(method: str, strata: Strata) -> Row:
     return row
 
 
-def _improvements(groups: Groups) -> list[Row]:
+def _improvements(groups: Groups, against: str | None) -> list[Row]:
     """On the games where both methods have several seeds; scores need no normalisation for it."""
     games = list(dict.fromkeys(game for game, _ in groups))
     methods = list(dict.fromkeys(method for _, method in groups))
+    pairs = list(itertools.combinations(methods, 2))
+    if against is not None:
+        pairs = [(method, against) for method in methods if method != against]
     rows = []
-    for index, first in enumerate(methods):
-        for second in methods[index + 1 :]:
-            x, y = [], []
-            for game in games:
-                pair = groups.get((game, first), ()), groups.get((game, second), ())
-                if min(map(len, pair)) > 1:
-                    x.append(_means(pair[0]))
-                    y.append(_means(pair[1]))
-            if x:
-                low, high = improvement_interval(x, y)
-                value = float(probability_of_improvement(x, y))
-                row = {"first": first, "second": second, "games": len(x), "probability": value}
-                rows.append({**row, "low": low, "high": high})
+    for first, second in pairs:
+        x, y = [], []
+        for game in games:
+            pair = groups.get((game, first), ()), groups.get((game, second), ())
+            if min(map(len, pair)) > 1:
+                x.append(_means(pair[0]))
+                y.append(_means(pair[1]))
+        if x:
+            low, high = improvement_interval(x, y)
+            value = float(probability_of_improvement(x, y))
+            row = {"first": first, "second": second, "games": len(x), "probability": value}
+            rows.append({**row, "low": low, "high": high})
     return rows

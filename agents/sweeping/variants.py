@@ -13,14 +13,11 @@ from typing import Any
 import torch
 
 from agents.config import Config, make_config
-from agents.saving import checkpoint
+from agents.reporting.sizes import build_encoder, obs_shape
 from rl_nfm.backbones.matching import count_parameters, matching_width
-from rl_nfm.encoders import Encoder, encoder_names
+from rl_nfm.encoders import encoder_names
 from rl_nfm.encoders.cost import encoder_macs
 from rl_nfm.support.configuration import nearest
-
-NUM_ACTIONS = 18
-"""For the sizes: the same in every game, as in `rl-nfm encoders`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,27 +102,6 @@ def _count_parameters(config: Config) -> int:
 
 def _count_macs(config: Config) -> int:
     return encoder_macs(build_encoder(config), obs_shape(config))
-
-
-def build_encoder(config: Config) -> Encoder:
-    """The encoder of a config, as every game with all actions would have it."""
-    return checkpoint.build_network(config, obs_shape(config), NUM_ACTIONS).encoder.eval()
-
-
-def obs_shape(config: Config) -> tuple[int, int, int]:
-    """(C, H, W) of an observation under the config's protocol."""
-    protocol = config.env.resolve()
-    return protocol.stack_num, protocol.img_height, protocol.img_width
-
-
-def describe(config: Config) -> dict[str, Any]:
-    """Parameters and MACs of a config's encoder, and the parameters of the whole network."""
-    network = checkpoint.build_network(config, obs_shape(config), NUM_ACTIONS).eval()
-    return {
-        "parameters": count_parameters(network.encoder),
-        "macs": encoder_macs(network.encoder, obs_shape(config)),
-        "network_parameters": count_parameters(network),
-    }
 
 
 def _replaced(config: Config, **changes: Any) -> Config:

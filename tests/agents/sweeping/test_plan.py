@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from agents.config import read_preset
+from agents.reporting.sizes import build_encoder, describe
 from agents.sweeping.plan import Plan, parse_seeds, parse_vary
-from agents.sweeping.variants import build_encoder, describe, with_encoder
+from agents.sweeping.variants import with_encoder
 from rl_nfm.backbones.matching import count_parameters
 
 

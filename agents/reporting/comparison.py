@@ -1,0 +1,67 @@
+"""What a comparison of encoders is read with, beside the tables of each score.
+
+Games x methods, the size of each method's encoder, and Atari-5's estimate of the median over 57
+games.
+"""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from agents.reporting.results import Result
+from agents.reporting.sizes import describe
+from agents.saving.run_folder import RunFolder
+from envs import atari5_median
+
+Row = dict[str, Any]
+ESTIMATE = "estimated median of 57 games"
+
+
+def games_by_methods(runs: Sequence[Row]) -> list[Row]:
+    """One row per game: mean over seeds, its sample standard deviation, number of seeds.
+
+    Args:
+        runs: rows with the mean of one run each, as in `Tables.runs`.
+    """
+    methods = sorted({row["method"] for row in runs})
+    table = []
+    for game in sorted({row["game"] for row in runs}):
+        cells: Row = {"game": game}
+        for method in methods:
+            means = [row["mean"] for row in runs if (row["game"], row["method"]) == (game, method)]
+            cells[method] = _cell(means)
+        table.append(cells)
+    return table
+
+
+def _cell(means: Sequence[float]) -> str:
+    if not means:
+        return "-"
+    if len(means) == 1:
+        return f"{means[0]:.1f} (1)"
+    return f"{statistics.fmean(means):.1f} ± {statistics.stdev(means):.1f} ({len(means)})"
+
+
+def method_sizes(results: Iterable[Result]) -> list[Row]:
+    """Parameters and multiply-accumulates of the encoder of each method of a sweep."""
+    first = {r.method: r.where for r in results if r.source == "last_tenth"}
+    return [
+        {"method": method, **describe(RunFolder(Path(where)).config())}
+        for method, where in sorted(first.items())
+    ]
+
+
+def atari5_rows(scores: Sequence[Row]) -> list[Row]:
+    """Per method that played all five games: the estimated median over 57, human-normalised.
+
+    Args:
+        scores: rows per game and method, as in `Tables.scores`.
+    """
+    rows = []
+    for method in sorted({row["method"] for row in scores}):
+        hns = {row["game"]: row["hns"] for row in scores if row["method"] == method}
+        estimate = atari5_median(hns)
+        if estimate is not None:
+            rows.append({"method": method, ESTIMATE: estimate})
+    return rows
