@@ -88,15 +88,15 @@ def test_an_error_in_the_thread_ends_the_run_in_one_line(tmp_path, faults, monke
         write(draft, stem, tensors)
 
     monkeypatch.setattr(storage.Draft, "write", failing)
-    config = faults.tiny(steps=100_000, run={"eval_episodes": 0, "checkpoint_every_steps": 320})
+    config = faults.tiny(steps=100_000, run={"eval_episodes": 0, "checkpoint_every_steps": 160})
     reason = r"^checkpoint: cannot be written \(.*(error|boom)"
     with pytest.raises(ValueError, match=reason) as told:
         train.train(config, out=tmp_path / "run")
     assert "\n" not in str(told.value)
     kept = checkpoint.find(tmp_path / "run")
     assert str(told.value).endswith(f"; the one before is whole: {kept}")
-    assert checkpoint.open_checkpoint(kept, replay=True).steps == 320
-    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["steps"] < 800, "at once"
+    assert checkpoint.open_checkpoint(kept, replay=True).steps == 160
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["steps"] < 480, "at once"
 
 
 def test_a_run_ends_only_when_its_checkpoint_is_written(tmp_path, faults, monkeypatch):

@@ -62,7 +62,7 @@ def test_a_checkpoint_is_refused_by_the_name_of_the_file(run, kind):
     meta, tensors = read_all(folder)
     path = next(path for path in folder.iterdir() if path.name.startswith(kind))
     tried = 0
-    for place, mask in flips(path, 6):
+    for place, mask in flips(path, 2):
         tried += 1
         told, found = None, None
         try:
@@ -75,7 +75,7 @@ def test_a_checkpoint_is_refused_by_the_name_of_the_file(run, kind):
         else:
             assert path.name in told or kind == "meta.json", (place, mask)
             assert told.isprintable()
-    assert tried > 30
+    assert tried > 20
     assert all(torch.equal(value, tensors[name]) for name, value in read_all(folder)[1].items())
 
 
@@ -84,7 +84,7 @@ def test_an_edited_config_changes_nothing_that_a_flag_may_not(run):
     folder = RunFolder.open(run)
     saved = checkpoint.open_checkpoint(checkpoint.find(run)).config
     told, taken = [], 0
-    for _ in flips(folder.config_path, 12):
+    for _ in flips(folder.config_path, 6):
         try:
             config = folder.config()
             check_resumable(saved, config)
@@ -94,7 +94,7 @@ def test_an_edited_config_changes_nothing_that_a_flag_may_not(run):
         taken += 1
         for name in changed_fields(to_plain(saved), to_plain(config)):
             assert any(name == free or name.startswith(f"{free}.") for free in RESUMABLE), name
-    assert len(told) > 50
+    assert len(told) > 30
     assert all(line.isprintable() for line in told)
     assert taken > 0
 

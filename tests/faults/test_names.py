@@ -129,8 +129,8 @@ def test_of_processes_that_begin_in_one_folder_one_trains(tmp_path, faults):
 @pytest.mark.parametrize("victim", ["checkpoint", "tensorboard"])
 def test_deletion_in_mid_run_costs_only_what_was_deleted(tmp_path, faults, victim):
     folder = tmp_path / "run"
-    with faults.child(lambda: train.train(faults.tiny(steps=800), out=folder)) as pid:
-        for _ in range(5):
+    with faults.child(lambda: train.train(faults.tiny(steps=320), out=folder)) as pid:
+        for _ in range(3):
             known = len(read_metrics(folder / "metrics.jsonl"))
             faults.wait_for(
                 lambda known=known: len(read_metrics(folder / "metrics.jsonl")) > known, pid
@@ -141,9 +141,9 @@ def test_deletion_in_mid_run_costs_only_what_was_deleted(tmp_path, faults, victi
             if victim == "tensorboard":
                 shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert checkpoint.open_checkpoint(checkpoint.find(folder), replay=True).steps == 800
+    assert checkpoint.open_checkpoint(checkpoint.find(folder), replay=True).steps == 320
     steps = [line["steps"] for line in read_metrics(folder / "metrics.jsonl")]
-    assert steps == list(range(16, 801, 16))
+    assert steps == list(range(16, 321, 16))
     if victim == "tensorboard":
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
