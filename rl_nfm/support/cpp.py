@@ -4,9 +4,13 @@ import ctypes
 import hashlib
 import logging
 import os
+import shlex
 import shutil
+import signal
+import stat
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +23,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 _SUM_FREELY = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math")
 _FLAGS = ("-O3", "-march=native", *_SUM_FREELY, "-std=c++17", "-fopenmp", "-fPIC", "-shared")
+COMPILER_TIMEOUT_S = 300
 _log = logging.getLogger(__name__)
 
 
@@ -66,35 +71,93 @@ def library(source: Path) -> ctypes.CDLL | None:
     """The built file; None where such kernels are switched off or cannot be built."""
     if os.environ.get("RL_NFM_KERNELS", "1") == "0":
         return None
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        _log.warning("no C++ compiler: slower without %s", source.name)
-        return None
     try:
+        compiler = shlex.split(os.environ.get("CXX", "")) or _installed_compiler()
         return ctypes.CDLL(str(build(source, compiler)))
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", None) or error
-        _log.warning("slower without %s: %s", source.name, reason)
+    except (OSError, RuntimeError, ValueError) as error:
+        _log.warning("slower without %s: %s", source.name, error)
         return None
 
 
-def build(source: Path, compiler: str) -> Path:
-    """Path of the shared library, built unless the cache has it."""
-    # What -march=native stands for here: another machine on the same home needs its own build.
-    target = subprocess.run(
-        [compiler, *_FLAGS, "-E", "-v", "-x", "c++", os.devnull],
-        check=True, capture_output=True, text=True,
-    ).stderr  # fmt: skip
-    key = hashlib.sha256(source.read_bytes() + target.encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rl_nfm"
-    path = folder / f"{source.parent.name}-{key}.so"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            built = Path(scratch) / path.name
-            subprocess.run(
-                [compiler, *_FLAGS, str(source), "-o", str(built)],
-                check=True, capture_output=True, text=True,
-            )  # fmt: skip
-            built.replace(path)
-    return path
+def build(source: Path, compiler: Sequence[str]) -> Path:
+    """Path of the shared library, built unless the cache has it.
+
+    Its name ends in the digest of its content, which is checked: a file that was cut off or
+    changed is removed and built anew. To load one cut off would kill the process.
+
+    Args:
+        source: the C++ file.
+        compiler: a command and options of it.
+
+    Raises:
+        OSError: the cache cannot be written to, or is not this user's alone.
+        RuntimeError: the compiler fails, or takes longer than `COMPILER_TIMEOUT_S`.
+    """
+    folder = _private_folder()
+    with tempfile.TemporaryDirectory() as scratch:
+        # What -march=native stands for here: another machine on the same home needs its own build.
+        target = _compile([*compiler, *_FLAGS, "-E", "-v", "-x", "c++", os.devnull], scratch)
+    key = hashlib.sha256(source.read_bytes() + target).hexdigest()[:16]
+    name = f"{source.parent.name}-{key}"
+    for path in sorted(folder.glob(f"{name}-*.so")):
+        if path.name == f"{name}-{_digest(path)}.so":
+            return path
+        path.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        built = Path(scratch) / "built.so"
+        _compile([*compiler, *_FLAGS, str(source), "-o", str(built)], scratch)
+        return built.replace(folder / f"{name}-{_digest(built)}.so")
+
+
+def _installed_compiler() -> list[str]:
+    for name in ("g++", "clang++"):
+        if (path := shutil.which(name)) is not None:
+            return [path]
+    raise RuntimeError("no C++ compiler")
+
+
+def _private_folder() -> Path:
+    """The cache, whose files become code in this process: no one else may write to it."""
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache_home / "rl_nfm" / "kernels"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise OSError(
+            f"{folder} is not a folder that only this user can write to "
+            f"(remove it, or set XDG_CACHE_HOME)"
+        )
+    return folder
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+
+
+def _compile(command: Sequence[str], scratch: str) -> bytes:
+    """What the compiler says.
+
+    It goes to a file, and the time limit ends all of the compiler's own processes, too: one of them
+    that hangs would keep a pipe open.
+    """
+    with (Path(scratch) / "messages").open("w+b") as messages:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=messages,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = process.wait(COMPILER_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(
+                f"{command[0]} takes longer than {COMPILER_TIMEOUT_S} seconds"
+            ) from None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        messages.seek(0)
+        said = messages.read()
+    if code != 0:
+        words = said.decode(errors="replace").strip()[:1000]
+        raise RuntimeError(f"{command[0]} ends with {code}: {words}")
+    return said

@@ -1,6 +1,5 @@
 """The fused CPU kernels against the plain path, their oracle."""
 
-import ctypes
 import math
 import pickle
 
@@ -334,13 +333,3 @@ def test_without_a_compiler_the_plain_path_runs(switch, monkeypatch, caplog):
         cpp.library.cache_clear()
     assert features.isfinite().all()
     assert ("slower" in caplog.text) == ("CXX" in switch)
-
-
-def test_build_is_kept_in_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    built = cpp.build(kernels.SOURCE, "g++")
-    first = built.stat().st_mtime_ns
-    assert built.parent == tmp_path / "rl_nfm"
-    assert cpp.build(kernels.SOURCE, "g++").stat().st_mtime_ns == first
-    assert [file.name for file in built.parent.iterdir()] == [built.name]
-    assert ctypes.CDLL(str(built)).forward_bfloat16
