@@ -150,6 +150,13 @@ class Config:
         trunk = getattr(getattr(self, entry.name, None), "trunk", None)
         if trunk is not None:
             encoder_entry(trunk)
+        num_envs, replay = self.env.num_envs, self.replay
+        if (held := replay.rows(num_envs) * num_envs) < replay.min_steps:
+            raise ValueError(
+                f"replay.capacity_steps: {replay.capacity_steps} is not allowed: {num_envs} "
+                f"environments fill {held} of it, and learning begins at replay.min_steps "
+                f"({replay.min_steps})"
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class with the encoders' groups is made at run time, so pickle cannot find it by name.

@@ -20,8 +20,8 @@ from agents.playing.video import record_first_episode
 from agents.saving import checkpoint
 from agents.saving.checkpoint import Checkpoint
 from agents.saving.run_folder import RunFolder
-from agents.training.train import pick_device
 from rl_nfm.support.configuration import parse_flags
+from rl_nfm.support.device import choose_device
 from rl_nfm.support.output_files import check_file, write_json
 
 DESCRIPTION = """Play episodes with a trained agent and print mean, median and human-normalised
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
             check_file(name, path, ".mp4")
     if options.attention is not None and options.random:
         raise ValueError("attention: not allowed with --random, which has no encoder")
-    device = pick_device(options.device)
+    device = choose_device(options.device)
     found = None if options.random else _open(options)
     config = _random_config(options.path) if found is None else found.config
     network = None if found is None else checkpoint.load_network(found, device)

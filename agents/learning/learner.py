@@ -91,6 +91,10 @@ class LearnerConfig:
     target_tau: Annotated[float, Gt(0), Le(1)] | None = None
     """Share of the online weights mixed into the target at every update; none: hard copies."""
 
+    acting_lag: Annotated[int, Ge(0), Le(1)] | None = None
+    """1: acting uses the weights from before the updates in flight, so that both run at the same
+    time; 0: it waits for them. None: 1 on a GPU, 0 on a CPU."""
+
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast where the processor computes in it natively, else fp32."""
 
@@ -220,6 +224,12 @@ class Learner:
         self.target.load_state_dict(with_prefix(state, "target."))
         load_optimizer_state(self.optimizer, with_prefix(state, "optimizer."), self._names)
         self.updates = int(state["updates"])
+
+    def finite(self) -> bool:
+        """Whether all weights and all sums for the metrics are numbers; the host waits for it."""
+        tensors = [p.detach() for p in self.online.parameters()]
+        weights = torch._foreach_norm(tensors)  # pyright: ignore[reportPrivateImportUsage]
+        return bool(torch.isfinite(torch.stack([*weights, self._sums.abs().sum().float()])).all())
 
     def metrics(self) -> dict[str, float]:
         """Means since the last call: loss, |TD error|, value of the action taken, gradient norm."""

@@ -10,8 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from agents.config import Config
-from agents.learning.actor import Actor, to_device
+from agents.learning.actor import Actor
 from agents.learning.learner import autocast_dtype
 from agents.learning.network import QNetwork
+from agents.learning.random_stream import RandomStream
+from agents.learning.static_actor import StaticActor
+from agents.learning.streams import make_stream
 from agents.playing.scores import Scores, protocol_block
 from envs import GameVecEnv, make_env
 
@@ -61,6 +63,7 @@ def play(
     fixed_fractions: bool = False,
     progress: bool = False,
     on_step: OnStep | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Scores:
     """Play episodes; random actions where there is no network.
 
@@ -74,8 +77,10 @@ def play(
         fixed_fractions: the same quantile fractions at every step; see the head of this file.
         progress: show a bar.
         on_step: called with each observation; the first game's first episode is the first counted.
+        stop: asked at every step whether to end early.
 
     Raises:
+        Interrupted: `stop` said so.
         ValueError: if the network was made for another number of actions than the game has.
     """
     env = make_env(
@@ -86,12 +91,22 @@ def play(
         protocol=config.env.resolve(),
         seed=env_seed(seed),
     )
-    with contextlib.closing(env), _own_random_stream(seed, network):
-        actor = None if network is None else _make_actor(network, config, env)
+    with contextlib.closing(env):
+        if network is None:
+            player: _Player = _RandomPlayer(env, seed)
+        else:
+            player = _NetworkPlayer(
+                network,
+                config,
+                env,
+                epsilon=epsilon,
+                seed=seed,
+                fixed_fractions=fixed_fractions,
+                graph=on_step is None,  # who watches may hook into the network
+            )
         with _bar(episodes, progress) as bar:
             counted = _Counter(env.num_envs, episodes, bar)
-            choose = partial(_choose, actor, env, epsilon=epsilon, fixed_fractions=fixed_fractions)
-            _play(env, actor, counted, choose, on_step)
+            _play(env, player, counted, on_step, stop)
     return Scores(
         game=env.game,
         returns=counted.returns,
@@ -105,37 +120,106 @@ def play(
     )
 
 
+class Interrupted(Exception):
+    """An evaluation was asked to end before its episodes did."""
+
+
+class _RandomPlayer:
+    """Takes every action with the same probability."""
+
+    actor = None
+
+    def __init__(self, env: GameVecEnv, seed: int):
+        self.num_actions, self.num_envs = len(env.action_meanings), env.num_envs
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def begin(self, obs: NDArray[np.uint8], info: dict[str, Any]) -> None:
+        """Looks at nothing."""
+
+    def act(self) -> NDArray[np.int64]:
+        """Actions [E]."""
+        shape = (self.num_envs,)
+        return torch.randint(self.num_actions, shape, generator=self.generator).numpy()
+
+    def receive(
+        self, obs: NDArray[np.uint8], reward: NDArray[np.float32], info: dict[str, Any]
+    ) -> None:
+        """Looks at nothing."""
+
+
+class _NetworkPlayer:
+    """Acts with a network, from random numbers of its own."""
+
+    def __init__(
+        self,
+        network: QNetwork,
+        config: Config,
+        env: GameVecEnv,
+        *,
+        epsilon: float,
+        seed: int,
+        fixed_fractions: bool,
+        graph: bool,
+    ):
+        self.actor, self.epsilon = _make_actor(network, config, env), epsilon
+        shape: Any = env.single_observation_space.shape
+        self._player = StaticActor(
+            self.actor,
+            shape,
+            make_stream(self.actor.device),
+            graph=graph and config.learner.cuda_graph,
+            random=RandomStream(self.actor.device, seed),
+            noise=False,
+            fixed_fractions=fixed_fractions,
+        )
+
+    def begin(self, obs: NDArray[np.uint8], info: dict[str, Any]) -> None:
+        """The first observations."""
+        self._player.begin(obs, episode_start=info["episode_start"], epsilon=self.epsilon)
+
+    def act(self) -> NDArray[np.int64]:
+        """Actions [E]."""
+        return self._player.act()
+
+    def receive(
+        self, obs: NDArray[np.uint8], reward: NDArray[np.float32], info: dict[str, Any]
+    ) -> None:
+        """What followed."""
+        self._player.receive(
+            obs,
+            reward,
+            terminated=False,
+            episode_start=info["episode_start"],
+            life_loss=info["life_loss"],
+            epsilon=self.epsilon,
+        )
+
+
+_Player = _RandomPlayer | _NetworkPlayer
+
+
 def _play(
     env: GameVecEnv,
-    actor: Actor | None,
+    player: _Player,
     counted: "_Counter",
-    choose: Callable[..., NDArray[np.int64]],
     on_step: OnStep | None,
+    stop: Callable[[], bool],
 ) -> None:
     """Until all episodes are counted; their last observation is shown too."""
     obs, info = env.reset()
+    player.begin(obs, info)
     reward = np.zeros(env.num_envs, np.float32)
     while True:
-        action = choose(obs, info)
+        action = player.act()
         if on_step is not None:
-            on_step(PlayStep(obs=obs, reward=reward, info=info, action=action, actor=actor))
+            on_step(PlayStep(obs=obs, reward=reward, info=info, action=action, actor=player.actor))
         if counted.done:
             break
+        if stop():
+            raise Interrupted
         obs, reward, _, _, info = env.step(action)
-        if actor is not None:
-            actor.observe(
-                to_device(reward, actor.device), to_device(info["life_loss"], actor.device)
-            )
+        player.receive(obs, reward, info)
         counted.step(info)
-
-
-@contextlib.contextmanager
-def _own_random_stream(seed: int, network: QNetwork | None) -> Iterator[None]:
-    """Seeds torch, and puts its state back."""
-    device = torch.device("cpu") if network is None else next(network.parameters()).device
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
-        torch.manual_seed(seed)
-        yield
 
 
 def _bar(episodes: int, progress: bool) -> "tqdm[Any]":
@@ -161,28 +245,6 @@ def _make_actor(network: QNetwork, config: Config, env: GameVecEnv) -> Actor:
         dtype=autocast_dtype(config.learner.precision, next(network.parameters()).device),
         terminal_on_life_loss=env.protocol.terminal_on_life_loss,
     )
-
-
-def _choose(
-    actor: Actor | None,
-    env: GameVecEnv,
-    obs: NDArray[np.uint8],
-    info: dict[str, Any],
-    *,
-    epsilon: float,
-    fixed_fractions: bool,
-) -> NDArray[np.int64]:
-    if actor is None:
-        return torch.randint(len(env.action_meanings), (env.num_envs,)).numpy()
-    start = to_device(info["episode_start"], actor.device)
-    action = actor.act(
-        to_device(obs, actor.device),
-        start,
-        epsilon=epsilon,
-        noise=False,
-        fixed_fractions=fixed_fractions,
-    )
-    return action.cpu().numpy()
 
 
 def env_seed(seed: int, steps: int = 0) -> int:

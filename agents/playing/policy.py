@@ -11,7 +11,7 @@ from agents.learning.actor import Actor, to_device
 from agents.learning.learner import autocast_dtype
 from agents.learning.network import QNetwork
 from agents.saving import checkpoint
-from agents.training.train import pick_device
+from rl_nfm.support.device import choose_device
 
 PredictState = tuple[NDArray[np.generic], ...]
 
@@ -115,6 +115,6 @@ def load(path: str | Path, *, device: str = "auto", which: str = "last") -> Agen
         CheckpointError: missing or damaged (a ValueError).
     """
     found = checkpoint.open_checkpoint(checkpoint.find(Path(path), which))
-    network = checkpoint.load_network(found, pick_device(device))
+    network = checkpoint.load_network(found, choose_device(device))
     with torch.no_grad():
         return Agent(network, found.config, found.meta.obs_shape)

@@ -67,6 +67,15 @@ class ReplayConfig:
     max_weight: Annotated[float, Ge(0), Le(1)] = 0.9
     """Priority of a sequence: this times the largest plus the rest times the mean |TD error|."""
 
+    @property
+    def stride_steps(self) -> int:
+        """Rows from the beginning of one sequence to that of the next."""
+        return self.sequence_steps - self.overlap_steps
+
+    def rows(self, num_envs: int) -> int:
+        """Rows kept of so many environments: whole ones, and a whole number of strides."""
+        return self.capacity_steps // num_envs // self.stride_steps * self.stride_steps
+
     def __post_init__(self) -> None:
         if self.overlap_steps >= self.sequence_steps:
             raise ValueError(
@@ -144,12 +153,13 @@ class Replay:
             ValueError: if the capacity is too small for one sequence.
         """
         self.config, self.returns, self.num_envs, self.device = config, returns, num_envs, device
+        self.obs_shape = obs_shape
         self.stack_num, height, width = obs_shape
         # before the burn-in: the rest of the stack, and at least the row of the last action
         self.history_steps = config.burn_in_steps + max(1, self.stack_num - 1)
         self.future_steps = config.sequence_steps - 1 + returns.n_steps
-        self.stride = config.sequence_steps - config.overlap_steps
-        self.rows = config.capacity_steps // num_envs // self.stride * self.stride
+        self.stride = config.stride_steps
+        self.rows = config.rows(num_envs)
         needed = self.history_steps + self.future_steps + self.stride
         if self.rows <= needed:
             least = (needed // self.stride + 1) * self.stride * num_envs
@@ -177,8 +187,9 @@ class Replay:
             torch.zeros(state_rows, num_envs, *s.shape[1:], device=device) if keep_state else s
             for s in state
         )
-        self.beta = torch.tensor(config.priority_beta, device=device)
+        self.beta = torch.zeros((), device=device)  # until learning begins
         self._env = torch.arange(num_envs, device=device)
+        self._written = torch.zeros(1, dtype=torch.int64, device=device)  # `added_rows`, there
 
     @property
     def steps(self) -> int:
@@ -217,6 +228,7 @@ class Replay:
             KeyError: if something is missing.
         """
         self.added_rows = int(state["added_rows"])
+        self._written.fill_(self.added_rows)
         self.priorities.load(state["priorities"])
         self.max_priority.copy_(state["max_priority"])
         for index, store in enumerate(self.recurrent):
@@ -246,41 +258,67 @@ class Replay:
             episode_step: steps since the episode began, at this frame, [E].
             state: recurrent state before this observation, each [E, ...].
         """
-        row = self.added_rows % self.rows
-        self.frame[row] = frame
-        self.action[row] = action
-        self.reward[row] = reward
-        self.discount[row] = discount
-        self.episode_start[row] = episode_start
-        self.life_loss[row] = life_loss
-        self.episode_step[row] = episode_step
-        if self.config.initial_state == "stored" and state:
-            first = self.added_rows + self.config.burn_in_steps  # the sequence that begins here
-            if first % self.stride == 0:
-                for kept, new in zip(self.recurrent, state, strict=True):
-                    kept[self._state_row(row)] = new
-        self.added_rows += 1
-        self._update_eligible()
+        self.write_row(
+            {
+                "frame": frame,
+                "action": action,
+                "reward": reward,
+                "discount": discount,
+                "episode_start": episode_start,
+                "life_loss": life_loss,
+                "episode_step": episode_step,
+                **{f"state.{index}": value for index, value in enumerate(state)},
+            }
+        )
+        self.count_row()
 
-    def _state_row(self, row: int | Tensor) -> int | Tensor:
+    def count_row(self) -> None:
+        """The part of `add` that the host does."""
+        self.added_rows += 1
+
+    def write_row(self, row: Mapping[str, Tensor]) -> None:
+        """The part of `add` that runs on the device alone, and so can be captured as a graph.
+
+        Args:
+            row: as for `add`; the recurrent states as `state.0`, ...
+        """
+        time = self._written  # the row's number, from the first ever written
+        for name, store in self.row_stores.items():
+            store.index_copy_(0, time % self.rows, row[name][None].to(store.dtype))
+        if self.keeps_states:
+            # the state of the sequence that begins behind the burn-in; others are not kept
+            begins = (time + self.config.burn_in_steps) % self.stride == 0
+            at = self._state_row(time % self.rows)
+            for index, kept in enumerate(self.recurrent):
+                new = torch.where(begins, row[f"state.{index}"][None], kept.index_select(0, at))
+                kept.index_copy_(0, at, new.to(kept.dtype))
+        self._update_eligible(time)
+        time.add_(1)
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether rows bring the encoder's recurrent state."""
+        return self.config.initial_state == "stored" and len(self.recurrent) > 0
+
+    def _state_row(self, row: Tensor) -> Tensor:
         """Where the state before `row` is kept."""
         return (row + self.config.burn_in_steps) % self.rows // self.stride
 
-    def _update_eligible(self) -> None:
+    def _update_eligible(self, newest: Tensor) -> None:
         """Let in the sequence that just became complete; put out the one that lost its past."""
-        newest = self.added_rows - 1
         complete = newest - self.future_steps
-        if complete >= self.history_steps and complete % self.stride == 0:
-            ahead = torch.arange(1, self.config.sequence_steps + 1, device=self.device)
-            starts = self.episode_start[(complete + ahead) % self.rows]  # [T, E]
-            weight = self.max_priority**self.config.priority_exponent
-            self._write(complete, torch.where(starts.all(0), 0.0, weight))
+        ahead = torch.arange(1, self.config.sequence_steps + 1, device=self.device)
+        starts = self.episode_start.index_select(0, (complete + ahead) % self.rows)  # [T, E]
+        weight = self.max_priority**self.config.priority_exponent
+        let_in = (complete >= self.history_steps) & (complete % self.stride == 0)
+        self._write(complete, torch.where(starts.all(0), 0.0, weight), let_in)
         broken = newest - self.rows + self.history_steps
-        if newest >= self.rows:
-            self._write(broken, torch.zeros(self.num_envs, device=self.device))
+        self._write(broken, torch.zeros_like(weight), newest >= self.rows)
 
-    def _write(self, row: int, weights: Tensor) -> None:
-        self.priorities.write(row % self.rows * self.num_envs + self._env, weights)
+    def _write(self, row: Tensor, weights: Tensor, due: Tensor) -> None:
+        """Set the weights of one row where that is due."""
+        index = row % self.rows * self.num_envs + self._env
+        self.priorities.write(index, torch.where(due, weights, self.priorities.weights[index]))
 
     def sample(self, batch_size: int) -> Batch:
         """Draw sequences in proportion to their priorities.
@@ -381,7 +419,7 @@ class Replay:
         }
 
     def _states(self, first_row: Tensor, env: Tensor) -> State:
-        if self.config.initial_state == "stored":
+        if self.keeps_states:
             row = self._state_row(first_row % self.rows)
             return tuple(s[row, env] for s in self.recurrent)
         return tuple(s.expand(len(env), *s.shape[1:]) for s in self.recurrent)

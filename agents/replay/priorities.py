@@ -33,8 +33,11 @@ class Priorities:
         return self._sums.sum()
 
     def write(self, index: Tensor, weights: Tensor) -> None:
-        """Set the weights at `index`, int64 [n]; of equal indices any may win."""
-        self._weights.view(-1).index_copy_(0, index, weights.to(torch.float64))
+        """Set the weights at `index`, int64 [n]; of equal indices the last one wins."""
+        # A GPU writes equal indices in any order: each of them brings the last one's weight.
+        order = torch.arange(len(index), device=index.device)
+        last = torch.where(index[:, None] == index, order, -1).amax(1)
+        self._weights.view(-1).index_copy_(0, index, weights.to(torch.float64)[last])
         touched = index // self.block
         self._sums.index_copy_(0, touched, self._weights[touched].sum(1))
 
@@ -50,23 +53,36 @@ class Priorities:
             int64 indices [count] and their probabilities, float64 [count]. An item of weight 0 is
             never drawn as long as any weight is positive.
         """
-        running = self._sums.cumsum(0)
+        running = _running(self._sums)
         total = running[-1]
         strata = torch.arange(count, dtype=torch.float64, device=total.device)
         uniform = torch.rand(count, dtype=torch.float64, device=total.device)
         point = (strata + uniform) / count * total
-        block = self._search(running.unsqueeze(0), point.unsqueeze(0))[0]
+        block = _search(running.unsqueeze(0), point.unsqueeze(0))[0]
         rest = point - (running[block] - self._sums[block])
         inner = self._weights[block]
-        item = self._search(inner.cumsum(1), rest.unsqueeze(1))[:, 0]
+        item = _search(_running(inner), rest.unsqueeze(1))[:, 0]
         return block * self.block + item, inner.gather(1, item[:, None])[:, 0] / total
 
-    @staticmethod
-    def _search(running: Tensor, point: Tensor) -> Tensor:
-        """First positions per row where `running` exceeds `point`, which rounding may push outside.
 
-        Clamping below the row's last value lands on the last item that added to the sum.
-        """
-        last = running[:, -1:]
-        below = torch.nextafter(last, torch.zeros_like(last))
-        return torch.searchsorted(running, torch.minimum(point.clamp(min=0.0), below), right=True)
+def _running(weights: Tensor) -> Tensor:
+    """Running sums along the last dimension that rise nowhere but at positive weights.
+
+    A parallel sum adds in another order at every place, so that it may rise (or fall) by a rounding
+    error where the weight is 0, which a search would take for an item.
+    """
+    sums = torch.where(weights > 0, weights.cumsum(-1), 0.0)
+    return sums.cummax(-1).values
+
+
+def _search(running: Tensor, point: Tensor) -> Tensor:
+    """First positions per row where `running` exceeds `point`, which rounding may push outside.
+
+    Clamping below the row's last value lands on the last item that added to the sum. The clamp of
+    the position matters only where there is none, or a weight is not a number: no index may leave
+    the row, or a GPU would be lost before anyone can say why.
+    """
+    last = running[:, -1:]
+    below = torch.nextafter(last, torch.zeros_like(last))
+    found = torch.searchsorted(running, torch.minimum(point.clamp(min=0.0), below), right=True)
+    return found.clamp(max=running.shape[-1] - 1)

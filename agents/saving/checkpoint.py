@@ -14,6 +14,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Protocol
 
 import torch
@@ -235,8 +236,19 @@ def load_network(checkpoint: Checkpoint, device: torch.device) -> QNetwork:
     return network.to(device)
 
 
-def restore(checkpoint: Checkpoint, learner: LearnerPart, replay: ReplayPart) -> bool:
+def restore(
+    checkpoint: Checkpoint,
+    learner: LearnerPart,
+    replay: ReplayPart,
+    others: Mapping[str, Part] = MappingProxyType({}),
+) -> bool:
     """Put networks, optimiser, replay and random states back; returns whether a replay was there.
+
+    Args:
+        checkpoint: what to go on from.
+        learner: owner of the networks.
+        replay: the ring of rows.
+        others: further parts by name, which are told last.
 
     Raises:
         CheckpointError: if something is missing or does not fit.
@@ -258,6 +270,10 @@ def restore(checkpoint: Checkpoint, learner: LearnerPart, replay: ReplayPart) ->
             _check_count(state, "replay.added_rows", checkpoint.meta.replay.added_rows)
             _restore_rows(checkpoint, checkpoint.meta.replay, replay)
             replay.load_state({name.removeprefix("replay."): state[name] for name in own})
+        for part, other in others.items():
+            prefix = f"{part}."
+            told = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            other.load_state(told)
     return checkpoint.meta.replay is not None
 
 

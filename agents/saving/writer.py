@@ -12,6 +12,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from agents.saving.checkpoint import (
     KIND,
     Checkpoint,
     LearnerPart,
+    Part,
     ReplayPart,
     best_return,
     first_not_finite,
@@ -45,6 +47,7 @@ class CheckpointWriter:
         config: of the run.
         learner: owner of the networks.
         replay: the ring of rows.
+        others: further parts by name.
         obs_shape: (C, H, W) of an observation, for whoever builds the network again.
         last: what the run goes on from.
     """
@@ -57,10 +60,11 @@ class CheckpointWriter:
         replay: ReplayPart,
         *,
         obs_shape: Sequence[int],
+        others: Mapping[str, Part] = MappingProxyType({}),
         last: Checkpoint | None = None,
     ):
         self.folder, self.config, self.obs_shape = folder, config, tuple(obs_shape)
-        self.learner, self.replay = learner, replay
+        self.learner, self.replay, self.others = learner, replay, others
         self.saved_steps = -1 if last is None else last.steps
         """Agent steps of the newest checkpoint, written or being written."""
         self._last = None if last is None else last.path
@@ -128,6 +132,11 @@ class CheckpointWriter:
             raise self._not_written(error) from None
         return True
 
+    @property
+    def last_good(self) -> Path | None:
+        """The newest checkpoint that is written."""
+        return self._last
+
     def check(self) -> None:
         """Raise what went wrong in the background.
 
@@ -152,7 +161,8 @@ class CheckpointWriter:
         """Everything but the replay's rows."""
         learner, replay = self.learner, self.replay
         training = learner.state()
-        training |= {f"replay.{name}": value for name, value in replay.state().items()}
+        for prefix, part in {"replay": replay, **self.others}.items():
+            training |= {f"{prefix}.{name}": value for name, value in part.state().items()}
         training["rng.cpu"] = torch.get_rng_state()
         if learner.device.type == "cuda":
             training["rng.cuda"] = torch.cuda.get_rng_state(learner.device)

@@ -4,12 +4,14 @@ The learner knows no replay and the replay no learner; they meet here. So do the
 faster, which need the whole step at once: compiling and capture as a CUDA graph.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
+from agents.learning.captured import Captured
 from agents.learning.learner import Learner
+from agents.learning.random_stream import RandomStream
 from agents.replay.buffer import Batch, ReplayConfig
 
 
@@ -23,7 +25,7 @@ class Memory(Protocol):
         ...
 
     def update_priorities(self, index: Tensor, td_error: Tensor, mask: Tensor) -> None:
-        """Tell the |TD errors| of a batch."""
+        """Tell the errors of a batch."""
         ...
 
     def set_schedule(self, progress: float) -> None:
@@ -32,15 +34,26 @@ class Memory(Protocol):
 
 
 class GradientStep:
-    """Callable: one update. On a GPU, after three eager ones, the replay of a captured graph."""
+    """Callable: one update, without host synchronisation; on a GPU soon a captured graph."""
 
-    def __init__(self, learner: Learner, replay: Memory):
-        self.learner, self.replay = learner, replay
+    def __init__(self, learner: Learner, replay: Memory, *, random: RandomStream | None = None):
+        """Compose them.
+
+        Args:
+            learner: updates the networks.
+            replay: gives batches and takes priorities.
+            random: what both draw from; None: torch's default generator.
+        """
+        self.learner, self.replay, self.random = learner, replay, random
         if learner.config.compile:
             learner.compile()
-        self._use_graph = learner.device.type == "cuda" and learner.config.cuda_graph
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._eager_updates = 0
+        graph = learner.device.type == "cuda" and learner.config.cuda_graph
+        self._step = Captured(self._run, name="the update", enabled=graph, random=random)
+
+    @property
+    def captured(self) -> bool:
+        """Whether the update is replayed as a graph."""
+        return self._step.captured
 
     def set_schedule(self, progress: float) -> None:
         """Set learning rate and beta for this share of training done, in [0, 1]."""
@@ -48,33 +61,21 @@ class GradientStep:
         self.replay.set_schedule(progress)
 
     def __call__(self) -> None:
-        """One update, without host synchronisation."""
-        if self._graph is not None:
-            self._graph.replay()
-        elif self._use_graph and self._eager_updates >= 3:
-            self._capture()
-        else:
-            self._run()
-            self._eager_updates += 1
+        """One update."""
+        self._step()
         self.learner.count_update()
 
-    def forget_graph(self) -> None:
-        """After a restore: what was captured would write to tensors that are no longer in use."""
-        self._graph, self._eager_updates = None, 0
+    def state(self) -> dict[str, Tensor]:
+        """Random numbers to come, where learning draws its own."""
+        return {} if self.random is None else {"rng": self.random.state()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """After the learner and the replay, whose new tensors a graph of before does not know."""
+        if self.random is not None and "rng" in state:
+            self.random.load_state(state["rng"])
+        self._step.forget()
 
     def _run(self) -> None:
         batch = self.replay.sample(self.replay.config.batch_size)
         error = self.learner.gradient_step(batch)
         self.replay.update_priorities(batch.index, error, batch.mask)
-
-    def _capture(self) -> None:
-        """Capture one update; the eager ones before it have warmed up every kernel."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._run()  # allocations and autotuning on the side stream; counts as this update
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._run()
-        self._graph = graph

@@ -142,7 +142,7 @@ def fill(trainer: Trainer) -> None:
             episode_start=draw(100) == 0,
             life_loss=zeros,
             episode_step=draw(1000),
-            state=trainer.actor.state,
+            state=trainer.learner.online.initial_state(count),
         )
 
 

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import torch
 from annotated_types import Ge, Gt
 
 from rl_nfm.support.configuration import parse_flags, validate
@@ -150,19 +149,6 @@ def run_folder(config: RunConfig, *, task: str, base: Path = Path("runs/supervis
 def plain(config: Any) -> dict[str, Any]:
     """A config dataclass as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of `--device`.
-
-    Raises:
-        ValueError: CUDA is asked for and there is none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: 'cuda' is not available here (allowed: auto, cpu)")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def refuse_unused(

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from rl_nfm.supervised.loop.options import (
-    choose_device,
     parse_config,
     plain,
     refuse_unused,
@@ -27,6 +26,7 @@ from rl_nfm.supervised.loop.reporting import (
 from rl_nfm.supervised.loop.task import LoopConfig, Metrics, Task
 from rl_nfm.supervised.loop.trial import Trial
 from rl_nfm.supervised.registry import register_task
+from rl_nfm.support.device import choose_device
 
 __all__ = ["LoopConfig", "Metrics", "Task", "register_loop_task", "run_trials"]
 

@@ -35,7 +35,6 @@ from rl_nfm.arithmetic import (
     sparsity_error,
 )
 from rl_nfm.supervised.loop.options import (
-    choose_device,
     parse_config,
     plain,
     refuse_unused,
@@ -47,6 +46,7 @@ from rl_nfm.supervised.loop.seed_batch import SeedBatch, seed_generator
 from rl_nfm.supervised.registry import register_task
 from rl_nfm.supervised.tasks.arithmetic_function import ArithmeticConfig, FunctionTask, summarise
 from rl_nfm.support.bare_flags import spell_out
+from rl_nfm.support.device import choose_device
 
 NAME = "arithmetic"
 TEST_SAMPLES = 10_000

@@ -31,10 +31,11 @@ from rl_nfm.supervised.data.modular_data import (
     make_rows,
     split_rows,
 )
-from rl_nfm.supervised.loop.options import choose_device, plain
+from rl_nfm.supervised.loop.options import plain
 from rl_nfm.supervised.loop.reporting import MetricsLog
 from rl_nfm.supervised.loop.seed_batch import SeedBatch, seed_generator
 from rl_nfm.supervised.tasks.modular_config import SHARED, ModularConfig, check_config
+from rl_nfm.support.device import choose_device
 
 
 def build_model(config: ModularConfig, tasks: Sequence[BooleanTask]) -> nn.Module:

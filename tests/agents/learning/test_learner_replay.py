@@ -186,7 +186,7 @@ def test_captured_updates_equal_eager_ones(
             step()
             if update % 10 == 0:
                 add_rows(step.replay, 1, g)
-        assert (step._graph is not None) == graph
+        assert (step.captured) == graph
         found.append(everything(step))
     for key, eager in found[0].items():
         if key.startswith("metrics"):
@@ -202,7 +202,7 @@ def test_a_captured_update_obeys_the_schedule(toys: types.SimpleNamespace) -> No
     step = make_step(toys, torch.device("cuda"), learning_rate_final=0.0)
     for _ in range(6):
         step()
-    assert step._graph is not None
+    assert step.captured
     step.set_schedule(1.0)
     before = everything(step)
     step()

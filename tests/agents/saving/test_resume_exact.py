@@ -27,9 +27,11 @@ def test_one_update_after_restore_equals_the_one_without_interruption(tmp_path, 
         trainer.run(folder, None)
     saved = checkpoint.open_checkpoint(checkpoint.find(tmp_path / "run"), replay=True)
     other = train.Trainer(dataclasses.replace(config, seed=7), CPU)
-    checkpoint.restore(saved, other.learner, other.replay)
+    checkpoint.restore(saved, other.learner, other.replay, other.others)
     other.env.close()
     assert trainer.learner.updates > 0
+    for step in (trainer.step, other.step):
+        step.set_schedule(0.5)  # as the loop does before every update
     for _ in range(2):
         state = torch.get_rng_state()
         trainer.step()

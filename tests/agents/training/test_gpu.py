@@ -33,6 +33,6 @@ def test_the_schedule_reaches_a_restored_optimiser(tmp_path):
     folder = train.train(config, out=tmp_path / "run")
     trainer = train.Trainer(config, torch.device("cuda"))
     saved = checkpoint.open_checkpoint(checkpoint.find(folder), replay=True)
-    checkpoint.restore(saved, trainer.learner, trainer.replay)
+    checkpoint.restore(saved, trainer.learner, trainer.replay, trainer.others)
     assert trainer.learner.optimizer.param_groups[0]["lr"] is trainer.learner.learning_rate
     trainer.env.close()

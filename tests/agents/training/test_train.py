@@ -30,7 +30,10 @@ def debug(**changes):
 
 def untimed(folder):
     lines = read_metrics(folder / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in TIMING and not k.startswith("time/")}
+        for line in lines
+    ]
 
 
 def test_same_seed_gives_the_same_metrics_and_another_seed_others(tmp_path):
@@ -68,9 +71,9 @@ def test_restore_puts_everything_back(tmp_path):
     folder = train.train(config, out=tmp_path / "run")
     saved = checkpoint.open_checkpoint(checkpoint.find(folder), replay=True)
     a = train.Trainer(config, torch.device("cpu"))
-    assert checkpoint.restore(saved, a.learner, a.replay)
+    assert checkpoint.restore(saved, a.learner, a.replay, a.others)
     b = train.Trainer(dataclasses.replace(config, seed=7), torch.device("cpu"))
-    checkpoint.restore(saved, b.learner, b.replay)
+    checkpoint.restore(saved, b.learner, b.replay, b.others)
     for name, value in a.replay.row_stores.items():
         assert torch.equal(value, b.replay.row_stores[name])
     assert a.replay.added_rows == 75
@@ -196,11 +199,11 @@ def test_exploration_schedule():
     changes = {"epsilon_start": 0.4, "epsilon_final": 0.1, "epsilon_decay_steps": 100}
     config = debug(exploration={**changes, "epsilon_power": 7.0, "epsilon_min": 0.01})
     trainer = train.Trainer(config, torch.device("cpu"))
-    trainer.counters.steps = config.replay.min_steps + 50
     expected = [max(0.01, 0.25 ** (1 + 7 * i / 3)) for i in range(4)]  # half of 0.4 -> 0.1: 0.25
-    torch.testing.assert_close(trainer._epsilon(), torch.tensor(expected))
-    trainer.counters.steps = 0
-    assert trainer._epsilon()[0] == pytest.approx(0.4)
+    steps = config.replay.min_steps
+    torch.testing.assert_close(trainer.epsilon(steps + 50), torch.tensor(expected))
+    assert trainer.epsilon(steps)[0] == pytest.approx(0.4)
+    assert trainer.epsilon(steps - 1).tolist() == [1.0] * 4, "at random until learning begins"
     trainer.env.close()
 
 

@@ -1,0 +1,93 @@
+"""The parts of a run, built from its config: environments, learner and replay."""
+
+from typing import Any
+
+import torch
+
+from agents.config import Config
+from agents.learning.learner import Learner
+from agents.playing.evaluate import env_seed
+from agents.replay.buffer import Replay, ReturnConfig, replay_bytes
+from agents.saving import checkpoint
+from agents.training.memory_check import check_memory, out_of_memory_told
+from envs import GameVecEnv, make_env
+from rl_nfm.encoders import State
+
+
+def build_env(config: Config) -> GameVecEnv:
+    """The environments."""
+    return make_env(
+        config.game,
+        num_envs=config.env.num_envs,
+        num_threads=config.env.num_threads,
+        protocol=config.env.resolve(),
+        seed=env_seed(config.seed),
+    )
+
+
+def obs_shape_of(env: GameVecEnv) -> tuple[int, int, int]:
+    """(C, H, W) of one observation."""
+    shape: Any = env.single_observation_space.shape
+    return shape
+
+
+def build_learner(config: Config, env: GameVecEnv, device: torch.device) -> Learner:
+    """Both networks, fresh, and what trains them.
+
+    Raises:
+        ValueError: sequences are asked for, and the encoder has no state.
+    """
+    shape, num_actions = obs_shape_of(env), len(env.action_meanings)
+    online = checkpoint.build_network(config, shape, num_actions).to(device)
+    target = checkpoint.build_network(config, shape, num_actions).to(device)
+    _check_sequences(config, online.initial_state(1))
+    return Learner(config.learner, online, target, device=device)
+
+
+def build_replay(config: Config, env: GameVecEnv, state: State, device: torch.device) -> Replay:
+    """An empty replay.
+
+    Args:
+        config: of the run.
+        env: whose steps it will hold.
+        state: an example of the encoder's recurrent state, each [1, ...].
+        device: where it lives.
+
+    Raises:
+        ValueError: it does not fit into memory.
+    """
+    num_envs, shape = config.env.num_envs, obs_shape_of(env)
+    size = replay_bytes(config.replay, num_envs=num_envs, obs_shape=shape, state=state)
+    check_memory(*size, device)
+    with out_of_memory_told(size[0], device):
+        return _empty_replay(config, env, state, device)
+
+
+def _empty_replay(config: Config, env: GameVecEnv, state: State, device: torch.device) -> Replay:
+    return Replay(
+        config.replay,
+        ReturnConfig(
+            n_steps=config.learner.n_steps,
+            discount=config.learner.discount,
+            reward_clip=config.learner.reward_clip,
+            terminal_on_life_loss=env.protocol.terminal_on_life_loss,
+        ),
+        num_envs=config.env.num_envs,
+        obs_shape=obs_shape_of(env),
+        device=device,
+        state=state,
+    )
+
+
+def _check_sequences(config: Config, state: State) -> None:
+    replay = config.replay
+    if not state and replay.sequence_steps + replay.burn_in_steps > 1:
+        raise ValueError(
+            f"replay.sequence_steps: {replay.sequence_steps} is not allowed: encoder "
+            f"{config.encoder!r} has no state (allowed: 1, with burn_in_steps 0)"
+        )
+    if state and replay.sequence_steps == 1:
+        print(
+            f"note: encoder {config.encoder!r} is trained on single steps from stored states; "
+            "set --replay.sequence-steps (rltime: 20) for gradients through time"
+        )

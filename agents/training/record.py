@@ -1,0 +1,106 @@
+"""What a run counts, and the lines of metrics that it writes."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from annotated_types import Ge, Lt
+from tqdm import tqdm
+
+from agents.saving.run_folder import RunFolder
+from rl_nfm.support.configuration import validate
+
+
+@dataclasses.dataclass(kw_only=True)
+class Counters:
+    """What a resumed run continues from; saved in every checkpoint."""
+
+    steps: Annotated[int, Ge(0)] = 0
+    episodes: Annotated[int, Ge(0)] = 0
+    update_credit: Annotated[float, Ge(0), Lt(1)] = 0.0
+    best_return: float | None = None
+    last_returns: list[float] = dataclasses.field(default_factory=list)
+    new_returns: list[float] = dataclasses.field(default_factory=list)
+    new_lengths: list[int] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any], where: str) -> "Counters":
+        """Those of a checkpoint; older ones hold more.
+
+        Raises:
+            ValueError: a value of the wrong type.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        return validate(cls, {k: v for k, v in saved.items() if k in names}, where=where)
+
+    def count_episodes(self, info: Mapping[str, Any]) -> None:
+        """Add the episodes that ended in this step."""
+        ended = info["episode_end"]
+        if ended.any():
+            returns = info["episode_return"][ended].tolist()
+            self.new_returns += returns
+            self.new_lengths += info["episode_steps"][ended].tolist()
+            self.last_returns = (self.last_returns + returns)[-100:]
+            self.episodes += len(returns)
+
+    def updates_due(self, steps: int, steps_per_update: float) -> int:
+        """Updates that these agent steps have paid for; a rest is kept."""
+        self.update_credit += steps / steps_per_update
+        due = int(self.update_credit)
+        self.update_credit -= due
+        return due
+
+
+class Recorder:
+    """Writes one line of metrics per stretch of a run, and shows the bar."""
+
+    def __init__(self, folder: RunFolder, counters: Counters, updates: int, *, steps: int):
+        """Begin a stretch.
+
+        Args:
+            folder: where lines go.
+            counters: of the run.
+            updates: made so far.
+            steps: of the whole run.
+        """
+        self.folder, self.counters = folder, counters
+        self.begun_steps = counters.steps
+        self._begun = (time.perf_counter(), counters.steps, updates)
+        self.bar = tqdm(
+            total=steps,
+            initial=counters.steps,
+            unit="step",
+            mininterval=1.0,
+            smoothing=0.05,
+            dynamic_ncols=True,
+        )
+
+    def log(self, updates: int, more: Mapping[str, Any]) -> None:
+        """End the stretch with a line; docs/metrics.md says what each number means."""
+        counters = self.counters
+        now = (time.perf_counter(), counters.steps, updates)
+        seconds = max(1e-9, now[0] - self._begun[0])
+        line: dict[str, Any] = {
+            "steps": counters.steps,
+            "updates": updates,
+            "episodes": counters.episodes,
+            "steps_per_second": (now[1] - self._begun[1]) / seconds,
+            "updates_per_second": (now[2] - self._begun[2]) / seconds,
+            "episode_returns": counters.new_returns,
+            "episode_lengths": counters.new_lengths,
+            **more,
+        }
+        if counters.new_returns:
+            line["return_mean"] = sum(counters.new_returns) / len(counters.new_returns)
+            line["length_mean"] = sum(counters.new_lengths) / len(counters.new_lengths)
+        if counters.last_returns:
+            line["return_last_100"] = sum(counters.last_returns) / len(counters.last_returns)
+            shown = {
+                "updates/s": f"{line['updates_per_second']:.1f}",
+                "return": f"{line['return_last_100']:.0f}",
+            }
+            self.bar.set_postfix(shown, refresh=False)
+        self.folder.log(line)
+        counters.new_returns, counters.new_lengths = [], []
+        self._begun, self.begun_steps = now, counters.steps

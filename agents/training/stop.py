@@ -1,0 +1,56 @@
+"""Signals that ask a run to end."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+
+class Stop(Exception):
+    """A signal asked the run to end; its name is the text."""
+
+
+class StopRequest:
+    """Remembers the first signal; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def __call__(self) -> bool:
+        """Whether the run is to end."""
+        return self.number is not None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, SIGINT and SIGTERM are requests, where the process is ours to steer.
+
+        Python lets only the main thread handle signals; a run in another one belongs to a program
+        that decides for itself what its signals mean.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._note) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def raise_if_asked(self) -> None:
+        """End as the signal wants.
+
+        Raises:
+            Stop: naming the signal.
+        """
+        if self.number is not None:
+            raise Stop(signal.Signals(self.number).name)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.number is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.number = number

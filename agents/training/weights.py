@@ -1,0 +1,69 @@
+"""The weights that act.
+
+Without a lag acting and learning take turns: acting reads the learner's own weights. With a lag of
+one, acting uses the weights from before the updates in flight, copied into a network of its own:
+the two overlap, and which weights choose which action is the same in every run, however fast either
+side is.
+"""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from agents.learning.learner import LearnerConfig
+from agents.learning.network import QNetwork
+from agents.learning.streams import Event, Stream
+
+
+def lag_of(config: LearnerConfig, device: torch.device) -> int:
+    """Batches of updates by which the acting weights lie behind."""
+    if config.acting_lag is not None:
+        return config.acting_lag
+    return 1 if device.type == "cuda" else 0
+
+
+class ActingWeights:
+    """Hands weights from the learning stream to the acting stream."""
+
+    def __init__(self, online: QNetwork, lag: int, *, acting: Stream, learning: Stream):
+        self.lag, self.acting, self.learning = lag, acting, learning
+        self.network = copy.deepcopy(online).requires_grad_(False).eval() if lag else online
+        self._online = _tensors(online)
+        self._own = _tensors(self.network)
+        self._between = [x.clone() for x in self._online] if lag else []
+        self._published: Event | None = None
+        self._copied: Event | None = None
+
+    def before_updates(self) -> None:
+        """Give acting what the last updates made; call it before the next ones are appended."""
+        if self.lag and self._published is not None:
+            self.acting.wait(self._published)
+            self.acting.run(lambda: _copy(self._own, self._between))
+            self._copied = self.acting.record()
+
+    def after_updates(self) -> None:
+        """Publish what the updates appended since `before_updates` make."""
+        if self.lag:
+            if self._copied is not None:
+                self.learning.wait(self._copied)  # what it publishes over has been read
+            self.learning.run(lambda: _copy(self._between, self._online))
+            self._published = self.learning.record()
+        else:
+            self.acting.wait(self.learning.record())
+
+    def refresh(self) -> None:
+        """Act with the learner's weights of now: after a restore, when no work is under way."""
+        if self.lag:
+            _copy(self._own, self._online)
+            self._published = None
+
+
+def _tensors(network: QNetwork) -> list[Tensor]:
+    return [x.detach() for x in (*network.parameters(), *network.buffers())]
+
+
+@torch.no_grad()
+def _copy(into: list[Tensor], values: list[Tensor]) -> None:
+    if into:
+        torch._foreach_copy_(into, values)  # pyright: ignore[reportPrivateImportUsage]
