@@ -1,8 +1,9 @@
 """Table 8 of the NFM paper as one command: heads, top-k and sizes of NFM, and the baseline.
 
-Published, CIFAR-100 with PreActResNet34: baseline 80.13 %, the twelve rows 80.26 to 80.77 %. Takes
-the flags of `classification` (`--resume` aside); each row is a run of its own below OUT, so that a
-broken sweep goes on where it stopped when it is started again with the same flags.
+Published, CIFAR-100 with PreActResNet34: baseline 80.13 %, the twelve rows 80.26 to 80.77 %; shown
+beside runs of that network on that data only. Takes the flags of `classification` (`--resume`
+aside); each row is a run of its own below OUT, so that a broken sweep goes on where it stopped when
+it is started again with the same flags. With others it is refused: a table never mixes runs.
 """
 
 import dataclasses
@@ -11,7 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rl_nfm.supervised.loop.options import parse_config, run_folder
+from rl_nfm.supervised.loop.options import (
+    CONFIG_FILE,
+    parse_config,
+    plain,
+    read_config,
+    run_folder,
+)
 from rl_nfm.supervised.loop.reporting import write_result
 from rl_nfm.supervised.loop.run import run_trials
 from rl_nfm.supervised.registry import register_task
@@ -40,16 +47,18 @@ SWEEP_PRESETS = {
 }
 
 
-def rows(config: ClassificationConfig) -> dict[str, tuple[ClassificationConfig, float]]:
-    """Name to (config, published accuracy) of the baseline and the twelve rows."""
+def rows(config: ClassificationConfig) -> dict[str, tuple[ClassificationConfig, float | None]]:
+    """Name to (config, published accuracy in % or None) of the baseline and the twelve rows."""
     baseline = dataclasses.replace(config, model="resnet", nfm=PRESETS[config.preset].nfm)
-    named = {"baseline": (baseline, BASELINE)}
-    for (heads, top_k, key_size, value_size), published in TABLE_8.items():
+    is_published = config.data == "cifar100" and config.depth == 34
+    named = {"baseline": (baseline, BASELINE if is_published else None)}
+    for (heads, top_k, key_size, value_size), accuracy in TABLE_8.items():
         nfm = dataclasses.replace(
             config.nfm, heads=heads, top_k=top_k, key_size=key_size, value_size=value_size
         )
         name = f"heads{heads}_top{top_k}_key{key_size}_value{value_size}"
-        named[name] = (dataclasses.replace(config, model="nfm", nfm=nfm), published)
+        row = dataclasses.replace(config, model="nfm", nfm=nfm)
+        named[name] = (row, accuracy if is_published else None)
     return named
 
 
@@ -62,18 +71,44 @@ def main(argv: Sequence[str]) -> int:
     if config.model != "nfm":
         raise ValueError(f"model: the sweep trains both, {config.model!r} alone is classification")
     out = config.out or run_folder(config, task=NAME)
-    table = []
-    for name, (row, published) in rows(config).items():
+    table, planned = [], rows(config)
+    for name, (row, _) in planned.items():
+        _check_kept(out / name, row)
+    for name, (row, published) in planned.items():
         result = _run(out / name, row)
         accuracy = result["mean"]["accuracy"]
         table.append(
             {"name": name, "published": published, "mean": result["mean"]}
             | {"deviation": result["deviation"], "parameters": result["trials"][0]["parameters"]}
+            | {"config": _options(row)}
         )
-        print(f"{name:32}  {100 * accuracy:6.2f} %  (published: {published:.2f} %)")
+        beside = "" if published is None else f"  (published: {published:.2f} %)"
+        print(f"{name:32}  {100 * accuracy:6.2f} %{beside}")
     paths = [out / "table.json", *([config.json] if config.json else [])]
     write_result({"task": NAME, "rows": table}, *paths)
     return 0
+
+
+def _check_kept(folder: Path, config: ClassificationConfig) -> None:
+    """That what is already in the folder of a row was begun with the same options.
+
+    Raises:
+        ValueError: it was not.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        return
+    old = _options(read_config(folder, ClassificationConfig, task="classification"))
+    for name, value in _options(config).items():
+        if old[name] != value:
+            raise ValueError(
+                f"{name}: {value!r} is not allowed, {folder} was run with {old[name]!r} "
+                f"(choose another --out)"
+            )
+
+
+def _options(config: ClassificationConfig) -> dict[str, Any]:
+    """What decides a row's result: all options but files and the device, as JSON values."""
+    return {k: v for k, v in plain(config).items() if k not in ("json", "out", "resume", "device")}
 
 
 def _run(folder: Path, config: ClassificationConfig) -> dict[str, Any]:
@@ -81,7 +116,7 @@ def _run(folder: Path, config: ClassificationConfig) -> dict[str, Any]:
     done = folder / "result.json"
     if done.is_file():
         return json.loads(done.read_text(encoding="utf-8"))
-    started = (folder / "config.json").is_file()
+    started = (folder / CONFIG_FILE).is_file()
     config = dataclasses.replace(
         config, json=None, out=None if started else folder, resume=folder if started else None
     )

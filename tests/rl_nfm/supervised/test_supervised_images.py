@@ -342,11 +342,29 @@ def test_sweep_has_the_rows_of_table_8_and_goes_on_where_it_stopped(tmp_path, mo
     flags = ["classification_sweep", *CLASSIFICATION[1:], "--out", str(tmp_path)]
     assert main(flags) == 0
     table = json.loads((tmp_path / "table.json").read_text())
-    assert [row["published"] for row in table["rows"]] == [80.13, 80.37]
+    assert [row["published"] for row in table["rows"]] == [None, None]  # these are digits
+    assert [row["config"]["model"] for row in table["rows"]] == ["resnet", "nfm"]
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     assert main(flags) == 0
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
-    assert "published: 80.37 %" in capsys.readouterr().out
+    assert "published" not in capsys.readouterr().out
+
+
+def test_sweep_refuses_to_mix_runs_of_other_options(tmp_path, monkeypatch):
+    monkeypatch.setattr(classification_sweep, "TABLE_8", {(2, 3, 8, 16): 80.37})
+    flags = ["classification_sweep", *CLASSIFICATION[1:], "--out", str(tmp_path)]
+    assert main(flags) == 0
+    table = (tmp_path / "table.json").read_bytes()
+    with pytest.raises(ValueError, match=r"learning_rate: 0.2 is not allowed, .*baseline was run"):
+        main([*flags, "--learning-rate", "0.2"])
+    with pytest.raises(ValueError, match=r"epochs: .*choose another --out"):
+        main([*flags, "--epochs", "2"])
+    (tmp_path / "baseline" / "result.json").unlink()  # as if stopped within it: not extended
+    with pytest.raises(ValueError, match=r"epochs: .*choose another --out"):
+        main([*flags, "--epochs", "2"])
+    assert (tmp_path / "table.json").read_bytes() == table
+    assert main(flags) == 0
+    assert (tmp_path / "table.json").read_bytes() == table
 
 
 # --- stacked digits
