@@ -1,12 +1,13 @@
 """The command `rl-nfm`: train, evaluate, report, encoders, supervised.
 
-User errors end with one message and exit code 2. Set RL_NFM_TRACEBACK=1 to see where they arose.
+User errors end with one line and exit code 2. Set RL_NFM_TRACEBACK=1 to see where they arose.
 """
 
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 HELP = """usage: rl-nfm COMMAND ...
 
@@ -19,7 +20,7 @@ commands:
   games       list the games, their suites and scores
   supervised  the supervised tasks of NFM, RIMs, modular networks and arithmetic units
 
-`rl-nfm COMMAND --help` tells the rest.
+`rl-nfm COMMAND --help` tells the rest; `rl-nfm --version` the version.
 """
 COMMANDS = {
     "train": "agents.commands.train",
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0
+    if argv[0] == "--version":
+        print(f"rl-nfm {version('rl-nfm')}")
+        return 0
     try:
         return _run(argv[0], argv[1:])
     except BrokenPipeError:
@@ -45,12 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("RL_NFM_TRACEBACK"):
             raise
-        lines = str(error).splitlines() or [type(error).__name__]
-        print("\n".join([f"rl-nfm: {lines[0]}", *lines[1:10]]), file=sys.stderr)
+        print(f"rl-nfm: {one_line(str(error) or type(error).__name__)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("rl-nfm: interrupted", file=sys.stderr)
         return 130
+
+
+def one_line(message: str) -> str:
+    """Of a message about several mistakes the first three, and how many there are more."""
+    lines = [line.strip().rstrip(";") for line in message.splitlines() if line.strip()]
+    more = [f"and {len(lines) - 3} more"] if len(lines) > 3 else []
+    return "; ".join([*lines[:3], *more])
 
 
 def _run(command: str, argv: Sequence[str]) -> int:

@@ -19,8 +19,9 @@ from agents.learning.learner import LearnerConfig
 from agents.replay.buffer import ReplayConfig
 from envs import PROTOCOLS, Protocol, make_protocol
 from rl_nfm.encoders import encoder_entry, encoder_names
-from rl_nfm.support.configuration import nearest, read_yaml, validate
+from rl_nfm.support.configuration import nearest, validate
 from rl_nfm.support.output_files import written
+from rl_nfm.support.yaml_file import read_yaml
 from rl_nfm.values.heads import HeadConfig
 
 _HERE = Path(__file__).parent

@@ -111,9 +111,19 @@ def resolve_game(name: str) -> str:
     for rom in _MULTIPLAYER_ROMS:
         if compact == rom.replace("_", ""):
             raise ValueError(f"game: {name!r} has no single-player mode")
+    near = _nearest(compact, stem)
+    hint = f"; did you mean {near!r}?" if near else ""
+    raise ValueError(f"game: {name!r} is unknown{hint} (`rl-nfm games` lists all)")
+
+
+def _nearest(compact: str, stem: str) -> str | None:
+    """The game that a name comes nearest to, in spelling or with its words in another order."""
+    words = sorted(re.findall(r"[A-Z]?[a-z0-9]+", stem))
+    for game in _by_compact_name().values():
+        if sorted(game.split("_")) == [word.lower() for word in words]:
+            return game
     near = difflib.get_close_matches(compact, _by_compact_name(), n=1)
-    hint = f"; did you mean {_by_compact_name()[near[0]]!r}?" if near else ""
-    raise ValueError(f"game: {name!r} is unknown{hint} (allowed: every single-player Atari ROM)")
+    return _by_compact_name()[near[0]] if near else None
 
 
 def random_and_human_score(game: str) -> tuple[float, float] | None:

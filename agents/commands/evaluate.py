@@ -20,8 +20,8 @@ from agents.playing.video import record_first_episode
 from agents.saving import checkpoint
 from agents.saving.checkpoint import Checkpoint
 from agents.saving.run_folder import RunFolder
-from rl_nfm.support.configuration import parse_flags
 from rl_nfm.support.device import choose_device
+from rl_nfm.support.flags import parse_flags
 from rl_nfm.support.output_files import check_file, write_json
 
 DESCRIPTION = """Play episodes with a trained agent and print mean, median and human-normalised

@@ -10,7 +10,7 @@ import tyro
 
 from agents.reporting.kept import keep
 from agents.reporting.report import write_report
-from rl_nfm.support.configuration import parse_flags
+from rl_nfm.support.flags import parse_flags
 
 DESCRIPTION = """Learning curves (PNG) and tables of scores (Markdown, CSV, JSON) over seeds and
 games. A run adds its training curve and its scores.json, where it has one. Runs of one encoder are

@@ -20,7 +20,7 @@ from agents.sweeping.plan import Plan, parse_seeds, parse_vary
 from agents.sweeping.runs import PlannedRun
 from agents.sweeping.sweep import Outcome, run_all
 from rl_nfm.encoders import encoder_names
-from rl_nfm.support.configuration import parse_flags
+from rl_nfm.support.flags import parse_flags
 
 DESCRIPTION = """Train every game with every encoder, setting and seed: a folder of ordinary runs,
 OUT/GAME/ENCODER/seed-N, each by `rl-nfm train` in a process of its own. The same command again goes

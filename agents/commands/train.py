@@ -17,7 +17,7 @@ from agents.config import (
 )
 from agents.training import train
 from rl_nfm.encoders import encoder_names
-from rl_nfm.support.configuration import parse_flags
+from rl_nfm.support.flags import parse_flags
 
 USAGE = """usage: rl-nfm train PRESET [options]
        rl-nfm train --resume RUN [--steps N]
@@ -43,7 +43,8 @@ def main(argv: Sequence[str]) -> int:
         if "-h" in argv or "--help" in argv:
             print(text, end="")
             return 0
-        raise ValueError(text)
+        names = ", ".join(preset_names())
+        raise ValueError(f"train: a preset or --resume RUN is needed (presets: {names})")
     try:
         if run is not None:
             folder = train.resume(Path(run), lambda old: _flags(old, argv, f"--resume {run}"))

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from agents.config import Config, make_config, write_config
 from agents.saving import checkpoint
-from rl_nfm.support.configuration import read_yaml
 from rl_nfm.support.metrics_file import Line, MetricsFile
+from rl_nfm.support.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter

@@ -19,8 +19,8 @@ from agents.sweeping.folder import LOCK_FILE
 from agents.sweeping.runs import PlannedRun
 from agents.sweeping.variants import with_encoder
 from envs import games_of
-from rl_nfm.support.configuration import read_yaml
 from rl_nfm.support.output_files import written
+from rl_nfm.support.yaml_file import read_yaml
 
 SWEEP_FILE, PRESET_FILE = "sweep.yaml", "preset.yaml"
 _PER_RUN = ("game", "encoder", "seed")

@@ -1,22 +1,17 @@
 """The strict reader: frozen dataclasses from YAML, flags and checkpoints.
 
 Unknown keys, wrong types and values out of range become one `ValueError` whose lines name the
-field, the value and what is allowed. Flags are parsed by tyro, values checked by pydantic.
+field, the value and what is allowed. Values are checked by pydantic; YAML files are read in
+`yaml_file`, flags in `flags`, so that whoever builds a network needs neither.
 """
 
-import contextlib
 import dataclasses
 import difflib
-import io
 import reprlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
-import tyro
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 T = TypeVar("T")
@@ -67,7 +62,7 @@ def validate(cls: type[T], values: Mapping[str, Any] | T, *, where: str = "") ->
     return checked
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """A value as Python writes it, cut to a length that fits an error message."""
     return _repr.repr(value)
 
@@ -85,9 +80,9 @@ def _implausible(plain: Mapping[str, Any], checked: Any, path: str = "") -> Iter
             yield from _implausible(value, found, f"{path}{key}.")
         elif isinstance(found, bool) != isinstance(value, bool):
             allowed = "true or false" if isinstance(found, bool) else "a number"
-            yield f"{path}{key}: {_short(value)} is not allowed: must be {allowed}"
+            yield f"{path}{key}: {short(value)} is not allowed: must be {allowed}"
         elif isinstance(found, int) and abs(found) > MAX_INTEGER:
-            yield f"{path}{key}: {_short(found)} is not allowed: must be at most {MAX_INTEGER}"
+            yield f"{path}{key}: {short(found)} is not allowed: must be at most {MAX_INTEGER}"
 
 
 def _explain(cls: type, error: dict[str, Any]) -> str:
@@ -98,14 +93,14 @@ def _explain(cls: type, error: dict[str, Any]) -> str:
         return nearest(name, path[-1], _field_names(cls, path[:-1]))
     if error["type"] == "value_error":  # of a __post_init__, which names field and value itself
         return ".".join([*path, error["msg"].removeprefix("Value error, ")])
-    return f"{name}: {_short(error['input'])} is not allowed: {error['msg']}"
+    return f"{name}: {short(error['input'])} is not allowed: {error['msg']}"
 
 
 def nearest(field: str, value: str, allowed: Sequence[str]) -> str:
     """The message for an unknown name: the field, the value, the nearest and all allowed ones."""
     near = difflib.get_close_matches(value, allowed, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{field}: {_short(value)} is unknown{hint} (allowed: {', '.join(allowed)})"
+    return f"{field}: {short(value)} is unknown{hint} (allowed: {', '.join(allowed)})"
 
 
 def _field_names(cls: type, path: Sequence[str]) -> list[str]:
@@ -115,88 +110,3 @@ def _field_names(cls: type, path: Sequence[str]) -> list[str]:
             return []
         cls = nested
     return [f.name for f in dataclasses.fields(cls)]
-
-
-class _NotPlainError(ValueError):
-    """YAML that says what a config must not."""
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Refuses what hides a mistake or grows without bound: a key given twice, and aliases."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            line = event.start_mark.line + 1
-            raise _NotPlainError(f"line {line}: aliases are not allowed, write the value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                line = key.start_mark.line + 1
-                raise _NotPlainError(f"line {line}: {_short(name)} is given twice")
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        ValueError: if the file cannot be read, is no YAML, is not a mapping, gives a key twice or
-            uses aliases.
-    """
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except _NotPlainError as error:
-        raise ValueError(f"{path}: {error}") from None
-    # PyYAML lets KeyError and AttributeError out for wrong values of its own tags.
-    except (yaml.YAMLError, ValueError, RecursionError, KeyError, AttributeError) as error:
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ValueError(f"{path}: not valid YAML ({problem})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: must be a mapping of options, got {type(values).__name__}")
-    for key in values:
-        if not isinstance(key, str):
-            raise ValueError(f"{path}: keys must be names, got {_short(key)}")
-    return values
-
-
-def parse_flags(
-    cls: type[T], argv: Sequence[str], *, default: T | None = None, prog: str, description: str = ""
-) -> T:
-    """A `cls` from command-line flags over `default`; `--help` shows its values and docstrings.
-
-    Raises:
-        ValueError: what the user typed is unknown or not allowed.
-        SystemExit: 0 after `--help`.
-    """
-    out, err = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            parsed: Any = tyro.cli(
-                cls,
-                args=list(argv),
-                default=default,
-                prog=prog,
-                description=description,
-                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            sys.stdout.write(out.getvalue())
-            raise
-        raise ValueError(_plain(err.getvalue() or out.getvalue())) from None
-    return validate(cls, parsed)
-
-
-def _plain(text: str) -> str:
-    """Tyro's boxed message as a few plain lines, without the box's title, which comes first."""
-    lines = [line.strip(" │╭╮╰╯─\t") for line in text.splitlines()]
-    kept = [line for line in lines if line.strip("-") and not line.startswith("For full")]
-    return "\n".join(kept[1 : MAX_ERROR_LINES + 1])

@@ -12,7 +12,7 @@ import torch
 
 from agents.config import Config, make_config, preset_path
 from agents.training.train import Trainer
-from rl_nfm.support.configuration import read_yaml
+from rl_nfm.support.yaml_file import read_yaml
 
 REHEARSAL = os.environ.get("RL_NFM_REHEARSAL") == "1"
 """Small sizes on a CPU, to see that every stage runs."""

@@ -13,7 +13,7 @@ from agents.config import make_config, preset_path
 from agents.saving.run_folder import read_metrics
 from agents.training.train import Stop, resume, train
 from gpu_stages.common import DEVICE, REHEARSAL, TINY, merged
-from rl_nfm.support.configuration import read_yaml
+from rl_nfm.support.yaml_file import read_yaml
 
 SECONDS = 150.0
 

@@ -18,7 +18,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt
 
-from rl_nfm.support.configuration import parse_flags, validate
+from rl_nfm.support.configuration import validate
+from rl_nfm.support.flags import parse_flags
 
 CONFIG_FILE = "config.json"
 FREE_ON_RESUME = frozenset({"json", "resume", "device", "epochs", "updates", "trials"})

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from annotated_types import Len
 
 from rl_nfm.supervised.registry import register_task
-from rl_nfm.support.configuration import parse_flags
+from rl_nfm.support.flags import parse_flags
 
 NAME = "modular_report"
 Result = dict[str, Any]

@@ -15,7 +15,7 @@ from agents.playing.scores import Scores
 from agents.saving import checkpoint
 from envs import human_normalized_score
 from rl_nfm.support import storage
-from rl_nfm.support.configuration import read_yaml
+from rl_nfm.support.yaml_file import read_yaml
 
 KEYS = {
     "game",

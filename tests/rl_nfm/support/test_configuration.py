@@ -7,7 +7,9 @@ import pytest
 import yaml
 from annotated_types import Ge, Gt, Le
 
-from rl_nfm.support.configuration import MAX_ERROR_LINES, nearest, parse_flags, read_yaml, validate
+from rl_nfm.support.configuration import MAX_ERROR_LINES, nearest, validate
+from rl_nfm.support.flags import parse_flags
+from rl_nfm.support.yaml_file import read_yaml
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

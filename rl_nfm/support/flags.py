@@ -1,0 +1,116 @@
+"""Command-line flags from dataclasses, by tyro, whose errors become one line each."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import tyro
+from tyro import (
+    _errors as tyro_errors,  # private; pyproject.toml bounds the version, a test holds it
+)
+
+from rl_nfm.support.configuration import short, validate
+
+T = TypeVar("T")
+
+
+class _Refused(Exception):
+    """Carries the message out of tyro."""
+
+
+def parse_flags(
+    cls: type[T], argv: Sequence[str], *, default: T | None = None, prog: str, description: str = ""
+) -> T:
+    """A `cls` from command-line flags over `default`; `--help` shows its values and docstrings.
+
+    Raises:
+        ValueError: one line on what the user typed that is unknown or not allowed.
+        SystemExit: 0 after `--help`.
+    """
+
+    def refuse(event: tyro_errors.ParseErrorEvent) -> None:
+        raise _Refused(_explain(event, cls))
+
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), tyro_errors.on_parse_error(refuse):
+            parsed: Any = tyro.cli(
+                cls,
+                args=list(argv),
+                default=default,
+                prog=prog,
+                description=description,
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+            )
+    except _Refused as refused:
+        raise ValueError(str(refused)) from None
+    except SystemExit:
+        sys.stdout.write(out.getvalue())
+        raise
+    return validate(cls, parsed)
+
+
+def _explain(event: tyro_errors.ParseErrorEvent, cls: type) -> str:
+    """One line for what tyro found."""
+    if isinstance(event, tyro_errors.UnrecognizedArgs):
+        return _unknown(event.tokens[0], cls)
+    if isinstance(event, tyro_errors.InvalidChoice):
+        choices = ", ".join(event.choices)
+        return f"{_flag(event)}: {short(event.value)} is not allowed (allowed: {choices})"
+    if isinstance(event, tyro_errors.BadValue):
+        return f"{_flag(event)}: needs a value"
+    if isinstance(event, tyro_errors.MissingArgs):
+        names = (missing.arg.display_name() for missing in event.missing_arguments)
+        return f"{', '.join(names)}: must be given (see --help)"
+    if isinstance(event, tyro_errors.InstantiationFailure):
+        return _not_built(event)
+    return f"{event.prog}: the options cannot be read together (see --help)"
+
+
+def _unknown(word: str, cls: type) -> str:
+    flag = word.split("=")[0]
+    if not flag.startswith("--"):
+        return f"{short(word)}: not expected here; options begin with -- (see --help)"
+    near = difflib.get_close_matches(flag.replace("_", "-"), list(_flags(cls)), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{flag}: unknown option{hint} (--help lists all)"
+
+
+def _flags(cls: type, prefix: str = "--") -> Iterator[str]:
+    """Every flag that the fields of a dataclass make."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        name = prefix + field.name.replace("_", "-")
+        if isinstance(hints[field.name], type) and dataclasses.is_dataclass(hints[field.name]):
+            yield from _flags(hints[field.name], f"{name}.")
+        else:
+            yield name
+
+
+def _flag(event: tyro_errors.InvalidChoice | tyro_errors.BadValue) -> str:
+    return event.argument.display_name()
+
+
+_WORDS_FOR_TYPES = {"int": "an integer", "float": "a number", "{none}": "none"}
+_NO_UNION = re.compile(r"no type matching (\S+) could be instantiated from \['(.*)'\]")
+_NO_NUMBER = re.compile(r"(invalid literal for|could not convert string to) (\w+).*: '(.*)'$")
+
+
+def _not_built(event: tyro_errors.InstantiationFailure) -> str:
+    """A text that is no number, or what a dataclass says of its values."""
+    message = event.message.strip().splitlines()[0]
+    if event.argument is None:
+        return message
+    if found := _NO_NUMBER.search(message):
+        kind = _WORDS_FOR_TYPES.get(found[2], found[2])
+        message = f"{short(found[3])} is not allowed: must be {kind}"
+    elif found := _NO_UNION.search(message):
+        kinds = (_WORDS_FOR_TYPES.get(kind.lower(), kind) for kind in found[1].split("|"))
+        message = f"{short(found[2])} is not allowed: must be {' or '.join(kinds)}"
+    return f"{event.argument.display_name()}: {message}"

@@ -1,0 +1,58 @@
+"""YAML files of options: one mapping, each key once, no aliases."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rl_nfm.support.configuration import short
+
+
+class _NotPlainError(ValueError):
+    """YAML that says what a config must not."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses what hides a mistake or grows without bound: a key given twice, and aliases."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            line = event.start_mark.line + 1
+            raise _NotPlainError(f"line {line}: aliases are not allowed, write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                line = key.start_mark.line + 1
+                raise _NotPlainError(f"line {line}: {short(name)} is given twice")
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ValueError: if the file cannot be read, is no YAML, is not a mapping, gives a key twice or
+            uses aliases.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except _NotPlainError as error:
+        raise ValueError(f"{path}: {error}") from None
+    # PyYAML lets KeyError and AttributeError out for wrong values of its own tags.
+    except (yaml.YAMLError, ValueError, RecursionError, KeyError, AttributeError) as error:
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ValueError(f"{path}: not valid YAML ({problem})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: must be a mapping of options, got {type(values).__name__}")
+    for key in values:
+        if not isinstance(key, str):
+            raise ValueError(f"{path}: keys must be names, got {short(key)}")
+    return values
