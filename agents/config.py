@@ -152,6 +152,8 @@ class Config:
         if trunk is not None:
             encoder_entry(trunk)
         num_envs, replay = self.env.num_envs, self.replay
+        if num_envs < 1 or replay.stride_steps < 1:
+            return  # out of bounds, which the reader of the config tells
         if (held := replay.rows(num_envs) * num_envs) < replay.min_steps:
             raise ValueError(
                 f"replay.capacity_steps: {replay.capacity_steps} is not allowed: {num_envs} "

@@ -106,7 +106,9 @@ def _not_built(event: tyro_errors.InstantiationFailure) -> str:
     """A text that is no number, or what a dataclass says of its values."""
     message = event.message.strip().splitlines()[0]
     if event.argument is None:
-        return message
+        # Of a group of options the event does not tell the name, but the error behind it does.
+        group = getattr(sys.exception(), "arg", None)
+        return f"{group}.{message}" if isinstance(group, str) and group else message
     if found := _NO_NUMBER.search(message):
         kind = _WORDS_FOR_TYPES.get(found[2], found[2])
         message = f"{short(found[3])} is not allowed: must be {kind}"

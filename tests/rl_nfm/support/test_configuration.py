@@ -305,7 +305,7 @@ def test_flags_over_a_default() -> None:
         (["--fast", "maybe"], ["fast", "maybe"]),
         (["--count"], ["count"]),
         (["stray"], ["stray"]),
-        (["--group.low", "5"], ["group: low: 5 is not allowed: must not exceed high (2)"]),
+        (["--group.low", "5"], ["group.low: 5 is not allowed: must not exceed high (2)"]),
     ],
 )
 def test_wrong_flags_are_a_few_clear_lines(
