@@ -102,7 +102,7 @@ class PreActResNet(nn.Module):
             self._start_as_identity()
 
     def _start_as_identity(self) -> None:
-        blocks = [module for module in self.modules() if isinstance(module, _Block)]
+        blocks = self._blocks()
         for block in blocks:
             scale = len(blocks) ** (-1 / (2 * len(block.convs) - 2))
             for conv in block.convs:
@@ -113,11 +113,39 @@ class PreActResNet(nn.Module):
                 if conv.bias is not None:
                     nn.init.zeros_(conv.bias)
 
+    def share_convolutions(self, other: "PreActResNet") -> None:
+        """Take the other network's convolutions inside the blocks; the rest stays this one's own.
+
+        Stem, norms and shortcuts are what the NFM authors' ResNet gives each pass of its own in its
+        variant with shared parameters.
+
+        Raises:
+            ValueError: the other network has other sizes.
+        """
+        for mine, theirs in zip(self._blocks(), other._blocks(), strict=True):
+            shapes = [[conv.weight.shape for conv in block.convs] for block in (mine, theirs)]
+            if shapes[0] != shapes[1]:
+                raise ValueError("other: its convolutions have other sizes")
+            mine.convs = theirs.convs
+
+    def _blocks(self) -> list[_Block]:
+        return [module for module in self.modules() if isinstance(module, _Block)]
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the last stage [B, stage_channels[-1], H', W']."""
         for stage in self.stages:
             x = stage(x)
         return x
+
+
+def make_pass_networks(
+    config: ResNetConfig, *, in_channels: int, passes: int, share_convolutions: bool
+) -> list[PreActResNet]:
+    """A network for each pass of NFM, with convolutions of their own or those of the first."""
+    networks = [PreActResNet(config, in_channels=in_channels) for _ in range(passes)]
+    for network in networks[1:] if share_convolutions else ():
+        network.share_convolutions(networks[0])
+    return networks
 
 
 class PreActResNetClassifier(nn.Module):

@@ -11,7 +11,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from rl_nfm.backbones.resnet import PreActResNet
+from rl_nfm.backbones.resnet import make_pass_networks
 from rl_nfm.encoders.base import FeedForwardEncoder, register_encoder
 from rl_nfm.encoders.resnet import FrameResNetConfig, make_tail
 from rl_nfm.nfm import NFM_PRESETS, NeuralFunctionModule, NFMConfig, NFMPreset
@@ -25,8 +25,13 @@ class NFMEncoderConfig(FrameResNetConfig):
     """Take the options of `nfm` from a preset; they must then be left at their defaults."""
     nfm: NFMConfig = dataclasses.field(default_factory=NFMConfig)
     """Options of the Neural Function Modules."""
+    share_convolutions: bool = False
+    """The passes share the convolutions of their blocks, with stems, norms and shortcuts of their
+    own (a variant in the authors' ResNet); `nfm.share_passes` shares all."""
 
     def __post_init__(self) -> None:
+        if self.share_convolutions and self.chosen_nfm.share_passes:
+            raise ValueError("share_convolutions: has no effect beside nfm.share_passes")
         if self.preset != "none" and self.nfm != NFMConfig():
             raise ValueError("preset and options of nfm exclude each other: choose one of the two")
 
@@ -47,7 +52,12 @@ class NFMEncoder(FeedForwardEncoder):
         del num_actions
         nfm = config.chosen_nfm
         copies = 1 if nfm.share_passes else nfm.passes
-        networks = [PreActResNet(config, in_channels=obs_shape[0]) for _ in range(copies)]
+        networks = make_pass_networks(
+            config,
+            in_channels=obs_shape[0],
+            passes=copies,
+            share_convolutions=config.share_convolutions,
+        )
         channels = networks[0].stage_channels
         with torch.no_grad():
             shape = networks[0].eval()(torch.zeros(1, *obs_shape)).shape

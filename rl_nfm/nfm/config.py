@@ -29,6 +29,9 @@ class NFMConfig:
     """Layers, from 0, after which the memory is read; by default all of them."""
     write_places: tuple[Annotated[int, Ge(0)], ...] | None = None
     """Layers, from 0, whose outputs are written to the memory; by default all of them."""
+    early_write_places: tuple[Annotated[int, Ge(0)], ...] | None = None
+    """The same for all passes but the last, by default `write_places` (the authors' ResNet writes
+    behind its stages 2 to 4 in the first pass, and behind all in the second: `1 2 3` here)."""
     key_size: Annotated[int, Gt(0)] = 32
     """d_k: size of a key and a query of one head (Atari, CIFAR: 32; Sort-of-CLEVR: 16)."""
     value_size: Annotated[int, Gt(0)] = 32

@@ -22,10 +22,16 @@ def make_schedule(config: NFMConfig, num_places: int) -> list[Visit]:
     """
     everywhere = tuple(range(num_places))
     reading = _checked_places("read_places", config.read_places, everywhere)
-    writing = _checked_places("write_places", config.write_places, everywhere)
-    first = config.passes - 1 if config.read_passes == "last" else 0
+    last = config.passes - 1
+    writing = [_checked_places("write_places", config.write_places, everywhere)] * config.passes
+    if config.early_write_places is not None:
+        early = _checked_places("early_write_places", config.early_write_places, everywhere)
+        if last == 0:
+            raise ValueError(f"early_write_places: {early} has no effect on a single pass")
+        writing[:last] = [early] * last
+    first = last if config.read_passes == "last" else 0
     visits = [
-        Visit(p, i, reads=i in reading and p >= first, writes=i in writing)
+        Visit(p, i, reads=i in reading and p >= first, writes=i in writing[p])
         for p in range(config.passes)
         for i in everywhere
     ]
@@ -33,7 +39,7 @@ def make_schedule(config: NFMConfig, num_places: int) -> list[Visit]:
     first_read = min(n for n, visit in enumerate(visits) if visit.reads)
     if not any(visit.writes for visit in visits[: first_read + 1]):
         raise ValueError(
-            f"write_places: {writing} writes nothing before place {visits[first_read].place} "
+            f"write_places: {writing[0]} writes nothing before place {visits[first_read].place} "
             f"reads for the first time (allowed: a place at or before it)"
         )
     return [

@@ -27,7 +27,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rl_nfm.backbones.resnet import PreActResNet, ResNetConfig
+from rl_nfm.backbones.resnet import ResNetConfig, make_pass_networks
 from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, TaskNFMConfig
 from rl_nfm.nfm.places import Place
 from rl_nfm.supervised.data.augmentation import (
@@ -76,6 +76,9 @@ class ClassificationConfig(LoopConfig):
     """Side in pixels of the black box of the occlusion test; 0: no such test."""
     nfm: TaskNFMConfig = CLASSIFICATION_NFM
     """Options of NFM (nfm)."""
+    share_convolutions: bool = False
+    """The passes share the convolutions of their blocks, with stems, norms and shortcuts of their
+    own (nfm; a variant in the authors' ResNet); `nfm.share_passes` shares all."""
 
 
 PRESETS = {
@@ -97,17 +100,24 @@ class Classifier(nn.Module):
     """Normalised pixels to logits through a PreActResNet, with NFM after each stage or without."""
 
     def __init__(
-        self, resnet: ResNetConfig, nfm: NFMConfig | None, *, in_channels: int, classes: int
+        self,
+        resnet: ResNetConfig,
+        nfm: NFMConfig | None,
+        *,
+        in_channels: int,
+        classes: int,
+        share_convolutions: bool = False,
     ):
         super().__init__()
-        first = PreActResNet(resnet, in_channels=in_channels)
-        channels = first.stage_channels
+        copies = 1 if nfm is None or nfm.share_passes else nfm.passes
+        networks = make_pass_networks(
+            resnet, in_channels=in_channels, passes=copies, share_convolutions=share_convolutions
+        )
+        channels = networks[0].stage_channels
         if nfm is None:
-            self.trunk: nn.Module = first
+            self.trunk: nn.Module = networks[0]
         else:
-            copies = 1 if nfm.share_passes else nfm.passes
-            more = (PreActResNet(resnet, in_channels=in_channels) for _ in range(copies - 1))
-            lists = [list(network.stages) for network in (first, *more)]
+            lists = [list(network.stages) for network in networks]
             self.trunk = NeuralFunctionModule(lists, channels=channels, config=nfm)
         self.head = nn.Linear(channels[-1], classes)
 
@@ -131,10 +141,12 @@ def soft_label_loss(logits: Tensor, targets: Tensor) -> Tensor:
 class ClassificationTask(Task[ClassificationConfig]):
     """One trial of classification."""
 
-    used_by: ClassVar = {"nfm": ("nfm",)}
+    used_by: ClassVar = {"nfm": ("nfm",), "share_convolutions": ("nfm",)}
 
     def __init__(self, config: ClassificationConfig, device: torch.device):
         super().__init__(config, device)
+        if config.share_convolutions and config.nfm.share_passes:
+            raise ValueError("share_convolutions: has no effect beside nfm.share_passes")
         self.data = load_images(config.data, config.data_folder)
         side = min(self.data.train_images.shape[2:])
         if config.occlusion > side:
@@ -153,6 +165,7 @@ class ClassificationTask(Task[ClassificationConfig]):
             config.nfm if config.model == "nfm" else None,
             in_channels=images.shape[1],
             classes=self.data.classes,
+            share_convolutions=config.share_convolutions,
         )
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:

@@ -3,7 +3,12 @@ import torch
 from torch import nn
 
 from rl_nfm.backbones.norms import make_norm
-from rl_nfm.backbones.resnet import PreActResNet, PreActResNetClassifier, ResNetConfig
+from rl_nfm.backbones.resnet import (
+    PreActResNet,
+    PreActResNetClassifier,
+    ResNetConfig,
+    make_pass_networks,
+)
 
 
 def parameters(module: nn.Module) -> int:
@@ -85,3 +90,25 @@ def test_every_parameter_gets_a_gradient(norm):
     )
     net(torch.rand(4, 3, 40, 40)).square().sum().backward()
     assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("depth", [10, 50])
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_passes_share_the_convolutions_of_their_blocks_and_nothing_else(depth, norm):
+    config = ResNetConfig(depth=depth, width=4, stem="imagenet", norm=norm)
+    first, second = make_pass_networks(config, in_channels=3, passes=2, share_convolutions=True)
+    names = dict(first.named_parameters())
+    shared = {name for name, p in second.named_parameters() if p is names[name]}
+    assert shared == {name for name in names if ".convs." in name}
+    assert {name for name in names if "shortcut" in name} - shared  # there are such
+    own = make_pass_networks(config, in_channels=3, passes=2, share_convolutions=False)
+    assert not {id(p) for p in own[0].parameters()} & {id(p) for p in own[1].parameters()}
+    x = torch.randn(2, 3, 40, 40)
+    (first(x).sum() + second(x).sum()).backward()
+    both = names["stages.1.0.convs.0.weight"].grad
+    first.zero_grad()
+    first(x).sum().backward()
+    if norm == "batch":  # otherwise the blocks start as the identity
+        assert not torch.allclose(names["stages.1.0.convs.0.weight"].grad, both)
+    with pytest.raises(ValueError, match="other sizes"):
+        second.share_convolutions(PreActResNet(ResNetConfig(depth=depth, width=8), in_channels=3))

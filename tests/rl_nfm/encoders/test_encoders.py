@@ -197,3 +197,19 @@ def test_bad_options_are_named(name, options, message):
 def test_entries_have_a_summary():
     for name in encoder_names():
         assert encoder_entry(name).summary
+
+
+def test_nfm_passes_that_share_convolutions():
+    sizes = {"obs_shape": (1, 36, 36), "width": 4, "depth": 10}
+    counts = [
+        sum(p.numel() for p in make_encoder("nfm", **sizes, **options).parameters())
+        for options in ({"nfm": {"share_passes": True}}, {"share_convolutions": True}, {})
+    ]
+    assert counts[0] < counts[1] < counts[2]
+    encoder = make_encoder("nfm", **sizes, share_convolutions=True)
+    again = make_encoder("nfm", **sizes, share_convolutions=True)
+    again.load_state_dict(encoder.state_dict())
+    x = torch.randint(0, 256, (1, 2, 1, 36, 36), dtype=torch.uint8)
+    assert torch.equal(encoder.eval()(x)[0], again.eval()(x)[0])
+    with pytest.raises(ValueError, match="share_convolutions: has no effect"):
+        make_encoder("nfm", **sizes, share_convolutions=True, nfm={"share_passes": True})

@@ -1,6 +1,7 @@
 """Neural Function Modules over lists of layers: algorithm 1 and every variant."""
 
 import copy
+import dataclasses
 import itertools
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rl_nfm.nfm import NFM_PRESETS, NeuralFunctionModule, NFMConfig, Places
+from rl_nfm.nfm.module import make_schedule
 
 SMALL = {"key_size": 3, "value_size": 5, "heads": 2}
 
@@ -445,3 +447,21 @@ def test_sizes_of_zero_are_refused():
         )
     with pytest.raises(ValueError, match="channels"):
         Places(NFMConfig(), channels=[4, 0], ranks=[2, 2])
+
+
+def test_passes_may_write_behind_places_of_their_own():
+    """As the authors' ResNet: stages 2 to 4 in the first pass, all four in the second."""
+    config = NFMConfig(early_write_places=(1, 2, 3))
+    schedule = make_schedule(config, 4)
+    assert [visit.writes for visit in schedule] == [False, *[True] * 7]
+    assert [visit.reads for visit in schedule] == [False] * 4 + [True] * 4
+    config = NFMConfig(early_write_places=(2,), write_places=(0, 1), passes=3, read_passes="all")
+    with pytest.raises(ValueError, match="writes nothing before place 0 reads"):
+        make_schedule(config, 4)
+    config = dataclasses.replace(config, read_passes="last")
+    wanted = [False, False, True, False] * 2 + [True, True, False, False]
+    assert [visit.writes for visit in make_schedule(config, 4)] == wanted
+    with pytest.raises(ValueError, match=r"early_write_places: .* single pass"):
+        make_schedule(NFMConfig(passes=1, early_write_places=(1,)), 4)
+    with pytest.raises(ValueError, match=r"early_write_places: 9"):
+        make_schedule(NFMConfig(early_write_places=(9,)), 4)
