@@ -95,9 +95,9 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if device.type == "cuda":
             stack.enter_context(torch.cuda.device(device))
-            mode = torch.cuda.get_sync_debug_mode()
-            torch.cuda.set_sync_debug_mode("default")  # comparing has to wait for results
-            stack.callback(torch.cuda.set_sync_debug_mode, mode)
+            if mode := torch.cuda.get_sync_debug_mode():  # setting it warns, even to the default
+                torch.cuda.set_sync_debug_mode("default")  # comparing has to wait for results
+                stack.callback(torch.cuda.set_sync_debug_mode, mode)
         yield
 
 
