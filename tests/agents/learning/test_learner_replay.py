@@ -216,7 +216,6 @@ def test_a_captured_update_obeys_the_schedule(toys: types.SimpleNamespace) -> No
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_an_update_waits_for_nothing(toys: types.SimpleNamespace) -> None:
     """No host synchronisation, which is also what allows the capture."""
     step = make_step(toys, torch.device("cuda"), cuda_graph=False)
