@@ -44,8 +44,10 @@ class Streams:
         return cls(acting=make_stream(device, urgent=True), learning=make_stream(device))
 
     def finish(self) -> None:
-        """Let the host wait until no work is under way."""
-        self.acting.finish()
+        """Let the host wait until no work is under way.
+
+        Learning has waited for acting to fill the last slot, so it is the last to finish.
+        """
         self.learning.finish()
 
 

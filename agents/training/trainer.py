@@ -122,8 +122,9 @@ class Trainer:
     def _loop(self) -> None:
         counters, num_envs = self.counters, self.config.env.num_envs
         obs, info = self.env.reset(seed=env_seed(self.config.seed, counters.steps))
-        with self._paused():  # what was built on other streams is there
-            self.collector.begin(obs, info, epsilon=self.epsilon(counters.steps))
+        with self._paused():
+            pass  # until all that was built is there
+        self.collector.begin(obs, info, epsilon=self.epsilon(counters.steps))
         while counters.steps < self.config.steps and not self.asked():
             self.env.send(self.collector.act())
             self.watch.lap("act")
@@ -188,7 +189,7 @@ class Trainer:
         """Inside, no stream has work under way, so that the host may read and write everything."""
         self.streams.finish()
         yield
-        if self.device.type == "cuda":
+        if self.device.type == "cuda":  # what was done inside is done before streams go on
             torch.cuda.current_stream(self.device).synchronize()
 
     def _require_numbers(self) -> None:
