@@ -96,6 +96,8 @@ class HierarchicallyModular(nn.Module):
         num_tasks: T.
         routing: see `RoutingConfig`.
         known_inputs: tables of a routing whose units are read; then not trained.
+        known_outputs: tables of a routing whose last choice, of the outputs, is taken; then not
+            trained.
         known_modules: tables of a routing whose modules work at the slots; then not trained.
 
     Raises:
@@ -111,6 +113,7 @@ class HierarchicallyModular(nn.Module):
         num_tasks: int = 1,
         routing: RoutingConfig | None = None,
         known_inputs: Routing | None = None,
+        known_outputs: Routing | None = None,
         known_modules: Routing | None = None,
     ):
         super().__init__()
@@ -140,6 +143,9 @@ class HierarchicallyModular(nn.Module):
         self.module_input_logits.append(torch.randn(num_tasks, units, 1))
         if known_inputs is not None:
             _set_known(self.module_input_logits, known_inputs.module_inputs)
+        if known_outputs is not None:
+            last = [levels[-1:] for levels in known_outputs.module_inputs]
+            _set_known(self.module_input_logits[-1:], last)
         if known_modules is not None:
             assert known_modules.modules is not None
             tables = [[[(m,) for m in level] for level in task] for task in known_modules.modules]

@@ -1,11 +1,12 @@
 """Many seeds of one small model, trained as one batch with `torch.func`.
 
 Parameters get a leading seed axis S. One vectorised forward pass serves all seeds, the loss is
-summed over them, so that each gets the gradient it would have alone; Adam is elementwise, so that
-it updates each as alone. On such models most of the time is overhead of each operation, so 100
-seeds cost little more than one.
+summed over them, so that each gets the gradient it would have alone; the optimisers here are
+elementwise, so that they update each as alone. On such models most of the time is overhead of each
+operation, so 100 seeds cost little more than one.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,25 @@ from rl_nfm.support.optimizer import load_optimizer_state, optimizer_state
 from rl_nfm.support.storage import load_meta, load_tensors, save_directory
 
 KIND = "rl-nfm supervised seeds"
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+    "momentum": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    "rms": torch.optim.RMSprop,
+}
+"""By the names that the published modular networks give them."""
 
 
 class SeedBatch:
-    """S models and their Adam.
+    """S models and their optimiser.
 
     Args:
         build: makes one model; called once a seed, after seeding torch's global generator.
         seeds: one of each model.
         learning_rates: parameters whose name contains the key get the value; the first match
             counts, "" matches all.
-        weight_decay: L2 penalty of Adam, on all parameters.
+        weight_decay: L2 penalty of the optimiser, on all parameters.
+        optimizer: a name in `OPTIMIZERS`.
         device: where they live.
     """
 
@@ -39,6 +48,7 @@ class SeedBatch:
         *,
         learning_rates: Mapping[str, float],
         weight_decay: float = 0.0,
+        optimizer: str = "adam",
         device: torch.device | None = None,
     ):
         models = []
@@ -53,10 +63,16 @@ class SeedBatch:
         for name, parameter in self.parameters.items():
             if parameter.requires_grad:
                 groups[next(key for key in groups if key in name)].append(parameter)
-        self.optimizer = torch.optim.Adam(
+        self._rates = [learning_rates[key] for key, p in groups.items() if p]
+        self.optimizer = OPTIMIZERS[optimizer](
             [{"params": p, "lr": learning_rates[key]} for key, p in groups.items() if p],
             weight_decay=weight_decay,
         )
+
+    def scale_rates(self, factor: float) -> None:
+        """Set all step sizes to `factor` times those given."""
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = factor * rate
 
     def __call__(self, *args: Any, **flags: Any) -> Any:
         """The models' outputs; tensors (and tensors in lists) among `args` have a seed axis."""

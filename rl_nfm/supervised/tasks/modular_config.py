@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Len, Lt
+from annotated_types import Ge, Gt, Le, Len, Lt
 
 from rl_nfm.modular import BooleanTask
 from rl_nfm.modular.tasks import IMAGE_MODULARITY
@@ -34,8 +34,9 @@ class ModularConfig(RunConfig):
     """Shares of rows to train on, one run each; of the rest half validates, half tests."""
     dataset_split_seed: Annotated[int, Ge(0)] = 40
     """Of the split, equal for all seeds."""
-    dataset_noise: Annotated[float, Ge(0)] = 0.1
-    """Standard deviation of the noise on training inputs, drawn anew each epoch."""
+    dataset_noise: Annotated[float, Ge(0)] = 0.0
+    """Standard deviation of the noise on training inputs, drawn anew each epoch (published: none,
+    or 0.1 under a flag of this name)."""
     data: Literal["digits", "mnist"] = "digits"
     """Images of modularity 2 2 3 2 2: embedded in scikit-learn, or files in `data_folder`."""
     data_folder: Path | None = None
@@ -62,6 +63,8 @@ class ModularConfig(RunConfig):
     """Sizes of the MLP that reads an image (modularity 2 2 3 2 2)."""
     known_module_input: bool = False
     """What each module reads is given, not learned."""
+    known_func_outputs: bool = False
+    """Which modules' outputs are the network's is given, not learned; the rest is."""
     known_module_locations: bool = False
     """Which shared module works at each slot is given, not learned."""
     use_gumbel: bool = False
@@ -70,14 +73,24 @@ class ModularConfig(RunConfig):
     """Temperature of the routing's surrogate gradient."""
     per_sample_routing: bool = False
     """Noise for each example instead of each batch."""
+    optimizer: Literal["adam", "sgd", "momentum", "rms"] = "adam"
+    """`momentum`: SGD with Nesterov momentum 0.9; `rms`: RMSprop."""
+    loss: Literal["BCE", "MSE", "CE"] = "BCE"
+    """Of the outputs' probabilities: binary cross-entropy, squared error, or cross-entropy after a
+    softmax over them, all as published."""
     lr: Annotated[float, Gt(0)] = 0.01
-    """Step size of Adam for weights."""
+    """Step size of the optimiser for weights."""
     lr_module_input: Annotated[float, Ge(0)] = 0.1
     """Step size for what modules read; 0: moved by the search alone."""
     lr_module_location: Annotated[float, Ge(0)] = 0.1
     """Step size for which module works at a slot; 0: moved by the search alone."""
+    scheduler: Literal["exp", "cosine"] = "exp"
+    """All step sizes are multiplied by `gamma` after each epoch, or fall to 0 along half a cosine
+    over `epochs` (the published code takes the word and goes on with `exp`)."""
+    gamma: Annotated[float, Gt(0), Le(1)] = 1.0
+    """See `scheduler`; 1: step sizes stay."""
     weight_decay: Annotated[float, Ge(0)] = 1e-4
-    """L2 penalty of Adam, on routing logits too, as published."""
+    """L2 penalty of the optimiser, on routing logits too, as published."""
     batch_size: Size = 64
     """Examples of an update."""
     epochs: Size = 1000
@@ -103,6 +116,7 @@ USED_BY = {
     "module_arch": MODULAR,
     "img_module_arch": MODULAR,
     "known_module_input": MODULAR,
+    "known_func_outputs": MODULAR,
     "known_module_locations": SHARED,
     "use_gumbel": MODULAR,
     "tau": MODULAR,
@@ -125,6 +139,10 @@ def check_config(config: ModularConfig, tasks: Sequence[BooleanTask], input_size
     Raises:
         ValueError: an arch that does not fit.
     """
+    if config.known_func_outputs and config.known_module_input:
+        raise ValueError("known_func_outputs: has no effect beside known_module_input")
+    if config.scheduler == "cosine" and config.gamma != 1:
+        raise ValueError("gamma: has no effect on scheduler 'cosine' (read by: exp)")
     images = config.modularity == IMAGE_MODULARITY
     for name in () if images else ("data", "data_folder", "img_module_arch"):
         if getattr(config, name) != getattr(PRESETS[config.preset], name):
@@ -141,8 +159,7 @@ def check_config(config: ModularConfig, tasks: Sequence[BooleanTask], input_size
         return
     if len(config.module_arch) < 2 or config.module_arch[-1] != 1:
         raise ValueError(f"module_arch: {config.module_arch} must end in 1 (allowed: 2 ... 1)")
-    known = config.known_module_input
-    if known and config.module_arch[0] != 2:
+    if config.known_module_input and config.module_arch[0] != 2:
         raise ValueError(
             f"module_arch: {config.module_arch} must begin with 2 where known_module_input is set"
         )

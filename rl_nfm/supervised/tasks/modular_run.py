@@ -1,9 +1,10 @@
 """One training-set size of the modular task: its models, its training and its figures."""
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ def build_model(config: ModularConfig, tasks: Sequence[BooleanTask]) -> nn.Modul
         bank = None if shared is None else 1  # one module can read both images
         levels.insert(0, Level(positions=2, arch=config.img_module_arch, reads=1, num_shared=bank))
     known = None
-    if config.known_module_input or config.known_module_locations:
+    if config.known_module_input or config.known_func_outputs or config.known_module_locations:
         known = known_routing(tasks, positions, shared)
         known = _behind_images(known) if images else known
     return HierarchicallyModular(
@@ -73,6 +74,7 @@ def build_model(config: ModularConfig, tasks: Sequence[BooleanTask]) -> nn.Modul
             per_sample_routing=config.per_sample_routing,
         ),
         known_inputs=known if config.known_module_input else None,
+        known_outputs=known if config.known_func_outputs else None,
         known_modules=known if config.known_module_locations else None,
     )
 
@@ -122,6 +124,7 @@ class Run:
                 "": config.lr,
             },
             weight_decay=config.weight_decay,
+            optimizer=config.optimizer,
             device=self.device,
         )
         self.test_inputs = self.rows.test_inputs().to(self.device)
@@ -163,14 +166,14 @@ class Run:
             for tensor in vars(data).values()
         ]
         noise = self._noise(len(parts[0]))
+        self.batch.scale_rates(rate_factor(config, self.epoch))
         self.batch.model.train()
         for update, (inputs, labels, task_id) in enumerate(zip(*parts, strict=True)):
             now = [samples[:, update] for samples in noise]
             if config.per_sample_routing:
                 now = [samples[:, : inputs.shape[1]] for samples in now]
             logits = self.batch(inputs, task_id, now)
-            losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-            self.batch.update(losses.mean((1, 2)))
+            self.batch.update(batch_losses(config.loss, logits, labels))
         self.epoch += 1
 
     def _search(self) -> None:
@@ -262,6 +265,22 @@ class Run:
     def baseline(self) -> float:
         """Accuracy on the test rows of answering 0 always."""
         return 1 - float(self.rows.labels[:, self.split.test].mean())
+
+
+def rate_factor(config: ModularConfig, epoch: int) -> float:
+    """What step sizes are multiplied with in an epoch, counted from 0."""
+    if config.scheduler == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
+    return config.gamma**epoch
+
+
+def batch_losses(loss: Literal["BCE", "MSE", "CE"], logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean loss of each seed, [S], of logits and labels [S, B, outputs]."""
+    if loss == "BCE":
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean((1, 2))
+    if loss == "MSE":
+        return (logits.sigmoid() - labels).square().mean((1, 2))
+    return -(labels * logits.sigmoid().log_softmax(-1)).sum(-1).mean(1)
 
 
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

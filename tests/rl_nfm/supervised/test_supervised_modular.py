@@ -3,15 +3,17 @@ import math
 
 import pytest
 import torch
+from torch import nn, optim
 
 from rl_nfm.modular import HierarchicallyModular, boolean_task
 from rl_nfm.supervised.data.modular_data import BitRows, DigitRows, epoch_data, split_rows
-from rl_nfm.supervised.loop.seed_batch import SeedBatch, seed_generator
+from rl_nfm.supervised.loop.options import parse_config
+from rl_nfm.supervised.loop.seed_batch import OPTIMIZERS, SeedBatch, seed_generator
 from rl_nfm.supervised.tasks.modular import main
-from rl_nfm.supervised.tasks.modular_config import ModularConfig
+from rl_nfm.supervised.tasks.modular_config import PRESETS, ModularConfig
 from rl_nfm.supervised.tasks.modular_report import format_table, label
 from rl_nfm.supervised.tasks.modular_report import main as report
-from rl_nfm.supervised.tasks.modular_run import Run, build_model
+from rl_nfm.supervised.tasks.modular_run import Run, batch_losses, build_model, rate_factor
 from rl_nfm.support.bare_flags import spell_out
 from rl_nfm.support.configuration import validate
 
@@ -329,3 +331,85 @@ def test_several_tasks_train_together(tmp_path):
     assert math.isfinite(result["splits"][0]["mean"]["test_accuracy"])
     flags = ["--num_tasks", "3", "--epochs", "2", "--model", "mlp", "--arch", "9", "8", "2"]
     assert run(tmp_path / "b", *flags)["parameters"] == 9 * 8 + 8 + 8 * 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("BCE", nn.BCELoss()), ("MSE", nn.MSELoss()), ("CE", nn.CrossEntropyLoss())],
+)
+def test_losses_are_those_of_pytorch_on_probabilities(name, published):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 7, 2), (torch.rand(3, 7, 2) > 0.5).float()
+    wanted = [published(one.sigmoid(), label) for one, label in zip(logits, labels, strict=True)]
+    torch.testing.assert_close(batch_losses(name, logits, labels), torch.stack(wanted))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_seed_is_updated_as_alone(name):
+    """Against one model of the published code's optimiser, over a falling step size."""
+    x, rates = torch.randn(5, 3), {"weight": 0.05, "": 0.01}
+    batch = SeedBatch(
+        lambda: nn.Linear(3, 2), [3, 4], learning_rates=rates, weight_decay=0.1, optimizer=name
+    )
+    torch.manual_seed(4)
+    alone = nn.Linear(3, 2)
+    kinds = {"adam": optim.Adam, "sgd": optim.SGD, "momentum": optim.SGD, "rms": optim.RMSprop}
+    more = {"momentum": 0.9, "nesterov": True} if name == "momentum" else {}
+    groups = [{"params": alone.weight, "lr": 0.05}, {"params": alone.bias, "lr": 0.01}]
+    optimizer = kinds[name](groups, weight_decay=0.1, **more)
+    scheduler = optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.9)
+    for epoch in range(4):
+        batch.scale_rates(0.9**epoch)
+        batch.update(batch(x.expand(2, 5, 3)).square().mean((1, 2)))
+        optimizer.zero_grad()
+        alone(x).square().mean().backward()
+        optimizer.step()
+        scheduler.step()
+    torch.testing.assert_close(batch.parameters["weight"][1], alone.weight)
+    torch.testing.assert_close(batch.parameters["bias"][1], alone.bias)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_run_with_another_optimiser_goes_on_where_it_stopped(tmp_path, name):
+    flags = ["--optimizer", name, "--gamma", "0.9", "--loss", "MSE", "--eval_every", "3"]
+    flags += ["--epochs", "6", "--trials", "2", "--dataset_split", "0.5"]
+    whole = run(tmp_path / "whole", *flags)
+    parts = [*flags]
+    parts[parts.index("6")] = "3"
+    run(tmp_path / "parts", *parts)
+    assert main(["--resume", str(tmp_path / "parts"), "--epochs", "6"]) == 0
+    again = json.loads((tmp_path / "parts" / "result.json").read_text())
+    assert again["splits"][0]["trials"] == whole["splits"][0]["trials"]
+    states = [(tmp_path / d / "split0.5" / "checkpoint" / "model.safetensors").read_bytes()
+              for d in ("whole", "parts")]  # fmt: skip
+    assert states[0] == states[1]
+
+
+def test_step_sizes_fall_as_asked_for():
+    exponential = validate(ModularConfig, {"gamma": 0.5})
+    assert [rate_factor(exponential, epoch) for epoch in range(3)] == [1, 0.5, 0.25]
+    cosine = validate(ModularConfig, {"scheduler": "cosine", "epochs": 4})
+    factors = [rate_factor(cosine, epoch) for epoch in range(5)]
+    assert factors == pytest.approx([1, 0.853553, 0.5, 0.146447, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("model", [OWN, SHARED])
+def test_known_outputs_are_fixed_and_the_rest_is_learned(tmp_path, model):
+    words = model.replace("--epochs 200", "--epochs 3").split()
+    config = parse_config(
+        spell_out([*words, "--known_func_outputs"], ModularConfig), task="modular", presets=PRESETS
+    )
+    net = build_model(config, [boolean_task((6, 3, 2, 2))])
+    *learned, outputs = net.module_input_logits
+    assert not outputs.requires_grad
+    assert outputs.flatten().tolist() == pytest.approx([1.1, 1.0])  # the published table
+    assert all(logits.requires_grad for logits in [*learned, *net.location_logits])
+    run(tmp_path / "run", *words, "--known_func_outputs")
+    with pytest.raises(ValueError, match="known_func_outputs: has no effect beside"):
+        run(tmp_path / "both", *words, "--known_func_outputs", "--known_module_input")
+    with pytest.raises(ValueError, match="gamma: has no effect"):
+        run(tmp_path / "rate", *words, "--gamma", "0.5", "--scheduler", "cosine")
+
+
+def test_by_default_there_is_no_noise_as_published():
+    assert PRESETS["small"].dataset_noise == PRESETS["paper"].dataset_noise == 0
