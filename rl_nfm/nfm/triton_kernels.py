@@ -1,15 +1,17 @@
-"""Masked top-k attention of an NFM in Triton; `triton_attention` launches these.
+"""Masked top-k attention of an NFM in Triton; `triton_launch` launches these.
 
 A lane is one head of one position (of the reader, or of the memory in `memory_gradient`); a program
 takes `BLOCK` positions of one sample with all their heads, so that a row of memory is read in one
 piece. `SPLIT` lanes share what one lane would do one after the other: the slots of a position, or
-the visits of a row. Sizes that end in P are the ones before them, brought to a power of two.
+the visits of a row; each does `UNROLL` of them together, so that one need not wait for the other.
+Sizes that end in P are the ones before them, brought to a power of two.
 
 Slots are counted through all layers; slot `l` of position `p` stands for row `table[l * P + p]` of
 its layer, or for none (-1). Sums, scores and softmax are float32. No result depends on timing.
+Compiling takes time by the square of the loads that stand in the source after unrolling.
 
-`layers`, of each written layer: keys, values, then for both the strides of samples, then of rows.
-`LENGTHS`: slots in each layer.
+`layers`, of each written layer: keys, values, then of both the strides of samples, then of rows.
+`firsts`: the first slot of each.
 """
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportCallIssue=false
@@ -52,34 +54,21 @@ def _offer(best, rank):
 
 
 @triton.jit
-def _offer_slot(best, q, keys, row_stride, table, slot, first, length, P, p, live, columns, kept):
-    """Score one slot of each lane, `slot` of the layer whose first one is `first`."""
-    inside = live & (slot < length)
-    row = tl.load(table + (first + slot) * P + p, mask=inside, other=-1)
-    k = tl.load(
-        keys + row[:, None] * row_stride + columns, mask=(row >= 0)[:, None] & kept, other=0.0
-    )
-    rank = _to_rank(tl.sum(q * k.to(tl.float32), 1), first + slot)
-    return _offer(best, tl.where(row >= 0, rank, NOTHING))
-
-
-@triton.jit
-def _find_layers(layers, b, slot, PART: tl.constexpr, LENGTHS: tl.constexpr):
+def _find_layers(layers, firsts, b, slot, PART: tl.constexpr):
     """Of each slot's layer, where the sample's keys (PART 0) or values (1) begin, and stride."""
     start = layers[0][PART] + b * layers[0][2 + PART]
     stride = layers[0][4 + PART]
-    first = LENGTHS[0]
     for e in tl.static_range(1, len(layers)):
-        start = tl.where(slot >= first, layers[e][PART] + b * layers[e][2 + PART], start)
-        stride = tl.where(slot >= first, layers[e][4 + PART], stride)
-        first += LENGTHS[e]
+        inside = slot >= firsts[e]
+        start = tl.where(inside, layers[e][PART] + b * layers[e][2 + PART], start)
+        stride = tl.where(inside, layers[e][4 + PART], stride)
     return start, stride
 
 
 @triton.jit
-def _load_rows(layers, b, slot, row, columns, mask, PART: tl.constexpr, LENGTHS: tl.constexpr):
+def _load_rows(layers, firsts, b, slot, row, columns, mask, PART: tl.constexpr):
     """float32 [lanes, k, size]: keys or values of the rows [lanes, k]."""
-    start, stride = _find_layers(layers, b, slot, PART, LENGTHS)
+    start, stride = _find_layers(layers, firsts, b, slot, PART)
     at = start + row * stride
     return tl.load(at[:, :, None] + columns, mask=mask, other=0.0).to(tl.float32)
 
@@ -100,12 +89,12 @@ def _merge(best, TOP: tl.constexpr, TOPP: tl.constexpr, BLOCK: tl.constexpr, SPL
     return merged
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["firsts", "P", "L"])
 def read_memory(
-    query, query_batch, query_row, layers, table, read, weights, slots, scale, P,
+    query, query_batch, query_row, layers, firsts, table, read, weights, slots, scale, P, L,
     H: tl.constexpr, HP: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, V: tl.constexpr,
     VP: tl.constexpr, TOP: tl.constexpr, TOPP: tl.constexpr, NULL: tl.constexpr,
-    LENGTHS: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr, UNROLL: tl.constexpr,
+    BLOCK: tl.constexpr, SPLIT: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Read [B, P, H * V]; of each head weights and slots [B, P, H, TOP], -1 for no row."""
     blocks = tl.cdiv(P, BLOCK)
@@ -113,7 +102,7 @@ def read_memory(
     p0 = (tl.program_id(0) % blocks) * BLOCK
     lane = tl.arange(0, BLOCK * SPLIT * HP)
     h = lane % HP
-    part = lane // HP % SPLIT
+    part = lane // HP % SPLIT if SPLIT > 1 else 0
     p = p0 + lane // (HP * SPLIT)
     live = (p < P) & (h < H)
     kk = tl.arange(0, KP)[None, :]
@@ -125,21 +114,20 @@ def read_memory(
     column = tl.arange(0, TOPP)[None, :]
     empty = tl.where(column < TOP, NOTHING + column.to(tl.int64), FULL)
     best = empty + tl.zeros([BLOCK * SPLIT * HP, TOPP], tl.int64)
-    first = 0
-    for e in tl.static_range(len(layers)):
-        keys = layers[e][0] + b * layers[e][2]
-        if UNROLL:
-            for slot in tl.static_range(0, tl.constexpr(LENGTHS[e]), SPLIT):
-                best = _offer_slot(best, q, keys, layers[e][4], table, slot + part, first,
-                                   LENGTHS[e], P, p, live, columns, kk < K)  # fmt: skip
-        else:
-            for slot in range(0, LENGTHS[e], SPLIT):
-                best = _offer_slot(best, q, keys, layers[e][4], table, slot + part, first,
-                                   LENGTHS[e], P, p, live, columns, kk < K)  # fmt: skip
-        first += LENGTHS[e]
+    for l0 in range(0, L, SPLIT * UNROLL):
+        for n in tl.static_range(UNROLL):
+            slot = l0 + n * SPLIT + part
+            row = tl.load(table + slot * P + p, mask=live & (slot + 0 * p < L), other=-1)
+            start, stride = _find_layers(layers, firsts, b, slot, 0)
+            k = tl.load(
+                (start + row * stride)[:, None] + columns,
+                mask=(row >= 0)[:, None] & (kk < K), other=0.0,
+            )  # fmt: skip
+            rank = _to_rank(tl.sum(q * k.to(tl.float32), 1), slot)
+            best = _offer(best, tl.where(row >= 0, rank, NOTHING))
     if NULL:
-        null = _to_rank(tl.zeros([BLOCK * SPLIT * HP], tl.float32), first)
-        best = _offer(best, tl.where(part == 0, null, NOTHING))
+        null = _to_rank(tl.zeros([BLOCK * SPLIT * HP], tl.float32), L)
+        best = _offer(best, tl.where(part == 0, null, NOTHING) if SPLIT > 1 else null)
     if SPLIT > 1:
         best = _merge(best, TOP, TOPP, BLOCK, SPLIT, HP)
     lane = tl.arange(0, BLOCK * HP)
@@ -150,7 +138,7 @@ def read_memory(
     score = tl.where(column < TOP, tl.where(chosen, score, 0.0), float("-inf"))
     e = tl.exp(score - tl.max(score, 1)[:, None])
     w = e / tl.sum(e, 1)[:, None]
-    real = chosen & (slot >= 0) & (slot < first)
+    real = chosen & (slot >= 0) & (slot < L)
     row = tl.load(table + slot * P + p[:, None], mask=real, other=0)
     head = p * H + h
     sample = b * P * H
@@ -158,21 +146,20 @@ def read_memory(
     tl.store(weights + sample * TOP + at, w, mask=chosen)
     tl.store(slots + sample * TOP + at, tl.where(real, slot, -1), mask=chosen)
     vv = tl.arange(0, VP)
-    v = _load_rows(layers, b, slot, row, (h * V)[:, None, None] + vv[None, None, :],
-                   real[:, :, None] & (vv < V)[None, None, :], 1, LENGTHS)  # fmt: skip
+    v = _load_rows(layers, firsts, b, slot, row, (h * V)[:, None, None] + vv[None, None, :],
+                   real[:, :, None] & (vv < V)[None, None, :], 1)  # fmt: skip
     tl.store(
         read + sample * V + head[:, None] * V + vv[None, :], tl.sum(w[:, :, None] * v, 1),
         mask=((p < P) & (h < H))[:, None] & (vv < V)[None, :],
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["firsts", "P"])
 def query_gradient(
-    grad, grad_batch, grad_row, layers, table, weights, slots, scores,
+    grad, grad_batch, grad_row, layers, firsts, table, weights, slots, scores,
     grad_query, grad_query_batch, grad_query_row, scale, P,
     H: tl.constexpr, HP: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, V: tl.constexpr,
-    VP: tl.constexpr, TOP: tl.constexpr, TOPP: tl.constexpr, LENGTHS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    VP: tl.constexpr, TOP: tl.constexpr, TOPP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The query's gradient, and that of the scores times `scale` [B, P, H, TOP].
 
@@ -198,10 +185,10 @@ def query_gradient(
         grad + b * grad_batch + p[:, None] * grad_row + (h * V)[:, None] + vv[None, :],
         mask=live[:, None] & (vv < V)[None, :], other=0.0,
     ).to(tl.float32)  # fmt: skip
-    v = _load_rows(layers, b, slot, row, (h * V)[:, None, None] + vv[None, None, :],
-                   real[:, :, None] & (vv < V)[None, None, :], 1, LENGTHS)  # fmt: skip
-    k = _load_rows(layers, b, slot, row, (h * K)[:, None, None] + kk[None, None, :],
-                   real[:, :, None] & (kk < K)[None, None, :], 0, LENGTHS)  # fmt: skip
+    v = _load_rows(layers, firsts, b, slot, row, (h * V)[:, None, None] + vv[None, None, :],
+                   real[:, :, None] & (vv < V)[None, None, :], 1)  # fmt: skip
+    k = _load_rows(layers, firsts, b, slot, row, (h * K)[:, None, None] + kk[None, None, :],
+                   real[:, :, None] & (kk < K)[None, None, :], 0)  # fmt: skip
     dw = tl.sum(g[:, None, :] * v, 2)
     ds = w * (dw - tl.sum(w * dw, 1)[:, None]) * scale
     tl.store(scores + sample + at, ds, mask=chosen)
@@ -213,73 +200,99 @@ def query_gradient(
 
 
 @triton.jit
-def _add_visit(
-    dk, dv, reader, visit, b, r, h, live, R, kk, vv,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, TOP: tl.constexpr, VISITS: tl.constexpr,
-):  # fmt: skip
-    """Add what each row got from its `visit`-th position of one reader, if that kept it."""
-    query, query_batch, query_row, grad, grad_batch, grad_row, weights, scores, slots, visits, P = (
-        reader
+def _find_readers(readers, b, reader, H: tl.constexpr):
+    """Of each visit's reader: query, gradient, weights, scores and slots of the sample, strides."""
+    query, query_batch, query_row, grad, grad_batch, grad_row, weights, scores, slots, P, k = (
+        readers[0]
     )
-    p = tl.load(visits + visit * R + r, mask=live & (visit < VISITS), other=-1)
-    slot = tl.load(visits + (VISITS + visit) * R + r, mask=p >= 0, other=-1)
-    sample = b * P * H * TOP
-    at = (p * H + h) * TOP
-    hit = -1 + tl.zeros_like(p)
-    for j in tl.static_range(TOP):
-        kept = tl.load(slots + sample + at + j, mask=p >= 0, other=-1).to(tl.int32)
-        hit = tl.where((kept == slot) & (p >= 0), j, hit)
-    kept = hit >= 0
-    w = tl.load(weights + sample + at + hit, mask=kept, other=0.0)
-    ds = tl.load(scores + sample + at + hit, mask=kept, other=0.0)
-    q = tl.load(
-        query + b * query_batch + p[:, None] * query_row + (h * K)[:, None] + kk,
-        mask=kept[:, None] & (kk < K), other=0.0,
-    )  # fmt: skip
-    g = tl.load(
-        grad + b * grad_batch + p[:, None] * grad_row + (h * V)[:, None] + vv,
-        mask=kept[:, None] & (vv < V), other=0.0,
-    )  # fmt: skip
-    return dk + ds[:, None] * q.to(tl.float32), dv + w[:, None] * g.to(tl.float32)
+    query += b * query_batch
+    grad += b * grad_batch
+    sample = b * P * H * k
+    weights += sample
+    scores += sample
+    slots += sample
+    for e in tl.static_range(1, len(readers)):
+        one = readers[e]
+        is_one = reader == e
+        sample = b * one[9] * H * one[10]
+        query = tl.where(is_one, one[0] + b * one[1], query)
+        query_row = tl.where(is_one, one[2], query_row)
+        grad = tl.where(is_one, one[3] + b * one[4], grad)
+        grad_row = tl.where(is_one, one[5], grad_row)
+        weights = tl.where(is_one, one[6] + sample, weights)
+        scores = tl.where(is_one, one[7] + sample, scores)
+        slots = tl.where(is_one, one[8] + sample, slots)
+        k = tl.where(is_one, one[10], k)
+    return query, query_row, grad, grad_row, weights, scores, slots, k
 
 
 @triton.jit
+def _add_visit(
+    dk, dv, readers, visits, visit, b, r, h, live, M, R, kk, vv,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, TOP: tl.constexpr,
+):  # fmt: skip
+    """Add what each row got from its `visit`-th visitor, if that kept it."""
+    p = tl.load(visits + visit * R + r, mask=live & (visit + 0 * r < M), other=-1)
+    came = p >= 0
+    both = tl.load(visits + (M + visit) * R + r, mask=came, other=0)
+    slot = both & 0xFFFF
+    query, query_row, grad, grad_row, weights, scores, slots, k = _find_readers(
+        readers, b, both >> 16, H
+    )
+    at = (p * H + h) * k
+    hit = tl.where(came, -1, -1)
+    if TOP <= 8:
+        for j in tl.static_range(TOP):
+            kept = tl.load(slots + at + j, mask=came & (j + 0 * p < k), other=-1).to(tl.int32)
+            hit = tl.where(kept == slot, j, hit)
+    else:
+        for j in range(TOP):
+            kept = tl.load(slots + at + j, mask=came & (j + 0 * p < k), other=-1).to(tl.int32)
+            hit = tl.where(kept == slot, j, hit)
+    kept = hit >= 0
+    w = tl.load(weights + at + hit, mask=kept, other=0.0)
+    ds = tl.load(scores + at + hit, mask=kept, other=0.0)
+    q = tl.load(
+        (query + p * query_row + h * K)[:, None] + kk, mask=kept[:, None] & (kk < K), other=0.0
+    )
+    g = tl.load(
+        (grad + p * grad_row + h * V)[:, None] + vv, mask=kept[:, None] & (vv < V), other=0.0
+    )
+    return dk + ds[:, None] * q.to(tl.float32), dv + w[:, None] * g.to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["M", "R"])
 def memory_gradient(
-    readers, grad_keys, grad_keys_batch, grad_keys_row, grad_values, grad_values_batch,
-    grad_values_row, R,
+    readers, visits, grad_keys, grad_keys_batch, grad_keys_row, grad_values, grad_values_batch,
+    grad_values_row, M, R,
     H: tl.constexpr, HP: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, V: tl.constexpr,
-    VP: tl.constexpr, TOPS: tl.constexpr, VISITS: tl.constexpr, BLOCK: tl.constexpr,
-    SPLIT: tl.constexpr, UNROLL: tl.constexpr,
+    VP: tl.constexpr, TOP: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one layer's keys and values, R rows, from all of its readers.
 
     `readers`: of each, query and gradient of what it read with strides of samples and rows, weights
-    and gradients of scores, slots, visits, number of positions. `TOPS`: slots that each kept.
+    and gradients of scores, slots, number of positions, and k, the slots that it kept. TOP: most k.
 
-    Each row looks up who can have read it: a reader's `visits` int32 [2, VISITS, R] hold that many
-    positions, or -1, and the slots that the row is for them.
+    Each row looks up who can have read it: `visits` int32 [2, M, R] hold positions, or -1, and the
+    slots that the row is for them, with the reader's number in the upper half.
     """
     blocks = tl.cdiv(R, BLOCK)
     b = (tl.program_id(0) // blocks).to(tl.int64)
     r0 = (tl.program_id(0) % blocks) * BLOCK
     lane = tl.arange(0, BLOCK * SPLIT * HP)
     h = lane % HP
-    part = lane // HP % SPLIT
+    part = lane // HP % SPLIT if SPLIT > 1 else 0
     r = r0 + lane // (HP * SPLIT)
     live = (r < R) & (h < H)
     kk = tl.arange(0, KP)[None, :]
     vv = tl.arange(0, VP)[None, :]
     dk = tl.zeros([BLOCK * SPLIT * HP, KP], tl.float32)
     dv = tl.zeros([BLOCK * SPLIT * HP, VP], tl.float32)
-    for e in tl.static_range(len(readers)):
-        if UNROLL:
-            for n in tl.static_range(0, tl.constexpr(VISITS[e]), SPLIT):
-                dk, dv = _add_visit(dk, dv, readers[e], n + part, b, r, h, live, R, kk, vv,
-                                    H, K, V, TOPS[e], VISITS[e])  # fmt: skip
-        else:
-            for n in range(0, VISITS[e], SPLIT):
-                dk, dv = _add_visit(dk, dv, readers[e], n + part, b, r, h, live, R, kk, vv,
-                                    H, K, V, TOPS[e], VISITS[e])  # fmt: skip
+    for m in range(0, M, SPLIT * UNROLL):
+        for n in tl.static_range(UNROLL):
+            dk, dv = _add_visit(dk, dv, readers, visits, m + n * SPLIT + part, b, r, h, live, M, R,
+                                kk, vv, H, K, V, TOP)  # fmt: skip
     if SPLIT > 1:
         dk = tl.reshape(tl.sum(tl.reshape(dk, [BLOCK, SPLIT, HP * KP]), 1), [BLOCK * HP, KP])
         dv = tl.reshape(tl.sum(tl.reshape(dv, [BLOCK, SPLIT, HP * VP]), 1), [BLOCK * HP, VP])

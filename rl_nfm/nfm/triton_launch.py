@@ -18,9 +18,11 @@ from rl_nfm.nfm.config import Rescale
 WARPS = 4
 ELEMENTS = 4096
 """Keys or values, in numbers, that a program of four warps holds at a time: 32 a thread."""
-UNROLLED = 16
-"""Up to so many slots or visits of a lane are fetched together, rather than in a loop."""
-SPLITS = (1, 2, 4, 8, 16)
+UNROLL = 4
+"""So many slots or visits of a lane are fetched together."""
+MOST_TURNS = 24
+"""Slots or visits of a lane, where enough lanes can share them."""
+MOST_LANES = 16
 
 
 class Told(NamedTuple):
@@ -63,9 +65,9 @@ def forward(
     weights = query.new_empty(chosen, dtype=torch.float32)
     slots = query.new_empty(chosen, dtype=torch.int16)
     sizes = _sizes(options.heads, width, read.shape[-1])
-    counts = lengths(options, len(keys))
+    firsts, count = _firsts(options, len(keys))
     top = power(options.top_k)
-    split = _split(counts) if top <= 16 else 1
+    split = _split(count) if top <= 16 else 1
     threads = max(1, min(32, sizes["KP"] * query.element_size() // 16))
     block = min(
         max(1, 32 * WARPS // threads // (sizes["HP"] * split)),
@@ -74,9 +76,9 @@ def forward(
     )
     _launch(
         "read_memory", batch * -(-positions // block), *_strided(query), _layers(keys, values),
-        _table(tuple(options.sizes), len(keys), options.mode, query.device), read, weights, slots,
-        options.scale, positions, **sizes, TOP=options.top_k, TOPP=top, NULL=options.null_slot,
-        LENGTHS=counts, BLOCK=block, SPLIT=split, UNROLL=_turns(counts, split) <= UNROLLED,
+        firsts, _table(tuple(options.sizes), len(keys), options.mode, query.device), read, weights,
+        slots, options.scale, positions, count, **sizes, TOP=options.top_k, TOPP=top,
+        NULL=options.null_slot, BLOCK=block, SPLIT=split, UNROLL=_unroll(count, split),
         num_warps=_warps(block * sizes["HP"] * top * max(sizes["KP"], sizes["VP"])),
     )  # fmt: skip
     return read, weights, slots
@@ -99,9 +101,9 @@ def query_gradient(
     block = min(_block(sizes, top), power(positions))
     _launch(
         "query_gradient", batch * -(-positions // block), *_strided(grad), _layers(keys, values),
+        _firsts(options, len(keys))[0],
         _table(tuple(options.sizes), len(keys), options.mode, to.device), weights, slots, scores,
-        *_strided(to), options.scale, positions, **sizes, TOP=options.top_k, TOPP=top,
-        LENGTHS=lengths(options, len(keys)), BLOCK=block,
+        *_strided(to), options.scale, positions, **sizes, TOP=options.top_k, TOPP=top, BLOCK=block,
         num_warps=_warps(block * sizes["HP"] * top * max(sizes["KP"], sizes["VP"])),
     )  # fmt: skip
     return scores
@@ -113,23 +115,20 @@ def memory_gradient(
     """Writes the gradients of one layer's keys and values from what its readers told."""
     batch, rows, width = grad_keys.shape
     sizes = _sizes(heads, width, grad_values.shape[-1])
-    tables = [
-        _visits(tuple(x.options.sizes), x.layers, x.options.mode, layer, grad_keys.device)
-        for x in told
-    ]
-    counts = tuple(len(table[0]) for table in tables)
-    split = _split(counts)
+    calls = tuple((tuple(x.options.sizes), x.layers, x.options.mode) for x in told)
+    visits = _visits(calls, layer, grad_keys.device)
+    count = visits.shape[1]
+    split = _split(count)
     threads = max(1, min(32, max(sizes["KP"], sizes["VP"]) * grad_keys.element_size() // 16))
     block = min(max(1, 32 * WARPS // threads // (sizes["HP"] * split)), power(rows))
     readers = tuple(
-        (*_strided(x.query), *_strided(x.grad), x.weights, x.scores, x.slots, table,
-         x.query.shape[1]) for x, table in zip(told, tables, strict=True)
+        (*_strided(x.query), *_strided(x.grad), x.weights, x.scores, x.slots, x.query.shape[1],
+         x.options.top_k) for x in told
     )  # fmt: skip
     _launch(
-        "memory_gradient", batch * -(-rows // block), readers, *_strided(grad_keys),
-        *_strided(grad_values), rows, **sizes, TOPS=tuple(x.options.top_k for x in told),
-        VISITS=counts, BLOCK=block, SPLIT=split, UNROLL=_turns(counts, split) <= UNROLLED,
-        num_warps=WARPS,
+        "memory_gradient", batch * -(-rows // block), readers, visits, *_strided(grad_keys),
+        *_strided(grad_values), count, rows, **sizes, TOP=max(x.options.top_k for x in told),
+        BLOCK=block, SPLIT=split, UNROLL=_unroll(count, split), num_warps=WARPS,
     )  # fmt: skip
 
 
@@ -171,13 +170,19 @@ def _warps(elements: int) -> int:
     return WARPS if elements <= 2 * ELEMENTS else 2 * WARPS
 
 
-def _split(counts: Sequence[int]) -> int:
-    """The least number of lanes that share a loop so that it can be unrolled."""
-    return next((n for n in SPLITS if _turns(counts, n) <= UNROLLED), SPLITS[-2])
+def _split(count: int) -> int:
+    """Lanes that share `count` turns."""
+    return min(MOST_LANES, power(-(-count // MOST_TURNS)))
 
 
-def _turns(counts: Sequence[int], split: int) -> int:
-    return sum(-(-count // split) for count in counts)
+def _unroll(count: int, split: int) -> int:
+    return min(UNROLL, power(-(-count // split)))
+
+
+def _firsts(options: Options, layers: int) -> tuple[tuple[int, ...], int]:
+    """The first slot of each layer, and the number of all."""
+    ends = list(itertools.accumulate(lengths(options, layers)))
+    return (0, *ends[:-1]), ends[-1]
 
 
 # Captured graphs hold these tables' addresses, so none may ever be dropped.
@@ -193,16 +198,24 @@ def _table(sizes: tuple[int, ...], layers: int, mode: Rescale, device: torch.dev
 
 @cache
 def _visits(
-    sizes: tuple[int, ...], layers: int, mode: Rescale, layer: int, device: torch.device
+    calls: tuple[tuple[tuple[int, ...], int, Rescale], ...], layer: int, device: torch.device
 ) -> Tensor:
-    """int32 [2, visits, rows of the layer]: positions that can read a row, or -1, and its slot."""
-    target, *sources = split_sizes(list(sizes), layers)
-    first = sum(slot_rows(source, target, mode).shape[1] for source in sources[:layer])
-    rows = slot_rows(sources[layer], target, mode)
-    found: list[list[tuple[int, int]]] = [[] for _ in range(int(np.prod(sources[layer])))]
-    for position, slot in itertools.product(*map(range, rows.shape)):
-        if rows[position, slot] >= 0:
-            found[rows[position, slot]].append((position, first + slot))
+    """int32 [2, visits, rows of the layer]: see `triton_kernels.memory_gradient`.
+
+    Args:
+        calls: of each reader all sizes, its number of layers and how it rescales.
+        layer: of the memory.
+        device: where to.
+    """
+    found: list[list[tuple[int, int]]] = []
+    for reader, (sizes, layers, mode) in enumerate(calls):
+        target, *sources = split_sizes(list(sizes), layers)
+        first = sum(slot_rows(source, target, mode).shape[1] for source in sources[:layer])
+        rows = slot_rows(sources[layer], target, mode)
+        found = found or [[] for _ in range(int(np.prod(sources[layer])))]
+        for position, slot in itertools.product(*map(range, rows.shape)):
+            if rows[position, slot] >= 0:
+                found[rows[position, slot]].append((position, (reader << 16) + first + slot))
     table = np.full((2, max(map(len, found)), len(found)), -1, np.int32)
     for row, visits in enumerate(found):
         if visits:

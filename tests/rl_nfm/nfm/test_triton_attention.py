@@ -21,12 +21,12 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_
 ROUNDING = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETED, reason="no interpreter")),
-        pytest.param("cuda", marks=pytest.mark.gpu),
-    ]
-)
+CPU = pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETED, reason="no interpreter"))
+interpreted_only = pytest.mark.parametrize("device", [CPU], indirect=True)
+"""What a device need not show too: each combination of sizes and types takes seconds to compile."""
+
+
+@pytest.fixture(params=[CPU, pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request, monkeypatch) -> str:
     monkeypatch.setenv("RL_NFM_KERNELS", "triton" if request.param == "cpu" else "1")
     return request.param
@@ -115,34 +115,41 @@ def assert_same(made: Readers, readers: list[int], **options) -> None:
     [
         ("space_to_depth", torch.float32),
         ("space_to_depth", torch.bfloat16),
-        ("space_to_depth", torch.float16),
-        ("nearest", torch.float32),
+        ("nearest", torch.float16),
     ],
 )
 def test_readers_of_a_growing_memory(device, mode, dtype):
     """Two passes over three sizes that do not divide one another, the second of them reading."""
-    made = Readers(device, heads=4, key=8, value=16, dtype=dtype)
+    made = Readers(device, heads=4, key=8, value=16, batch=1, dtype=dtype)
     for query in (False, True):
         made.write(5, 3, query=query).write(3, 2, query=query).write(1, 2, query=query)
     assert_same(made, [3, 4, 5], mode=mode)
 
 
-@pytest.mark.parametrize(("heads", "key", "value"), [(3, 5, 7), (1, 24, 40), (5, 1, 1), (2, 32, 2)])
+@interpreted_only
+@pytest.mark.parametrize(("heads", "key", "value"), [(5, 1, 1), (2, 32, 2)])
+def test_heads_and_widths_of_extremes(device, heads, key, value):
+    assert_same(Readers(device, heads, key, value).write(3, 2).write(2, 1), [0, 1])
+
+
+@pytest.mark.parametrize(("heads", "key", "value"), [(3, 5, 7), (1, 24, 40)])
 def test_heads_and_widths_that_are_no_powers_of_two(device, heads, key, value):
     made = Readers(device, heads, key, value, batch=3).write(3, 2).write(2, 1)
     assert_same(made, [0, 1])
 
 
+@interpreted_only
 @pytest.mark.parametrize("top_k", [1, 2, 3, 6, 17, 100])
 @pytest.mark.parametrize("null_slot", [True, False])
 def test_any_number_of_kept_slots(device, top_k, null_slot):
-    made = Readers(device, heads=2, key=4, value=3).write(5, 5).write(1, 2)
+    made = Readers(device, heads=2, key=4, value=4).write(5, 5).write(1, 2)
     assert_same(made, [1], top_k=top_k, null_slot=null_slot)
 
 
 @pytest.mark.parametrize(
     "sizes", [[(1,), (4,), (9,), (2,)], [(2, 3, 2), (3, 2, 5), (1, 4, 2)], [(40,), (3,), (1,)]]
 )
+@interpreted_only
 @pytest.mark.parametrize("mode", ["space_to_depth", "nearest"])
 def test_one_and_three_dimensions(device, sizes, mode):
     made = Readers(device, heads=2, key=4, value=4, batch=1)
@@ -152,18 +159,19 @@ def test_one_and_three_dimensions(device, sizes, mode):
 
 
 def test_more_slots_and_visits_than_are_unrolled(device):
-    """A reader of 640 slots, whose memory has up to 400 readers of a row."""
-    made = Readers(device, heads=2, key=4, value=4, batch=1).write(20, 20).write(1, 1).write(20, 20)
-    assert_same(made, [1, 2], top_k=3)
+    """A reader of 288 slots, and a row of memory that 144 positions can read."""
+    made = Readers(device, heads=2, key=4, value=4, batch=1).write(12, 12).write(1, 1).write(12, 12)
+    assert_same(made, [1, 2])
+    assert_same(made, [1], top_k=17)
 
 
 def test_queries_of_layers_that_are_not_written(device):
-    made = Readers(device, heads=2, key=4, value=3).write(4, 4).ask(2, 2).write(3, 3).ask(5, 5)
+    made = Readers(device, heads=2, key=4, value=4).write(4, 4).ask(2, 2).write(3, 3).ask(5, 5)
     assert_same(made, [1, 3])
 
 
 def test_a_query_that_is_not_used_gets_zeros(device):
-    made = Readers(device, heads=2, key=4, value=3).write(4, 4).write(2, 2)
+    made = Readers(device, heads=2, key=4, value=4).write(4, 4).write(2, 2)
     (read,), leaves = made.reads([1], fused=True)
     first, _ = torch.autograd.grad(read.float().sum(), leaves)
     assert not first[..., :8].any()
@@ -195,6 +203,7 @@ def test_gradients_are_equal_from_run_to_run_and_of_what_is_asked_for_alone(devi
     assert torch.equal(last, one[2])
 
 
+@interpreted_only
 def test_second_derivatives(device):
     made = Readers(device, heads=2, key=3, value=2).write(3, 3).write(2, 2).write(3, 3)
     results = []
@@ -264,6 +273,7 @@ def test_ties_keep_the_first(device):
     assert torch.equal(read_one(device, [-1.0, -0.0], 1, True), torch.tensor([0.0, 1.0]))
 
 
+@interpreted_only
 def test_signs_and_extremes_of_scores(device):
     scores = [-1e30, -3.0, 3e38, -1e-40, 5.0, float("-inf")]
     assert torch.equal(read_one(device, scores, 1, False), torch.eye(6)[2])
@@ -284,7 +294,10 @@ VARIANTS = [
     {"read_passes": "all", "kv_owner": "reader", "out_norm": "batch", "cat_input": True},
     {"share_passes": True, "null_slot": False, "rescale": "nearest", "out_kernel": 3},
     {"read_places": (1,), "write_places": (0,), "out_layers": 1},
-    {"passes": 3, "read_passes": "all", "out_norm": "group", "top_k": 1},
+    pytest.param(
+        {"passes": 3, "read_passes": "all", "out_norm": "group", "top_k": 1},
+        marks=pytest.mark.slow,
+    ),
 ]
 
 
@@ -313,6 +326,7 @@ def results(net: nn.Module, x: Tensor, *, use_kernels: bool) -> list[Tensor]:
     return [y, *torch.autograd.grad(loss, parameters, materialize_grads=True)]
 
 
+@interpreted_only
 @pytest.mark.parametrize("options", VARIANTS)
 def test_whole_networks(device, options, monkeypatch):
     launched = []
@@ -331,6 +345,7 @@ def test_whole_networks(device, options, monkeypatch):
         torch.testing.assert_close(net(x), ours[0], rtol=1e-4, atol=1e-4)
 
 
+@interpreted_only
 def test_a_frozen_first_pass(device):
     net, x = make_net(device), torch.randn(2, 3, 6, 6, device=device)
     for p in [*net.passes[0].parameters(), *net.places.places[0].parameters()]:
@@ -367,11 +382,11 @@ def test_a_failed_launch_means_the_plain_path(device, monkeypatch, caplog):
     ]
 
 
+@interpreted_only
 def test_the_check_passes(device, caplog):
     guard = TritonGuard("attention", triton_attention._check)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for sizes in ((4, 8, 8, 4, True), (3, 24, 40, 1, False), (2, 4, 3, 9, True)):
-            assert guard.ready(torch.device(device), dtype, *sizes)
+        assert guard.ready(torch.device(device), dtype, 3, 24, 40, 4, True)
     assert not caplog.records
 
 
