@@ -45,7 +45,8 @@ class GradientStep:
             random: what both draw from; None: torch's default generator.
         """
         self.learner, self.replay, self.random = learner, replay, random
-        if learner.config.compile:
+        if learner.wants_compile:
+            print("compiling the update: half a minute or more, less when Inductor's cache has it")
             learner.compile()
         graph = learner.device.type == "cuda" and learner.config.cuda_graph
         self._step = Captured(self._run, name="the update", enabled=graph, random=random)

@@ -19,6 +19,7 @@ from annotated_types import Gt
 from torch import Tensor, nn
 
 from rl_nfm.backbones.norms import FusedSequential, Norm, make_norm, norm_relu
+from rl_nfm.backbones.pixels import PixelConv
 
 _BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
@@ -70,13 +71,13 @@ def _make_stem(config: ResNetConfig, in_channels: int) -> nn.Module:
     width, bias = config.width, config.norm == "none"
     if config.stem == "imagenet":
         return FusedSequential(
-            nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=bias),
+            PixelConv(in_channels, width, 7, stride=2, padding=3, bias=bias),
             make_norm(config.norm, width),
             nn.ReLU(),
             nn.MaxPool2d(3, stride=2, padding=1),
         )
     stride = 2 if config.stem == "halving" else 1
-    return nn.Conv2d(in_channels, width, 3, stride=stride, padding=1, bias=bias)
+    return PixelConv(in_channels, width, 3, stride=stride, padding=1, bias=bias)
 
 
 class PreActResNet(nn.Module):

@@ -23,6 +23,7 @@ from annotated_types import Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rl_nfm.backbones.pixels import PixelConv
 from rl_nfm.encoders.base import FeedForwardEncoder, register_encoder
 
 
@@ -52,7 +53,7 @@ class _Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, pool: tuple[int, int]):
         super().__init__()
         self.outputs, self.kernel, self.pool = outputs, kernel, pool
-        self.conv = nn.Conv2d(inputs, 2 * outputs, kernel)
+        self.conv = PixelConv(inputs, 2 * outputs, kernel)
         self.norm_weight = nn.Parameter(torch.ones(2, outputs))
         self.norm_bias = nn.Parameter(torch.zeros(2, outputs))
         for half in self.conv.weight.detach().chunk(2):  # each as a layer of its own

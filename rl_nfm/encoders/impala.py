@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from rl_nfm.backbones.pixels import PixelConv
 from rl_nfm.encoders.base import FeedForwardEncoder, register_encoder
 
 
@@ -104,7 +105,7 @@ class ImpalaEncoder(FeedForwardEncoder):
         layers: list[nn.Module] = []
         for outputs in (config.width, 2 * config.width, 2 * config.width):
             layers += [
-                nn.Conv2d(channels, outputs, 3, padding=1),
+                PixelConv(channels, outputs, 3, padding=1),
                 nn.MaxPool2d(3, stride=2, padding=1),
                 _Residual(outputs, config),
                 _Residual(outputs, config),

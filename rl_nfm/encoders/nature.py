@@ -7,6 +7,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
+from rl_nfm.backbones.pixels import PixelConv
 from rl_nfm.encoders.base import FeedForwardEncoder, register_encoder
 
 
@@ -30,7 +31,7 @@ class NatureEncoder(FeedForwardEncoder):
             raise ValueError(f"nature: images of {height}x{width} are too small, at least 36x36")
         w = config.width
         self.convs = nn.Sequential(
-            nn.Conv2d(channels, w, 8, stride=4),
+            PixelConv(channels, w, 8, stride=4),
             nn.ReLU(),
             nn.Conv2d(w, 2 * w, 4, stride=2),
             nn.ReLU(),

@@ -91,6 +91,7 @@ class Counter(TorchDispatchMode):
             self.synchronising[name] += 1
         if name in _FREE:
             return out
+        inputs = tensors_in((args, {k: v for k, v in kwargs.items() if k != "out"}))
         one = Tally(_kernels(name, args, inputs), _traffic(name, args, inputs, outputs))
         count: Callable[..., int] | None = flop_registry.get(func._overloadpacket)
         if count is not None:

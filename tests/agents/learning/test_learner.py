@@ -576,3 +576,16 @@ def test_compiled_quantiles(toys: types.SimpleNamespace) -> None:
         step()
         found.append(learner.metrics()["q_value"])
     assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cpu", "cuda"), [(True, True, True), (False, False, False), ("auto", False, True)]
+)
+def test_auto_compiles_on_a_gpu_only(
+    asked: Any, cpu: bool, cuda: bool, toys: types.SimpleNamespace
+) -> None:
+    learner, _, _ = make_learner(toys, OFF, PLAIN_HEAD)
+    learner.config = dataclasses.replace(learner.config, compile=asked)
+    assert learner.wants_compile is cpu
+    learner.device = torch.device("cuda")
+    assert learner.wants_compile is cuda
