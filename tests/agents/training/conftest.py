@@ -35,7 +35,8 @@ class Recorder:
     def let_early_ones_work(self) -> None:
         moved = True
         while moved:
-            moved = any([queue.work() for queue in self.queues if not queue.late])
+            worked = [queue.work() for queue in self.queues if not queue.late]  # each gets a turn
+            moved = any(worked)
 
 
 @dataclasses.dataclass

@@ -88,7 +88,7 @@ def expected_result(config: Config, tmp_path) -> dict:
 
 @pytest.mark.parametrize("lag", [0, 1])
 def test_one_result_in_whatever_order(lag: int, tmp_path, recorder) -> None:
-    """Work done as late and as early as the events allow, on either stream, and work done at once."""
+    """Work done as late and as early as events allow, on either stream, and work done at once."""
     config = config_of(lag)
     expected = expected_result(config, tmp_path)
     for number, (acting_late, learning_late) in enumerate(POLICIES):
