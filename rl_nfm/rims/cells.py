@@ -57,17 +57,18 @@ class _RIMCell(nn.Module):
         self.rim_dropout, self.compiled = rim_dropout, compiled
         form, size = self.variant, hidden_size // num_rims
         value_size = form.input_value_size or 4 * size
+        keys, values = form.input_heads * form.input_key_size, form.input_heads * value_size
         read = form.heads * (form.value_size or size)
         gated = form.communication == "gated"
 
         def new(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
 
-        self.query = new(num_rims, size, form.input_key_size)
-        self.key = new(input_size, form.input_key_size)
-        self.value = new(input_size, value_size)
-        self.key_bias = new(form.input_key_size) if form.input_bias else None
-        self.value_bias = new(value_size) if form.input_bias else None
+        self.query = new(num_rims, size, keys)
+        self.key = new(input_size, form.input_slots * keys)
+        self.value = new(input_size, form.input_slots * values)
+        self.key_bias = new(keys) if form.input_bias else None
+        self.value_bias = new(values) if form.input_bias else None
         self.weight_ih = new(value_size, num_rims, self.gates * size)
         self.weight_hh = new(num_rims, size, self.gates * size)
         self.bias_ih = new(num_rims, self.gates * size) if form.cell_bias else None
@@ -166,6 +167,7 @@ class _RIMCell(nn.Module):
             cell=self.kind,
             num_active=self.num_active,
             gate=form.input_gate,
+            slots=form.input_slots,
             mask_input=form.mask_input,
             source=form.source,
             heads=form.heads,
@@ -177,14 +179,18 @@ class _RIMCell(nn.Module):
         n = self.num_rims
         # What ranks the RIMs is never in half precision: a rounding error there is another choice.
         wide = torch.promote_types(x.dtype, torch.float32)
-        query = self.query.to(wide) * self.variant.input_key_size**-0.5
+        form = self.variant
+        query = self.query.to(wide) * (form.input_key_size**-0.5 / form.input_heads)
         query = query.permute(2, 0, 1)  # [keys, n, s]
-        key_query = x.to(wide) @ self.key.to(wide) @ query.flatten(1)
-        key_query = key_query.unflatten(-1, (n, -1)).permute(2, 0, 1, 3)
-        sequence = Sequence(x @ self.value, key_query=key_query)
+        keys = (x.to(wide) @ self.key.to(wide)).unflatten(-1, (form.input_slots, -1))
+        key_query = (keys @ query.flatten(1)).unflatten(-1, (n, -1))  # [T, B, slots, n, s]
+        key_query = key_query.permute(3, 0, 1, 2, 4).flatten(-2)
+        sequence = Sequence(x @ self._mean_of_heads(self.value), key_query=key_query)
         if self.training and self.rim_dropout > 0:
-            keep, scale = dropout_mask((n, *sequence.value.shape), self.rim_dropout, x.device)
-            shown, _ = dropout_mask(key_query.shape, self.rim_dropout, x.device)
+            size = self.hidden_size // n
+            width = sequence.value.shape[-1] // form.input_slots
+            keep, scale = dropout_mask((n, *x.shape[:2], width), self.rim_dropout, x.device)
+            shown, _ = dropout_mask((n, *x.shape[:2], size), self.rim_dropout, x.device)
             sequence = sequence._replace(
                 value=sequence.value * scale, keep=keep, dropout=shown * x.new_full((), scale)
             )
@@ -202,6 +208,11 @@ class _RIMCell(nn.Module):
         )
         return weights, sequence
 
+    def _mean_of_heads(self, values: Tensor) -> Tensor:
+        """Of the heads that read the input, side by side in the last dimension."""
+        heads = self.variant.input_heads
+        return values if heads == 1 else values.unflatten(-1, (heads, -1)).mean(-2)
+
     def _constants(self, query: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What is added to the gates, to the hidden product (GRU) and to the ranking."""
         hidden_bias = rank_query = None
@@ -215,7 +226,8 @@ class _RIMCell(nn.Module):
         if self.key_bias is not None and self.value_bias is not None:
             # With weights a and 1 - a on x Wv + b and on the null value b, what is read is
             # a (x Wv) + b; the null key's logit b . q cancels in a, but not in the ranking.
-            base = base + torch.tensordot(self.value_bias, self.weight_ih, 1)
+            bias = self._mean_of_heads(self.value_bias)
+            base = base + torch.tensordot(bias, self.weight_ih, 1)
             rank_query = torch.tensordot(self.key_bias.to(query.dtype), query, 1).unsqueeze(1)
         return base.unsqueeze(1), hidden_bias, rank_query
 

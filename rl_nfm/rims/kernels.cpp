@@ -144,7 +144,7 @@ inline int64_t count_ahead(const std::vector<T>& of, int64_t i) {
   return ahead;
 }
 
-// `sparse_softmax` of step.py. Notes its probabilities, whose (k + 1)-th highest is at `border` (of
+// `sparse_softmax` of sparse.py. Notes its probabilities, whose (k + 1)-th highest is at `border` (of
 // equal ones the lower index comes first; -1: nothing is cut), and what the weights were divided by.
 template <typename T>
 struct Sparse {

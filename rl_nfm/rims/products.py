@@ -30,11 +30,11 @@ class Sequence(NamedTuple):
     """What the steps read besides the state."""
 
     value: Tensor
-    """[T, B, F]: what is read of the input."""
+    """[T, B, S F], S slots: what is read of the input."""
     keep: Tensor | None = None
     """bool [n, T, B, F]: where False, a RIM reads 0 instead (dropout)."""
     key_query: Tensor | None = None
-    """[n, T, B, s], see `StepInputs`."""
+    """[n, T, B, S s], see `StepInputs`."""
     valid: Tensor | None = None
     """bool [T, B]: where False, every state is kept."""
     dropout: Tensor | None = None
@@ -43,7 +43,10 @@ class Sequence(NamedTuple):
     """bool [T, B]: the state is zeroed before step t."""
 
     def drive(self, weight: Tensor) -> Tensor:
-        """[n, T, B, G]: the products of all steps with the input's weight [F, n, G]."""
+        """[n, T, B, S G]: the products of all steps with the input's weight [F, n, G]."""
+        slots = self.value.split(len(weight), -1)
+        if len(slots) > 1:
+            return torch.cat([self._replace(value=x).drive(weight) for x in slots], -1)
         if self.keep is None:
             flat = self.value @ weight.flatten(1)  # [T, B, n G]
             return flat.unflatten(-1, weight.shape[1:]).permute(2, 0, 1, 3)
@@ -74,7 +77,7 @@ class LayerCall(NamedTuple):
     weights: StepWeights
     sequence: Sequence
     drive: Tensor
-    """[n, T, B, G]: `Sequence.drive` of these."""
+    """[n, T, B, S G]: `Sequence.drive` of these."""
 
 
 class Unrolled(NamedTuple):
@@ -142,7 +145,8 @@ class Products:
             span = slice(t, t + len(kept_steps))
             block = _side_by_side(kept_steps, left_steps)
             if self.sequence.key_query is not None:
-                of_key_query = block.hidden * _stack(x.logit for x in left_steps)
+                logit = _stack(x.logit for x in left_steps)
+                of_key_query = (block.hidden.unsqueeze(2) * logit.unsqueeze(-1)).flatten(2)
                 shape = (len(kept_steps), of_key_query.shape[1] // len(kept_steps))
                 self.sequence.key_query[:, span] = of_key_query.unflatten(1, shape)
             self.multiply(span, block)
@@ -175,19 +179,37 @@ class Products:
             if active is not None and self.active_only:
                 rows = active[i, :, 0].nonzero().squeeze(1)
             into = _take(gates[i], rows)
-            if gate is not None:
-                into = into * _take(gate[i], rows)
-            of_product = into if gate is None and product is gates else _take(product[i], rows)
+            of_product = into if product is gates else _take(product[i], rows)
             self.weights.hidden[i].addmm_(_take(hidden[i], rows).t(), of_product)
-            own, read = _take(value, rows), into @ self.input[:, i].t()
-            if self.keep is not None:
-                keep = _take(self.keep[i, span].flatten(0, 1), rows)
-                own, read = torch.where(keep, own, 0.0), torch.where(keep, read, 0.0)
-            self.weights.input[:, i].addmm_(own.t(), into)
+            keep = None if self.keep is None else _take(self.keep[i, span].flatten(0, 1), rows)
+            weighed = None if gate is None else _take(gate[i], rows)
+            read = self._multiply_input(i, _take(value, rows), into, weighed, keep)
             if rows is None:
                 of_value.add_(read)
             else:
                 of_value.index_add_(0, rows, read)
+
+    def _multiply_input(
+        self, i: int, value: Tensor, grad: Tensor, gate: Tensor | None, keep: Tensor | None
+    ) -> Tensor:
+        """Gradients of RIM i's weight for the input, and, returned, of what was read, [N, S F].
+
+        Args:
+            i: of the RIM.
+            value: what was read, [N, S F].
+            grad: of the gates [N, G].
+            gate: [N, S]; None: 1.
+            keep: bool [N, F], see `Sequence`.
+        """
+        reads = []
+        for slot, own in enumerate(value.split(len(self.input), -1)):
+            into = grad if gate is None else grad * gate[:, slot : slot + 1]
+            read = into @ self.input[:, i].t()
+            if keep is not None:
+                own, read = torch.where(keep, own, 0.0), torch.where(keep, read, 0.0)
+            self.weights.input[:, i].addmm_(own.t(), into)
+            reads.append(read)
+        return reads[0] if len(reads) == 1 else torch.cat(reads, -1)
 
 
 def _side_by_side(kept: tuple[Kept, ...], left: tuple[StepGradients, ...]) -> StepBlock:

@@ -18,9 +18,10 @@ from torch.autograd import forward_ad
 
 from rl_nfm.rims.blocks import gru_backward, gru_forward, lstm_backward, lstm_forward
 from rl_nfm.rims.communication import CommunicationWeights, communicate, communicate_backward
+from rl_nfm.rims.sparse import sparse_softmax, sparse_softmax_backward
 
-SPARSE_EPSILON = 1e-7
-"""Of the authors' code: see `sparse_softmax`."""
+SLOTS_READ = 2
+"""Slots that a RIM reads at most, of the null slot and the input's: fixed in the authors' code."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class StepSpec:
     num_active: int
     gate: Literal["null", "across"] | None = None
     """How the input is weighed; None: by 1, and all RIMs are active."""
+    slots: int = 1
+    """How often the input stands beside the null slot (`null` only)."""
     mask_input: bool = False
     source: Literal["candidate", "previous"] = "candidate"
     heads: int = 0
@@ -68,9 +71,9 @@ class StepInputs(NamedTuple):
     """What differs from step to step and does not depend on the state."""
 
     drive: Tensor
-    """[n, B, G]: the input's part of the gates, before the scalar input gate."""
+    """[n, B, S G], S slots: the input's part of the gates, before it is weighed."""
     key_query: Tensor | None = None
-    """[n, B, s]: its product with the state is the logit of the input; float32 at least."""
+    """[n, B, S s]: the product of each slot's with the state is its logit; float32 at least."""
     valid: Tensor | None = None
     """bool [1, B, 1]: where False, every state is kept."""
     dropout: Tensor | None = None
@@ -83,7 +86,7 @@ class StepSaved(NamedTuple):
     active: Tensor | None
     """bool [n or 1, B, 1]: which states are updated; None: all."""
     gate: Tensor | None
-    """[n, B, 1], of the input."""
+    """[n, B, S], of the input."""
     acts: Tensor
     """[n, B, G], gates after their nonlinearity."""
     extra: Tensor
@@ -102,7 +105,7 @@ class StepGradients(NamedTuple):
     product: Tensor
     """[n, B, G], of the hidden product."""
     logit: Tensor | None = None
-    """[n, B, 1], of the input's logit."""
+    """[n, B, S], of the input's logits."""
     project: Tensor | None = None
     """[n, B, h (2 d + e)]."""
     output: Tensor | None = None
@@ -131,33 +134,6 @@ def select_active(logits: Tensor, num_active: int, earlier: Tensor) -> Tensor:
     return (ahead.sum(1) < num_active).unsqueeze(-1)
 
 
-def sparse_softmax(logits: Tensor, k: int) -> Tensor:
-    """How the RIMs share one input, [n, B, 1]: the softmax, and where n > k + 1 cut to k of them.
-
-    As in the authors' code (after Ke et al. 2018) the (k + 1)-th highest probability is subtracted
-    from all, what is negative becomes 0, and the rest is normalised. Where all are equal, as at a
-    zero state, nothing is left and no RIM reads the input.
-    """
-    probs = logits.softmax(0)
-    if len(probs) <= k + 1:
-        return probs
-    kept = (probs - probs.topk(k + 1, dim=0).values[k:] - SPARSE_EPSILON).relu()
-    return kept / (kept.sum(0, keepdim=True) + SPARSE_EPSILON)
-
-
-def sparse_softmax_backward(logits: Tensor, k: int, grad: Tensor) -> Tensor:
-    """The gradient of `sparse_softmax` by its logits, also through the probability subtracted."""
-    probs = logits.softmax(0)
-    if len(probs) > k + 1:
-        values, index = probs.topk(k + 1, dim=0)
-        kept = (probs - values[k:] - SPARSE_EPSILON).relu()
-        total = kept.sum(0, keepdim=True) + SPARSE_EPSILON
-        grad = (grad - (kept / total * grad).sum(0, keepdim=True)) / total * (kept > 0)
-        grad = grad.scatter_add(0, index[k:], -grad.sum(0, keepdim=True))
-    weighted = probs * grad
-    return weighted - probs * weighted.sum(0, keepdim=True)
-
-
 def step_forward(
     spec: StepSpec, weights: StepWeights, inputs: StepInputs, hidden: Tensor, cell: Tensor | None
 ) -> tuple[Tensor, Tensor | None, StepSaved]:
@@ -165,6 +141,8 @@ def step_forward(
     gate, active = _input_gate(spec, weights, inputs, hidden)
     if gate is None:
         pre = inputs.drive + weights.base
+    elif spec.slots > 1:
+        pre = weights.base + (by_slot(inputs.drive, spec) * gate.unsqueeze(-1)).sum(2)
     else:
         pre = torch.addcmul(weights.base, inputs.drive, gate)
     if spec.mask_input:
@@ -233,27 +211,66 @@ def step_backward(
         gates = gates * given(active)
     logit = None
     if saved.gate is not None:
-        grad_gate = (gates * inputs.drive).sum(-1, keepdim=True)
-        if spec.gate == "null":
-            logit = torch.ops.aten.sigmoid_backward(grad_gate, saved.gate)
+        logit = _logit_gradient(spec, inputs, saved.gate, hidden, gates)
+        if spec.slots > 1:
+            of_state = (by_slot(given(inputs.key_query), spec) * logit.unsqueeze(-1)).sum(2)
+            grad_old = grad_old + of_state.to(grad_old.dtype)
         else:
-            logits = (hidden * given(inputs.key_query)).sum(-1, keepdim=True)
-            logit = sparse_softmax_backward(logits, spec.num_active, grad_gate).to(hidden.dtype)
-        grad_old = torch.addcmul(grad_old, logit, given(inputs.key_query).to(grad_old.dtype))
+            grad_old = torch.addcmul(grad_old, logit, given(inputs.key_query).to(grad_old.dtype))
     return grad_old, grad_old_cell, StepGradients(gates, product, logit, project, output)
+
+
+def by_slot(x: Tensor, spec: StepSpec) -> Tensor:
+    """[..., S width] as [..., S, width]."""
+    return x.unflatten(-1, (spec.slots, -1))
+
+
+def _logits(spec: StepSpec, inputs: StepInputs, hidden: Tensor) -> Tensor:
+    """[n, B, S]."""
+    if spec.slots == 1:
+        return (hidden * given(inputs.key_query)).sum(-1, keepdim=True)
+    return (hidden.unsqueeze(2) * by_slot(given(inputs.key_query), spec)).sum(-1)
+
+
+def _with_null(logits: Tensor) -> Tensor:
+    """[S + 1, n, B], the null slot's logit of 0 first."""
+    return torch.cat((torch.zeros_like(logits[..., :1]), logits), -1).movedim(-1, 0)
 
 
 def _input_gate(
     spec: StepSpec, weights: StepWeights, inputs: StepInputs, hidden: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The scalar gate [n, B, 1] of each RIM and which are active; None where all are."""
+    """The gates [n, B, S] of each RIM and which are active; None where all are."""
     if spec.gate is None:
         return None, inputs.valid
-    logits = (hidden * given(inputs.key_query)).sum(-1, keepdim=True)
-    gate = logits.sigmoid() if spec.gate == "null" else sparse_softmax(logits, spec.num_active)
-    gate = gate.to(hidden.dtype)
-    rank = logits
+    rank = logits = _logits(spec, inputs, hidden)
+    if spec.slots > 1:
+        both = sparse_softmax(_with_null(logits), SLOTS_READ).movedim(0, -1)
+        gate, rank = both[..., 1:], -both[..., :1]
+    elif spec.gate == "null":
+        gate = logits.sigmoid()
+    else:
+        gate = sparse_softmax(logits, spec.num_active)
     if weights.rank_query is not None:
         rank = logits + (hidden * weights.rank_query).sum(-1, keepdim=True)
     active = select_active(rank, spec.num_active, given(weights.earlier))
+    gate = gate.to(hidden.dtype)
     return gate, active if inputs.valid is None else active & inputs.valid
+
+
+def _logit_gradient(
+    spec: StepSpec, inputs: StepInputs, gate: Tensor, hidden: Tensor, gates: Tensor
+) -> Tensor:
+    """[n, B, S], from the gradient of the block's gates."""
+    if spec.slots > 1:
+        grad_gate = (gates.unsqueeze(2) * by_slot(inputs.drive, spec)).sum(-1)
+        grad = _with_null(
+            grad_gate
+        )  # the null slot's value is 0, and so is the gradient of its weight
+        logits = _with_null(_logits(spec, inputs, hidden))
+        return sparse_softmax_backward(logits, SLOTS_READ, grad)[1:].movedim(0, -1).to(gates.dtype)
+    grad_gate = (gates * inputs.drive).sum(-1, keepdim=True)
+    if spec.gate == "null":
+        return torch.ops.aten.sigmoid_backward(grad_gate, gate)
+    logits = _logits(spec, inputs, hidden)
+    return sparse_softmax_backward(logits, spec.num_active, grad_gate).to(gates.dtype)

@@ -50,7 +50,7 @@ def unroll(
     """
     tensors = (*weights, *sequence, hidden, cell)
     with torch.autocast(hidden.device.type, enabled=False):
-        loop = _choose(compiled, tensors)
+        loop = _choose(spec, compiled, tensors)
         needed = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
         if needed and not torch.jit.is_tracing() and not any(map(has_tangent, tensors)):  # pyright: ignore[reportPrivateImportUsage]
             return Unrolled(*_Unroll.apply(spec, loop, *tensors)[: len(Unrolled._fields)])
@@ -222,10 +222,10 @@ _PLAIN = Loop(
 )
 
 
-def _choose(compiled: bool, tensors: tuple[Tensor | None, ...]) -> Loop:
+def _choose(spec: StepSpec, compiled: bool, tensors: tuple[Tensor | None, ...]) -> Loop:
     if compiled:
         return _compiled()
-    return _KERNELS if kernels.supports(*tensors) else _PLAIN
+    return _KERNELS if spec.slots == 1 and kernels.supports(*tensors) else _PLAIN
 
 
 @functools.cache

@@ -17,7 +17,7 @@ class Variant:
     """What distinguishes the forms; the defaults are the authors' code.
 
     Raises:
-        ValueError: a gradient blocked where nothing is handed on.
+        ValueError: a gradient blocked where nothing is handed on, or slots in a form without them.
     """
 
     input_gate: Literal["null", "across"] = "null"
@@ -28,10 +28,15 @@ class Variant:
     ranked by the raw logit of the input, no longer by their null attention."""
     mask_input: bool = False
     """Inactive RIMs compute their candidate from a zero input."""
+    input_heads: Annotated[int, Gt(0)] = 1
+    """Heads that read the input; their scores and what they read are averaged (dido1998's code)."""
+    input_slots: Annotated[int, Gt(0)] = 1
+    """How often a RIM finds the input beside the null slot, each time with keys and values of their
+    own, of which it reads two slots at most (the authors' `num_modules_read_input`, less 1)."""
     input_key_size: Annotated[int, Gt(0)] = 64
-    """Size of the queries and keys that read the input."""
+    """Size of the queries and keys of one head that reads the input."""
     input_value_size: Annotated[int, Gt(0)] | None = None
-    """Size of what is read from the input; None: 4 s."""
+    """Size of what one head reads from the input; None: 4 s."""
     cell_bias: bool = True
     """Whether the LSTM or GRU blocks have PyTorch's two biases."""
     communication: Literal["gated", "linear", "grouped"] = "gated"
@@ -54,6 +59,12 @@ class Variant:
     def __post_init__(self) -> None:
         if self.block_inactive_gradient and not self.pass_inactive:
             raise ValueError("block_inactive_gradient: has no effect without pass_inactive")
+        plain = self.input_gate == "null" and not self.input_bias and self.input_heads == 1
+        if self.input_slots > 1 and not plain:
+            raise ValueError(
+                f"input_slots: {self.input_slots} is only allowed with input_gate 'null', without "
+                f"input_bias and with one of input_heads"
+            )
 
 
 VARIANTS = MappingProxyType(

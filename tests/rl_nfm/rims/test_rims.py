@@ -11,13 +11,8 @@ from torch.nn import functional as F
 from rl_nfm.rims import VARIANTS, RIMGRUCell, RIMLSTMCell, Variant
 from rl_nfm.rims.cells import dropout_mask
 from rl_nfm.rims.products import Sequence
-from rl_nfm.rims.step import (
-    StepSpec,
-    StepWeights,
-    select_active,
-    sparse_softmax,
-    sparse_softmax_backward,
-)
+from rl_nfm.rims.sparse import sparse_softmax, sparse_softmax_backward
+from rl_nfm.rims.step import StepSpec, StepWeights, select_active
 from rl_nfm.rims.unroll import unroll
 
 CELLS = {"lstm": RIMLSTMCell, "gru": RIMGRUCell}
@@ -54,30 +49,51 @@ class BlockGradient(torch.autograd.Function):
         return grad * ctx.saved_tensors[0], None
 
 
+def naive_read(cell, x: Tensor, h: Tensor) -> tuple[list[Tensor], Tensor]:
+    """What each RIM reads of the input, and a number for each: the highest are active."""
+    form, n, heads = cell.variant, cell.num_rims, cell.variant.input_heads
+    keys = [x @ key for key in cell.key.chunk(form.input_slots, 1)]
+    keys = [torch.zeros_like(keys[0]), *keys]
+    values = [x @ value for value in cell.value.chunk(form.input_slots, 1)]
+    values = [torch.zeros_like(values[0]), *values]  # null first
+    if form.input_bias:
+        keys = [key + cell.key_bias for key in keys]
+        values = [value + cell.value_bias for value in values]
+    values = torch.stack([sum(value.chunk(heads)) / heads for value in values])
+    scores = torch.stack(
+        [torch.stack([naive_score(cell, h[i], i, key) for key in keys]) for i in range(n)]
+    )
+    if form.input_gate == "across":
+        weights = naive_cut(scores[:, 1].softmax(0), cell.num_active)
+        return [weights[i] * values[1] for i in range(n)], scores[:, 1]
+    weights = torch.stack([naive_cut(row.softmax(0), 2) for row in scores])
+    order = scores[:, 1] if form.input_bias else -weights[:, 0]
+    return [weights[i] @ values for i in range(n)], order
+
+
+def naive_score(cell, state: Tensor, i: int, key: Tensor) -> Tensor:
+    """The mean over the heads."""
+    form = cell.variant
+    pairs = zip(
+        (state @ cell.query[i]).chunk(form.input_heads), key.chunk(form.input_heads), strict=True
+    )
+    return sum(q @ k / math.sqrt(form.input_key_size) for q, k in pairs) / form.input_heads
+
+
+def naive_cut(weights: Tensor, k: int) -> Tensor:
+    if len(weights) <= k + 1:
+        return weights
+    cut = F.relu(weights - sorted(weights)[-k - 1] - 1e-7)
+    return cut / (cut.sum() + 1e-7)
+
+
 def naive_step(cell, x: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """One step, one sample at a time and one RIM at a time, as the method is described.
 
     x: [F], h and c: [n, s].
     """
     form, n = cell.variant, cell.num_rims
-    zeros = torch.zeros_like(x)
-    slots = torch.stack((zeros, x))  # null first
-    keys, values = slots @ cell.key, slots @ cell.value
-    if form.input_bias:
-        keys, values = keys + cell.key_bias, values + cell.value_bias
-    scores = torch.stack([keys @ (h[i] @ cell.query[i]) for i in range(n)])  # [n, 2]
-    scores = scores / math.sqrt(form.input_key_size)
-    if form.input_gate == "across":
-        weights = scores[:, 1].softmax(0)
-        if n > cell.num_active + 1:
-            cut = F.relu(weights - sorted(weights)[-cell.num_active - 1] - 1e-7)
-            weights = cut / (cut.sum() + 1e-7)
-        read = [weights[i] * values[1] for i in range(n)]
-        order = scores[:, 1]
-    else:
-        weights = scores.softmax(1)
-        read = [weights[i] @ values for i in range(n)]
-        order = scores[:, 1] if form.input_bias else -weights[:, 0]
+    read, order = naive_read(cell, x, h)
     order = order.tolist()
     active = set(sorted(range(n), key=lambda i: (-order[i], i))[: cell.num_active])
     candidates, cells = [], []
@@ -142,8 +158,14 @@ def naive_run(cell, x: Tensor, state: list[Tensor], reset: Tensor) -> tuple[Tens
     return torch.stack(outputs), last
 
 
+MORE_FORMS = [
+    dataclasses.replace(VARIANTS["dido1998"], input_heads=3, input_value_size=5),
+    *(Variant(input_slots=slots, input_value_size=5) for slots in (2, 3, 4)),
+]
+
+
 @pytest.mark.parametrize("kind", CELLS)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, *MORE_FORMS], ids=[*FORMS, "heads", "2", "3", "4"])
 @pytest.mark.parametrize("steps", [1, 11])  # 11: more than one chunk of steps, the last one short
 @pytest.mark.parametrize("rims", [(12, 3, 2), (20, 5, 2)])  # `across` cuts the second only
 def test_outputs_and_gradients_equal_a_naive_twin(kind, form, steps, rims):
@@ -545,3 +567,20 @@ def test_what_an_ignored_input_holds_reaches_no_gradient():
     valid = torch.tensor([[True, True], [False, True], [True, True]])
     cell.run(x, valid=valid)[0].sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in cell.parameters())
+
+
+@pytest.mark.parametrize("form", MORE_FORMS)
+def test_dropout_of_more_heads_and_slots(form):
+    cell = RIMLSTMCell(7, 20, 5, 3, variant=form, rim_dropout=0.3)
+    x = torch.randn(9, 4, 7, requires_grad=True)
+    output, *_ = cell.run(x)
+    output.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in (x, *cell.parameters()))
+    assert not torch.equal(cell.run(x)[0], output)
+    assert torch.equal(cell.eval().run(x)[0], cell.run(x)[0])
+
+
+def test_slots_are_refused_where_the_form_has_none():
+    for wrong in ({"input_gate": "across"}, {"input_bias": True}, {"input_heads": 2}):
+        with pytest.raises(ValueError, match="input_slots: 3 is only allowed"):
+            Variant(input_slots=3, **wrong)

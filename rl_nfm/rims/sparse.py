@@ -1,0 +1,35 @@
+"""The sparse attention of the authors' code (after Ke et al. 2018), forward and backward."""
+
+from torch import Tensor
+
+SPARSE_EPSILON = 1e-7
+"""Of the authors' code: see `sparse_softmax`."""
+
+
+def sparse_softmax(logits: Tensor, k: int) -> Tensor:
+    """The softmax over the first dimension, cut to k where there are more than k + 1.
+
+    So RIMs share one input, [n, B, 1], or one RIM weighs the slots that it finds.
+
+    As in the authors' code (after Ke et al. 2018) the (k + 1)-th highest probability is subtracted
+    from all, what is negative becomes 0, and the rest is normalised. Where all are equal, as at a
+    zero state, nothing is left and no RIM reads the input.
+    """
+    probs = logits.softmax(0)
+    if len(probs) <= k + 1:
+        return probs
+    kept = (probs - probs.topk(k + 1, dim=0).values[k:] - SPARSE_EPSILON).relu()
+    return kept / (kept.sum(0, keepdim=True) + SPARSE_EPSILON)
+
+
+def sparse_softmax_backward(logits: Tensor, k: int, grad: Tensor) -> Tensor:
+    """The gradient of `sparse_softmax` by its logits, also through the probability subtracted."""
+    probs = logits.softmax(0)
+    if len(probs) > k + 1:
+        values, index = probs.topk(k + 1, dim=0)
+        kept = (probs - values[k:] - SPARSE_EPSILON).relu()
+        total = kept.sum(0, keepdim=True) + SPARSE_EPSILON
+        grad = (grad - (kept / total * grad).sum(0, keepdim=True)) / total * (kept > 0)
+        grad = grad.scatter_add(0, index[k:], -grad.sum(0, keepdim=True))
+    weighted = probs * grad
+    return weighted - probs * weighted.sum(0, keepdim=True)
