@@ -15,8 +15,8 @@ import tyro
 import yaml
 from annotated_types import Ge, Gt, Le
 
-from agents.learning.learner import LearnerConfig
-from agents.replay.buffer import ReplayConfig
+from agents.learning.config import LearnerConfig
+from agents.replay.config import ReplayConfig
 from envs import PROTOCOLS, Protocol, make_protocol
 from rl_nfm.encoders import encoder_entry, encoder_names
 from rl_nfm.support.configuration import nearest, validate

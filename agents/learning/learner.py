@@ -1,131 +1,22 @@
 """The update: from a batch to new weights, without host synchronisation.
 
-Rainbow's parts, each a switch: quantiles (IQN), double, dueling, n-step, prioritised, noisy; and
-Munchausen. All off is DQN. The maths is in `rl_nfm.values.losses`; this file runs the networks and
-steps the optimiser. Where batches come from, and where the TD errors go, is not its business:
-`agents.training.step` composes it with a replay. Noise is drawn afresh for the online, the
-selecting and the target forward. bf16 autocast covers the networks; losses and targets are fp32.
+`agents.learning.objective` says what is minimised; this file steps the optimiser, keeps the target
+network and the sums for the metrics. Where batches come from, and where the TD errors go, is not
+its business: `agents.training.step` composes it with a replay.
 
-Letters: S observations, T positions, B batch, N, M, K online, target and selecting quantiles.
+Letters: T positions, B batch.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
+from agents.learning.config import LearnerConfig, autocast_dtype
 from agents.learning.network import QNetwork
-from agents.replay.buffer import Batch
+from agents.learning.objective import Objective
+from agents.replay.batch import Batch
 from rl_nfm.support.optimizer import load_optimizer_state, optimizer_state
-from rl_nfm.values import losses
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LearnerConfig:
-    """Options of the update."""
-
-    steps_per_update: Annotated[float, Gt(0)] = 4.0
-    """Agent steps, over all environments, per gradient update."""
-
-    discount: Annotated[float, Gt(0), Le(1)] = 0.99
-    """gamma, per agent step."""
-
-    n_steps: Annotated[int, Gt(0)] = 3
-    """Steps of the return before it bootstraps."""
-
-    reward_clip: Annotated[float, Gt(0)] | None = 1.0
-    """Rewards are clipped to plus or minus this; none: raw rewards."""
-
-    double: bool = True
-    """The online network selects the action whose value the target network gives."""
-
-    munchausen: bool = False
-    """Add the scaled log-policy to the reward and use soft values; refused with `double`."""
-
-    munchausen_alpha: Annotated[float, Ge(0), Le(1)] = 0.9
-    """Scale of the log-policy bonus."""
-
-    munchausen_temperature: Annotated[float, Gt(0)] = 0.03
-    """Temperature of the softmax policy."""
-
-    munchausen_clip: Annotated[float, Le(0)] = -1.0
-    """Lower bound of the log-policy bonus before scaling."""
-
-    value_rescaling_eps: Annotated[float, Ge(0)] | None = None
-    """Learn values rescaled by R2D2's h(x) = sign(x) (sqrt(|x| + 1) - 1) + eps x, for raw rewards
-    (published: 1e-3); none: values as they are. Refused with `munchausen`."""
-
-    priority: Literal["td_error", "loss"] = "td_error"
-    """What a transition's priority is: the mean |TD error|, or its loss (as in SABER)."""
-
-    num_quantiles: Annotated[int, Gt(0)] = 64
-    """N: fractions drawn for the online network."""
-
-    num_target_quantiles: Annotated[int, Gt(0)] = 64
-    """N': fractions drawn for the target network."""
-
-    num_action_quantiles: Annotated[int, Gt(0)] = 32
-    """K: fractions averaged to choose an action, in selection, acting and evaluation."""
-
-    kappa: Annotated[float, Ge(0)] = 1.0
-    """Huber threshold; 0: plain quantile loss, or squared error without quantiles."""
-
-    learning_rate: Annotated[float, Gt(0)] = 6.25e-5
-    """Adam's, at the start."""
-
-    learning_rate_final: Annotated[float, Ge(0)] | None = None
-    """Learning rate at the end of training, reached linearly; none: constant."""
-
-    adam_eps: Annotated[float, Gt(0)] = 1.5e-4
-    """Adam's epsilon."""
-
-    max_grad_norm: Annotated[float, Gt(0)] | None = 10.0
-    """Global gradient norm is clipped to this; none: not clipped."""
-
-    target_every_updates: Annotated[int, Gt(0)] = 2000
-    """Updates between hard copies to the target network."""
-
-    target_tau: Annotated[float, Gt(0), Le(1)] | None = None
-    """Share of the online weights mixed into the target at every update; none: hard copies."""
-
-    acting_lag: Annotated[int, Ge(0), Le(1)] | None = None
-    """1: acting uses the weights from before the updates in flight, so that both run at the same
-    time; 0: it waits for them. None: 1 on a GPU, 0 on a CPU."""
-
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 autocast where the processor computes in it natively, else fp32. With bf16 on a
-    GPU, matrix products that autocast leaves alone take TF32."""
-
-    compile: bool | Literal["auto"] = False
-    """torch.compile the loss; auto: on a GPU only. Presets say so where it was measured to pay."""
-
-    cuda_graph: bool = True
-    """Capture the update as one CUDA graph (on a GPU only)."""
-
-    def __post_init__(self) -> None:
-        if self.munchausen and self.double:
-            raise ValueError("munchausen: True is not allowed together with double (set it False)")
-        if self.munchausen and self.value_rescaling_eps is not None:
-            raise ValueError(
-                f"value_rescaling_eps: {self.value_rescaling_eps} is not allowed together with "
-                "munchausen, whose log-policy is in units of the reward (allowed: none)"
-            )
-
-
-def native_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products run in hardware there."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported())
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """bf16, or None for plain fp32."""
-    use = precision == "bf16" or (precision == "auto" and native_bf16(device))
-    return torch.bfloat16 if use else None
 
 
 class Learner:
@@ -158,7 +49,8 @@ class Learner:
             # Products that stay float32 beside half precision, a recurrent core's above all: TF32,
             # 10 bits of mantissa (bf16: 7), as JAX has it by default, at several times the speed.
             torch.set_float32_matmul_precision("high")
-        self._loss = self._compute_loss
+        self.objective = Objective(config, online, target, device=device, dtype=self.dtype)
+        self._loss = self.objective.__call__
         self._sums = torch.zeros(4, dtype=torch.float64, device=device)
         self._summed_updates = 0
         target.eval()
@@ -171,7 +63,7 @@ class Learner:
 
     def compile(self) -> None:
         """Let `torch.compile` make the loss; the first updates then take seconds to minutes."""
-        self._loss = torch.compile(self._compute_loss)
+        self._loss = torch.compile(self.objective.__call__)
 
     def set_schedule(self, progress: float) -> None:
         """Set the learning rate for this share of training done, in [0, 1]."""
@@ -269,93 +161,6 @@ class Learner:
                 value.lerp_(online[name], share)
             else:
                 value.copy_(online[name])
-
-    def _compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, |TD error| and value of the action taken, each [T, B]; the last two detached."""
-        config = self.config
-        first, positions = batch.burn_in_steps, batch.a_tm1.shape[0]
-        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
-        with autocast:
-            ahead = len(batch.obs) if config.double else first + positions
-            features = self._unroll(self.online, batch, 0, ahead)  # [S, B, D]
-            values, tau = self.online.values(
-                features[first : first + positions], config.num_quantiles, noise="batch"
-            )
-            with torch.no_grad():
-                target_t = self._targets(batch, features)
-        taken = losses.take_action(values, batch.a_tm1)  # [T, B, N]
-        if tau is None:
-            loss, td_error = losses.td_loss(taken[..., 0], target_t[..., 0], config.kappa)
-        else:
-            loss, td_error = losses.quantile_huber_loss(taken, tau, target_t, config.kappa)
-        return loss, td_error, taken.detach().mean(-1)
-
-    def _unroll(self, network: QNetwork, batch: Batch, begin: int, end: int) -> Tensor:
-        """Features of observations begin..end; only the T trained ones carry gradient."""
-        first = batch.burn_in_steps
-        last = first + batch.a_tm1.shape[0]
-        state, parts = batch.state, []
-        recurrent = len(state) > 0
-        for piece in (slice(begin, first), slice(max(begin, first), last), slice(last, end)):
-            if piece.stop <= piece.start:
-                continue
-            grad = first <= piece.start < last and torch.is_grad_enabled()
-            with torch.set_grad_enabled(grad):
-                extras = {name: value[piece] for name, value in batch.extras.items()}
-                features, state = network.features(
-                    batch.obs[piece], state, batch.reset[piece] if recurrent else None, extras
-                )
-            parts.append(features)
-            if not grad:
-                # Casts cached without gradient would hide the weights from the next piece.
-                torch.clear_autocast_cache()
-        return torch.cat(parts)
-
-    def _targets(self, batch: Batch, online_features: Tensor) -> Tensor:
-        """Samples of the target distribution, [T, B, M]."""
-        config = self.config
-        # Without a state only the bootstrap observations are needed.
-        skipped = 0 if batch.state or config.munchausen else batch.a_tm1.shape[0]
-        features = self._unroll(self.target, batch, skipped, len(batch.obs))
-        index = batch.bootstrap.unsqueeze(-1).expand(-1, -1, features.shape[-1])
-        next_features = features.gather(0, index - skipped)
-        quantile_t, _ = self.target.values(
-            next_features, config.num_target_quantiles, noise="batch"
-        )
-        if config.munchausen:
-            return self._munchausen_targets(batch, features, quantile_t)
-        selector = quantile_t
-        if config.double:
-            chosen = online_features.gather(0, index)
-            selector, _ = self.online.values(chosen, config.num_action_quantiles, noise="batch")
-        elif self.target.quantiles:
-            # Fractions of their own: the maximum over the samples that also give the value would
-            # choose their luck (Dopamine and rltime draw anew too).
-            selector, _ = self.target.values(
-                next_features, config.num_action_quantiles, noise="batch"
-            )
-        a_t = selector.mean(-2).argmax(-1)  # [T, B]
-        value_t = losses.take_action(quantile_t, a_t)
-        eps = config.value_rescaling_eps
-        if eps is None:
-            return losses.bootstrap_target(batch.r_t, batch.discount_t, value_t)
-        return losses.rescaled_bootstrap_target(batch.r_t, batch.discount_t, value_t, eps)
-
-    def _munchausen_targets(self, batch: Batch, features: Tensor, quantile_t: Tensor) -> Tensor:
-        """Soft targets; the log-policy bonus belongs to the first step of the return."""
-        config = self.config
-        first = batch.burn_in_steps
-        present = features[first : first + batch.a_tm1.shape[0]]
-        q_tm1 = self.target.values(present, config.num_target_quantiles, noise="batch")[0].mean(-2)
-        bonus = losses.munchausen_bonus(
-            q_tm1,
-            batch.a_tm1,
-            config.munchausen_alpha,
-            config.munchausen_temperature,
-            config.munchausen_clip,
-        )
-        value_t = losses.munchausen_value(quantile_t, config.munchausen_temperature)
-        return losses.bootstrap_target(batch.r_t + bonus, batch.discount_t, value_t)
 
 
 def with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

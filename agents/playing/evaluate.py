@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from agents.config import Config
 from agents.learning.actor import Actor
-from agents.learning.learner import autocast_dtype
+from agents.learning.config import autocast_dtype
 from agents.learning.network import QNetwork
 from agents.learning.random_stream import RandomStream
 from agents.learning.static_actor import StaticActor

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from agents.config import Config
 from agents.learning.actor import Actor, to_device
-from agents.learning.learner import autocast_dtype
+from agents.learning.config import autocast_dtype
 from agents.learning.network import QNetwork
 from agents.saving import checkpoint
 from rl_nfm.support.device import choose_device

@@ -18,112 +18,17 @@ T = 1 and no burn-in, only the two rows that are needed.
 Letters: R rows, E environments, B batch, T positions, S observations.
 """
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping
 
 import torch
-from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from agents.replay.priorities import Priorities
+from agents.replay.batch import Batch
+from agents.replay.config import ReplayConfig
+from agents.replay.layout import FRAME, STATE, make_stores
+from agents.replay.priorities import Priorities, importance_weights
+from agents.replay.returns import ReturnConfig, n_step_returns
 from rl_nfm.encoders import State
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReplayConfig:
-    """Size and sampling of the replay buffer."""
-
-    capacity_steps: Annotated[int, Gt(0)] = 1_000_000
-    """Agent steps kept, over all environments; 7.1 kB each."""
-
-    min_steps: Annotated[int, Gt(0)] = 20_000
-    """Agent steps gathered before learning begins."""
-
-    batch_size: Annotated[int, Gt(0)] = 32
-    """Transitions, or sequences, per update."""
-
-    priority_exponent: Annotated[float, Ge(0), Le(1)] = 0.5
-    """Exponent of prioritised replay; 0 samples uniformly."""
-
-    priority_beta: Annotated[float, Ge(0), Le(1)] = 0.4
-    """Exponent of the importance weights at the start; annealed to `priority_beta_final`."""
-
-    priority_beta_final: Annotated[float, Ge(0), Le(1)] = 1.0
-    """Exponent of the importance weights at the end of training."""
-
-    sequence_steps: Annotated[int, Gt(0)] = 1
-    """Positions T trained in one sequence (recurrent encoders)."""
-
-    burn_in_steps: Annotated[int, Ge(0)] = 0
-    """Positions before them that only warm up the recurrent state."""
-
-    overlap_steps: Annotated[int, Ge(0)] = 0
-    """Steps shared by neighbouring sequences; below `sequence_steps`."""
-
-    initial_state: Literal["stored", "zero"] = "stored"
-    """What a sequence's recurrent state begins with: the one met when acting, or zeros."""
-
-    max_weight: Annotated[float, Ge(0), Le(1)] = 0.9
-    """Priority of a sequence: this times the largest plus the rest times the mean |TD error|."""
-
-    @property
-    def stride_steps(self) -> int:
-        """Rows from the beginning of one sequence to that of the next."""
-        return self.sequence_steps - self.overlap_steps
-
-    def rows(self, num_envs: int) -> int:
-        """Rows kept of so many environments: whole ones, and a whole number of strides."""
-        return self.capacity_steps // num_envs // self.stride_steps * self.stride_steps
-
-    def __post_init__(self) -> None:
-        if self.overlap_steps >= self.sequence_steps:
-            raise ValueError(
-                f"overlap_steps: {self.overlap_steps} is not allowed: must be below "
-                f"sequence_steps ({self.sequence_steps})"
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReturnConfig:
-    """How rewards become n-step returns."""
-
-    n_steps: int
-    discount: float
-    reward_clip: float | None
-    terminal_on_life_loss: bool
-
-
-@dataclasses.dataclass(kw_only=True)
-class Batch:
-    """A sample. S is burn-in + T + n, or without a state 2: the first and the bootstrap's."""
-
-    obs: Tensor
-    """uint8 [S, B, C, H, W]."""
-    state: State
-    """Recurrent state before the first observation, each [B, ...]."""
-    reset: Tensor
-    """bool [S, B]: the state is zeroed before this observation."""
-    extras: dict[str, Tensor]
-    """`last_action`, `last_reward`, `episode_step`, all [S, B]."""
-    a_tm1: Tensor
-    """int64 [T, B]."""
-    r_t: Tensor
-    """Clipped and discounted n-step return without the bootstrap, float [T, B]."""
-    discount_t: Tensor
-    """gamma^m times the stored discounts, float [T, B]."""
-    bootstrap: Tensor
-    """int64 [T, B]: position in S of the observation to bootstrap from."""
-    mask: Tensor
-    """bool [T, B]: false where the position is an episode's last frame, which is no transition."""
-    index: Tensor
-    """int64 [B], for `update_priorities`."""
-    probability: Tensor
-    """float64 [B], of drawing this sequence."""
-    weight: Tensor
-    """Importance weights, float [B]."""
-    burn_in_steps: int
-    """Observations before the first of the T positions."""
 
 
 class Replay:
@@ -154,7 +59,7 @@ class Replay:
         """
         self.config, self.returns, self.num_envs, self.device = config, returns, num_envs, device
         self.obs_shape = obs_shape
-        self.stack_num, height, width = obs_shape
+        self.stack_num = obs_shape[0]
         # before the burn-in: the rest of the stack, and at least the row of the last action
         self.history_steps = config.burn_in_steps + max(1, self.stack_num - 1)
         self.future_steps = config.sequence_steps - 1 + returns.n_steps
@@ -168,23 +73,17 @@ class Replay:
                 f"with this sequence, stack and n_steps need at least {least}"
             )
 
-        def store(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(self.rows, num_envs, *shape, dtype=dtype, device=device)
-
-        self.frame = store(height, width, dtype=torch.uint8)
-        self.action = store(dtype=torch.uint8)
-        self.reward = store(dtype=torch.float32)
-        self.discount = store(dtype=torch.bool)
-        self.episode_start = store(dtype=torch.bool)
-        self.life_loss = store(dtype=torch.bool)
-        self.episode_step = store(dtype=torch.int32)
+        self.row_stores = make_stores(self.rows, num_envs, obs_shape, device)
+        self.frame, self.episode_start = self.row_stores[FRAME], self.row_stores["episode_start"]
         self.priorities = Priorities(self.rows * num_envs, device)
         self.max_priority = torch.ones((), dtype=torch.float64, device=device)
         self.added_rows = 0
         keep_state = config.initial_state == "stored"
         state_rows = self.rows // self.stride
         self.recurrent = tuple(
-            torch.zeros(state_rows, num_envs, *s.shape[1:], device=device) if keep_state else s
+            torch.zeros(state_rows, num_envs, *s.shape[1:], dtype=STATE, device=device)
+            if keep_state
+            else s
             for s in state
         )
         self.beta = torch.zeros((), device=device)  # until learning begins
@@ -200,12 +99,6 @@ class Replay:
     def ready(self) -> bool:
         """Whether a first sequence is complete."""
         return self.added_rows > self.history_steps + self.future_steps + self.stride
-
-    @property
-    def row_stores(self) -> dict[str, Tensor]:
-        """Everything kept per row and written once, by name, each [R, E, ...]."""
-        names = ("frame", "action", "reward", "discount", "episode_start", "life_loss")
-        return {name: getattr(self, name) for name in (*names, "episode_step")}
 
     def set_schedule(self, progress: float) -> None:
         """Set beta for this share of training done, in [0, 1]."""
@@ -234,42 +127,14 @@ class Replay:
         for index, store in enumerate(self.recurrent):
             store.copy_(state[f"state.{index}"])
 
-    def add(
-        self,
-        *,
-        frame: Tensor,
-        action: Tensor,
-        reward: Tensor,
-        discount: Tensor,
-        episode_start: Tensor,
-        life_loss: Tensor,
-        episode_step: Tensor,
-        state: State = (),
-    ) -> None:
+    def add(self, *, state: State = (), **row: Tensor) -> None:
         """Append one row.
 
         Args:
-            frame: newest frame of the observation acted on, uint8 [E, H, W].
-            action: [E].
-            reward: raw, of the step that followed, [E].
-            discount: 0 where that step ended the game, else 1, [E].
-            episode_start: the frame is the first of an episode, bool [E].
-            life_loss: that step lost a life, bool [E].
-            episode_step: steps since the episode began, at this frame, [E].
-            state: recurrent state before this observation, each [E, ...].
+            state: the encoder's recurrent state before this observation, each [E, ...].
+            row: a tensor [E, ...] for each name of `layout.ROW`.
         """
-        self.write_row(
-            {
-                "frame": frame,
-                "action": action,
-                "reward": reward,
-                "discount": discount,
-                "episode_start": episode_start,
-                "life_loss": life_loss,
-                "episode_step": episode_step,
-                **{f"state.{index}": value for index, value in enumerate(state)},
-            }
-        )
+        self.write_row({**row, **{f"state.{index}": x for index, x in enumerate(state)}})
         self.count_row()
 
     def count_row(self) -> None:
@@ -330,7 +195,7 @@ class Replay:
         burn_in, length = self.config.burn_in_steps, self.config.sequence_steps
         offset = torch.arange(length, device=self.device)[:, None]
         r_t, discount_t, bootstrap_steps = self._returns(row + offset, env)
-        mask = ~self._at(self.episode_start, row + offset + 1, env)
+        mask = ~self._at("episode_start", row + offset + 1, env)
         if length == 1 and burn_in == 0 and not self.recurrent:
             rows = torch.cat([row[None], row + bootstrap_steps])  # [2, B]
             bootstrap = torch.ones_like(bootstrap_steps)
@@ -343,7 +208,7 @@ class Replay:
             state=self._states(rows[0], env),
             reset=self._resets(rows, env),
             extras=self._extras(rows, env),
-            a_tm1=self._at(self.action, row + offset, env).long(),
+            a_tm1=self._at("action", row + offset, env).long(),
             r_t=r_t,
             discount_t=discount_t,
             bootstrap=bootstrap,
@@ -385,37 +250,25 @@ class Replay:
 
     def _returns(self, rows: Tensor, env: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """n-step return, its discount and the steps m to its bootstrap, each [T, B]."""
-        clip, gamma = self.returns.reward_clip, self.returns.discount
-        total = torch.zeros(rows.shape, device=self.device)
-        discount = torch.ones_like(total)
-        inside = torch.ones_like(rows, dtype=torch.bool)
-        steps = torch.zeros_like(rows)
-        for k in range(self.returns.n_steps):
-            if k > 0:
-                inside = inside & ~self._at(self.episode_start, rows + k + 1, env)
-            reward = self._at(self.reward, rows + k, env)
-            if clip is not None:
-                reward = reward.clamp(-clip, clip)
-            total = total + torch.where(inside, discount * reward, 0.0)
-            alive = self._at(self.discount, rows + k, env)
-            if self.returns.terminal_on_life_loss:
-                alive = alive & ~self._at(self.life_loss, rows + k, env)
-            discount = torch.where(inside, discount * gamma * alive, discount)
-            steps = steps + inside
-        return total, discount, steps
+        ahead = rows + torch.arange(self.returns.n_steps, device=self.device)[:, None, None]
+        alive = self._at("discount", ahead, env)  # [n, T, B]
+        if self.returns.terminal_on_life_loss:
+            alive = alive & ~self._at("life_loss", ahead, env)
+        reward, crosses = self._at("reward", ahead, env), self._at("episode_start", ahead + 1, env)
+        return n_step_returns(self.returns, reward, alive, crosses)
 
     def _resets(self, rows: Tensor, env: Tensor) -> Tensor:
-        reset = self._at(self.episode_start, rows, env)
+        reset = self._at("episode_start", rows, env)
         if self.returns.terminal_on_life_loss:
-            reset = reset | self._at(self.life_loss, rows - 1, env)
+            reset = reset | self._at("life_loss", rows - 1, env)
         return reset
 
     def _extras(self, rows: Tensor, env: Tensor) -> dict[str, Tensor]:
-        inside = ~self._at(self.episode_start, rows, env)
+        inside = ~self._at("episode_start", rows, env)
         return {
-            "last_action": self._at(self.action, rows - 1, env).long() * inside,
-            "last_reward": self._at(self.reward, rows - 1, env) * inside,
-            "episode_step": self._at(self.episode_step, rows, env).long(),
+            "last_action": self._at("action", rows - 1, env).long() * inside,
+            "last_reward": self._at("reward", rows - 1, env) * inside,
+            "episode_step": self._at("episode_step", rows, env).long(),
         }
 
     def _states(self, first_row: Tensor, env: Tensor) -> State:
@@ -427,23 +280,5 @@ class Replay:
     def _flat(self, rows: Tensor, env: Tensor) -> Tensor:
         return rows % self.rows * self.num_envs + env
 
-    def _at(self, store: Tensor, rows: Tensor, env: Tensor) -> Tensor:
-        return store.view(-1)[self._flat(rows, env)]
-
-
-def importance_weights(probability: Tensor, beta: Tensor) -> Tensor:
-    """`(1 / P)^beta`, normalised by the batch maximum (Schaul et al. 2016), float32 [B]."""
-    weights = probability.clamp(min=torch.finfo(torch.float64).tiny) ** -beta.double()
-    return (weights / weights.max()).float()
-
-
-def replay_bytes(
-    config: ReplayConfig, *, num_envs: int, obs_shape: Sequence[int], state: State
-) -> tuple[int, int]:
-    """Bytes that the buffer will take: (in all, of which recurrent states)."""
-    stride = config.sequence_steps - config.overlap_steps
-    steps = config.capacity_steps // num_envs * num_envs
-    per_step = obs_shape[-1] * obs_shape[-2] + 1 + 4 + 3 + 4 + 8
-    per_state = sum(s[0].numel() * 4 for s in state) if config.initial_state == "stored" else 0
-    states = steps // stride * per_state
-    return steps * per_step + states, states
+    def _at(self, name: str, rows: Tensor, env: Tensor) -> Tensor:
+        return self.row_stores[name].view(-1)[self._flat(rows, env)]

@@ -11,6 +11,9 @@ import math
 import torch
 from torch import Tensor
 
+WEIGHT = torch.float64
+"""The type of weights."""
+
 
 class Priorities:
     """Non-negative weights that are drawn in proportion to their size."""
@@ -19,8 +22,8 @@ class Priorities:
         self.size = size
         self.block = max(1, math.isqrt(size))
         blocks = -(-size // self.block)
-        self._weights = torch.zeros(blocks, self.block, dtype=torch.float64, device=device)
-        self._sums = torch.zeros(blocks, dtype=torch.float64, device=device)
+        self._weights = torch.zeros(blocks, self.block, dtype=WEIGHT, device=device)
+        self._sums = torch.zeros(blocks, dtype=WEIGHT, device=device)
 
     @property
     def weights(self) -> Tensor:
@@ -37,7 +40,7 @@ class Priorities:
         # A GPU writes equal indices in any order: each of them brings the last one's weight.
         order = torch.arange(len(index), device=index.device)
         last = torch.where(index[:, None] == index, order, -1).amax(1)
-        self._weights.view(-1).index_copy_(0, index, weights.to(torch.float64)[last])
+        self._weights.view(-1).index_copy_(0, index, weights.to(WEIGHT)[last])
         touched = index // self.block
         self._sums.index_copy_(0, touched, self._weights[touched].sum(1))
 
@@ -86,3 +89,9 @@ def _search(running: Tensor, point: Tensor) -> Tensor:
     below = torch.nextafter(last, torch.zeros_like(last))
     found = torch.searchsorted(running, torch.minimum(point.clamp(min=0.0), below), right=True)
     return found.clamp(max=running.shape[-1] - 1)
+
+
+def importance_weights(probability: Tensor, beta: Tensor) -> Tensor:
+    """`(1 / P)^beta`, normalised by the batch maximum (Schaul et al. 2016), float32 [B]."""
+    weights = probability.clamp(min=torch.finfo(torch.float64).tiny) ** -beta.double()
+    return (weights / weights.max()).float()

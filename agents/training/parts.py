@@ -7,7 +7,9 @@ import torch
 from agents.config import Config
 from agents.learning.learner import Learner
 from agents.playing.evaluate import env_seed
-from agents.replay.buffer import Replay, ReturnConfig, replay_bytes
+from agents.replay.buffer import Replay
+from agents.replay.layout import replay_bytes
+from agents.replay.returns import ReturnConfig
 from agents.saving import checkpoint
 from agents.training.memory_check import check_memory, out_of_memory_told
 from envs import GameVecEnv, make_env

@@ -12,7 +12,8 @@ from torch import Tensor
 from agents.learning.captured import Captured
 from agents.learning.learner import Learner
 from agents.learning.random_stream import RandomStream
-from agents.replay.buffer import Batch, ReplayConfig
+from agents.replay.batch import Batch
+from agents.replay.config import ReplayConfig
 
 
 class Memory(Protocol):

@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import Tensor
 
-from agents.learning.learner import LearnerConfig
+from agents.learning.config import LearnerConfig
 from agents.learning.network import QNetwork
 from agents.learning.streams import Event, Stream
 

@@ -16,7 +16,8 @@ from agents.config import Config
 from agents.learning.actor import Actor
 from agents.learning.learner import Learner
 from agents.learning.network import QNetwork
-from agents.replay.buffer import Replay, ReturnConfig
+from agents.replay.buffer import Replay
+from agents.replay.returns import ReturnConfig
 from agents.saving.checkpoint import build_network
 from agents.training.step import GradientStep
 from benchmarks._counting import Counter, Tally, tensors_in, total_bytes

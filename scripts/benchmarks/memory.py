@@ -5,7 +5,10 @@ import resource
 
 import torch
 
-from agents.replay.buffer import Replay, ReplayConfig, ReturnConfig, replay_bytes
+from agents.replay.buffer import Replay
+from agents.replay.config import ReplayConfig
+from agents.replay.layout import replay_bytes
+from agents.replay.returns import ReturnConfig
 
 
 def main(argv: list[str]) -> None:

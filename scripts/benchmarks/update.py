@@ -16,7 +16,8 @@ from stable_baselines3.common.logger import configure
 
 from agents.config import Config, make_config
 from agents.learning.learner import Learner
-from agents.replay.buffer import Replay, ReturnConfig
+from agents.replay.buffer import Replay
+from agents.replay.returns import ReturnConfig
 from agents.saving.checkpoint import build_network
 from agents.training.step import GradientStep
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from agents.learning.actor import Actor, frozen_statistics, to_device
-from agents.replay.buffer import Replay, ReplayConfig, ReturnConfig
+from agents.replay.buffer import Replay
+from agents.replay.config import ReplayConfig
+from agents.replay.returns import ReturnConfig
 
 CPU = torch.device("cpu")
 NOISY = {"distribution": "iqn", "dueling": True, "noisy": True}

@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.learning.learner import Learner, LearnerConfig
+from agents.learning.config import LearnerConfig
+from agents.learning.learner import Learner
 from agents.learning.random_stream import RandomStream
-from agents.replay.buffer import Replay, ReplayConfig, ReturnConfig
+from agents.replay.buffer import Replay
+from agents.replay.config import ReplayConfig
+from agents.replay.returns import ReturnConfig
 from agents.training.step import GradientStep
 
 CPU = torch.device("cpu")

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.learning.learner import Learner, LearnerConfig
+from agents.learning.config import LearnerConfig
+from agents.learning.learner import Learner
 from agents.learning.network import QNetwork
-from agents.replay.buffer import Batch, importance_weights
+from agents.replay.batch import Batch
+from agents.replay.priorities import importance_weights
 from rl_nfm.values.heads import HeadConfig
 
 CPU = torch.device("cpu")
@@ -150,7 +152,7 @@ def test_one_call_equals_pieces_equals_single_steps(toys: types.SimpleNamespace)
     network, span = learner.online, len(batch.obs)
     with torch.no_grad():
         whole, last = network.features(batch.obs, batch.state, batch.reset, batch.extras)
-        pieces = learner._unroll(network, batch, 0, span)
+        pieces = learner.objective.unroll(network, batch, 0, span)
         state, single = batch.state, []
         for s in range(span):
             extras = {k: v[s : s + 1] for k, v in batch.extras.items()}

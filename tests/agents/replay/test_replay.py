@@ -14,14 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.replay.buffer import (
-    Batch,
-    Replay,
-    ReplayConfig,
-    ReturnConfig,
-    importance_weights,
-    replay_bytes,
-)
+from agents.replay.batch import Batch
+from agents.replay.buffer import Replay
+from agents.replay.config import ReplayConfig
+from agents.replay.layout import replay_bytes
+from agents.replay.priorities import importance_weights
+from agents.replay.returns import ReturnConfig
 
 CPU = torch.device("cpu")
 HEIGHT, WIDTH, STATE = 2, 3, 2

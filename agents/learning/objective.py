@@ -1,0 +1,132 @@
+"""What an update minimises: the loss of a batch, and its targets.
+
+Rainbow's parts, each a switch: quantiles (IQN), double, dueling, n-step, noisy; and Munchausen. All
+off is DQN. The maths is in `rl_nfm.values.losses`; this file runs the networks. Noise is drawn
+afresh for the online, the selecting and the target forward. bf16 autocast covers the networks;
+losses and targets are fp32.
+
+Letters: S observations, T positions, B batch, N, M, K online, target and selecting quantiles.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from agents.learning.config import LearnerConfig
+from agents.learning.network import QNetwork
+from agents.replay.batch import Batch
+from rl_nfm.values import losses
+
+
+class LossTerms(NamedTuple):
+    """Of each position [T, B]; all but the loss detached."""
+
+    loss: Tensor
+    td_error: Tensor
+    """Mean absolute TD error."""
+    q_value: Tensor
+    """Value of the action taken."""
+
+
+class Objective:
+    """The loss of a batch."""
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        online: QNetwork,
+        target: QNetwork,
+        *,
+        device: torch.device,
+        dtype: torch.dtype | None,
+    ):
+        self.config, self.online, self.target = config, online, target
+        self.device, self.dtype = device, dtype
+
+    def __call__(self, batch: Batch) -> LossTerms:
+        """Of each position, without host synchronisation."""
+        config = self.config
+        first, positions = batch.burn_in_steps, batch.a_tm1.shape[0]
+        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+        with autocast:
+            ahead = len(batch.obs) if config.double else first + positions
+            features = self.unroll(self.online, batch, 0, ahead)  # [S, B, D]
+            values, tau = self.online.values(
+                features[first : first + positions], config.num_quantiles, noise="batch"
+            )
+            with torch.no_grad():
+                target_t = self.targets(batch, features)
+        taken = losses.take_action(values, batch.a_tm1)  # [T, B, N]
+        if tau is None:
+            loss, td_error = losses.td_loss(taken[..., 0], target_t[..., 0], config.kappa)
+        else:
+            loss, td_error = losses.quantile_huber_loss(taken, tau, target_t, config.kappa)
+        return LossTerms(loss=loss, td_error=td_error, q_value=taken.detach().mean(-1))
+
+    def unroll(self, network: QNetwork, batch: Batch, begin: int, end: int) -> Tensor:
+        """Features of observations begin..end; only the T trained ones carry gradient."""
+        first = batch.burn_in_steps
+        last = first + batch.a_tm1.shape[0]
+        state, parts = batch.state, []
+        recurrent = len(state) > 0
+        for piece in (slice(begin, first), slice(max(begin, first), last), slice(last, end)):
+            if piece.stop <= piece.start:
+                continue
+            grad = first <= piece.start < last and torch.is_grad_enabled()
+            with torch.set_grad_enabled(grad):
+                extras = {name: value[piece] for name, value in batch.extras.items()}
+                features, state = network.features(
+                    batch.obs[piece], state, batch.reset[piece] if recurrent else None, extras
+                )
+            parts.append(features)
+            if not grad:
+                # Casts cached without gradient would hide the weights from the next piece.
+                torch.clear_autocast_cache()
+        return torch.cat(parts)
+
+    def targets(self, batch: Batch, online_features: Tensor) -> Tensor:
+        """Samples of the target distribution, [T, B, M]."""
+        config = self.config
+        # Without a state only the bootstrap observations are needed.
+        skipped = 0 if batch.state or config.munchausen else batch.a_tm1.shape[0]
+        features = self.unroll(self.target, batch, skipped, len(batch.obs))
+        index = batch.bootstrap.unsqueeze(-1).expand(-1, -1, features.shape[-1])
+        next_features = features.gather(0, index - skipped)
+        quantile_t, _ = self.target.values(
+            next_features, config.num_target_quantiles, noise="batch"
+        )
+        if config.munchausen:
+            return self._munchausen_targets(batch, features, quantile_t)
+        selector = quantile_t
+        if config.double:
+            chosen = online_features.gather(0, index)
+            selector, _ = self.online.values(chosen, config.num_action_quantiles, noise="batch")
+        elif self.target.quantiles:
+            # Fractions of their own: the maximum over the samples that also give the value would
+            # choose their luck (Dopamine and rltime draw anew too).
+            selector, _ = self.target.values(
+                next_features, config.num_action_quantiles, noise="batch"
+            )
+        a_t = selector.mean(-2).argmax(-1)  # [T, B]
+        value_t = losses.take_action(quantile_t, a_t)
+        eps = config.value_rescaling_eps
+        if eps is None:
+            return losses.bootstrap_target(batch.r_t, batch.discount_t, value_t)
+        return losses.rescaled_bootstrap_target(batch.r_t, batch.discount_t, value_t, eps)
+
+    def _munchausen_targets(self, batch: Batch, features: Tensor, quantile_t: Tensor) -> Tensor:
+        """Soft targets; the log-policy bonus belongs to the first step of the return."""
+        config = self.config
+        first = batch.burn_in_steps
+        present = features[first : first + batch.a_tm1.shape[0]]
+        q_tm1 = self.target.values(present, config.num_target_quantiles, noise="batch")[0].mean(-2)
+        bonus = losses.munchausen_bonus(
+            q_tm1,
+            batch.a_tm1,
+            config.munchausen_alpha,
+            config.munchausen_temperature,
+            config.munchausen_clip,
+        )
+        value_t = losses.munchausen_value(quantile_t, config.munchausen_temperature)
+        return losses.bootstrap_target(batch.r_t + bonus, batch.discount_t, value_t)

@@ -1,0 +1,56 @@
+"""What is kept of every row, in which type, and what that takes.
+
+Letters: R rows, E environments, H, W of one frame.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from agents.replay.config import ReplayConfig
+from agents.replay.priorities import WEIGHT
+from rl_nfm.encoders import State
+
+FRAME = "frame"
+"""The one store whose entries are no scalars but [H, W]."""
+
+ROW: Mapping[str, torch.dtype] = {
+    FRAME: torch.uint8,  # the newest frame of the observation acted on
+    "action": torch.uint8,
+    "reward": torch.float32,  # raw, of the step that followed
+    "discount": torch.bool,  # false where that step ended the game
+    "episode_start": torch.bool,  # the frame is the first of an episode
+    "life_loss": torch.bool,  # that step lost a life
+    "episode_step": torch.int32,  # steps since the episode began, at this frame
+}
+"""Everything kept per row and written once, with its type."""
+
+STATE = torch.float32
+"""The type of recurrent states."""
+
+
+def make_stores(
+    rows: int, num_envs: int, obs_shape: Sequence[int], device: torch.device
+) -> dict[str, Tensor]:
+    """Zeros for each of `ROW`, [R, E, ...]."""
+
+    def store(name: str, dtype: torch.dtype) -> Tensor:
+        shape = (rows, num_envs, *(obs_shape[-2:] if name == FRAME else ()))
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    return {name: store(name, dtype) for name, dtype in ROW.items()}
+
+
+def replay_bytes(
+    config: ReplayConfig, *, num_envs: int, obs_shape: Sequence[int], state: State
+) -> tuple[int, int]:
+    """Bytes that the buffer will take: (in all, of which recurrent states)."""
+    pixels = obs_shape[-1] * obs_shape[-2]
+    sizes = {name: dtype.itemsize for name, dtype in ROW.items()}
+    per_step = sum(sizes.values()) + (pixels - 1) * sizes[FRAME] + WEIGHT.itemsize
+    steps = config.capacity_steps // num_envs * num_envs
+    kept = state if config.initial_state == "stored" else ()
+    per_state = sum(s[0].numel() * STATE.itemsize for s in kept)
+    states = steps // config.stride_steps * per_state
+    return steps * per_step + states, states
