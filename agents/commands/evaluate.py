@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 from annotated_types import Ge, Gt, Le
 
@@ -17,6 +18,7 @@ from agents.playing.attention import attention_view
 from agents.playing.evaluate import play
 from agents.playing.scores import Scores
 from agents.playing.video import record_first_episode
+from agents.reporting.statistics import bootstrap_interval
 from agents.saving import checkpoint
 from agents.saving.checkpoint import Checkpoint
 from agents.saving.run_folder import RunFolder
@@ -115,7 +117,18 @@ def main(argv: Sequence[str]) -> int:
         if options.json is not None:
             write_json(options.json, content)
         print(_text(content))
+    # Last, where they are found after much text; and only now are the videos whole.
+    for name, path in _written(options).items():
+        print(f"{name + ':':24}{path}")
     return 0
+
+
+def _written(options: Options) -> dict[str, Path]:
+    """What each file that was asked for is called."""
+    files = {"scores": options.json, "video": options.video, "attention": options.attention}
+    if options.attention is not None:
+        files["attention, one picture"] = options.attention.with_suffix(".png")
+    return {name: path for name, path in files.items() if path is not None}
 
 
 def _open(options: Options) -> Checkpoint:
@@ -146,7 +159,29 @@ def _content(scores: Scores, config: Config, found: Checkpoint | None) -> dict[s
         }
     packages = ("torch", "numpy", "gymnasium", "ale-py")
     versions = {"python": platform.python_version(), **{p: version(p) for p in packages}}
-    return {**scores.to_plain(), **trained, "versions": versions}
+    return {**scores.to_plain(), **_spread(scores.returns), **trained, "versions": versions}
+
+
+def _spread(returns: Sequence[float]) -> dict[str, Any]:
+    """Sample standard deviation, and the 95 % bootstrap interval of the mean; None of one."""
+    if len(returns) < 2:
+        return {"standard_deviation": None, "mean_interval": None}
+    values = np.array(returns)
+    low, high = bootstrap_interval(lambda strata: strata[0].mean(-1), [values], resamples=10_000)
+    return {
+        "standard_deviation": float(values.std(ddof=1)),
+        "mean_interval": [float(low), float(high)],
+    }
+
+
+def _spread_text(content: dict[str, Any]) -> str:
+    if content["mean_interval"] is None:
+        return ""
+    low, high = content["mean_interval"]
+    return (
+        f", 95 % interval {low:.2f} to {high:.2f} (over episodes), "
+        f"standard deviation {content['standard_deviation']:.2f}"
+    )
 
 
 def _text(content: dict[str, Any]) -> str:
@@ -156,7 +191,7 @@ def _text(content: dict[str, Any]) -> str:
     rows = {
         "game": f"{content['game']}, {who}",
         "episodes": content["episodes"],
-        "mean return": f"{content['mean']:.2f}",
+        "mean return": f"{content['mean']:.2f}{_spread_text(content)}",
         "median return": f"{content['median']:.2f}",
         "human-normalised score": "none (no human score is published)"
         if hns is None

@@ -1,6 +1,7 @@
 """`rl-nfm train`: begin a run from a preset, or go on with one."""
 
 import dataclasses
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -53,10 +54,12 @@ def main(argv: Sequence[str]) -> int:
             config = _flags(read_preset(preset), argv, preset)
             folder = train.train(config, out=None if out is None else Path(out))
     except train.Stop as stop:
-        print(f"stopped by {stop} after a checkpoint; go on: rl-nfm train --resume RUN")
+        quoted = shlex.quote(str(stop.folder))
+        print(f"stopped by {stop} after a checkpoint; go on: rl-nfm train --resume {quoted}")
         return 128 + signal.Signals[str(stop)]
     print(f"done: {folder}")
-    print(f"next: rl-nfm evaluate {folder}")
+    quoted = shlex.quote(str(folder))
+    print(f"next: rl-nfm evaluate {quoted}    curves: tensorboard --logdir {quoted}")
     return 0
 
 

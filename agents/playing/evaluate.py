@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from agents.config import Config
 from agents.learning.actor import Actor
@@ -27,6 +26,7 @@ from agents.learning.static_actor import StaticActor
 from agents.learning.streams import make_stream
 from agents.playing.scores import Scores, protocol_block
 from envs import GameVecEnv, make_env
+from rl_nfm.support.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def play(
         seed: of the environments and of the actions; training's random streams are left alone.
         num_envs: games side by side, at most N.
         fixed_fractions: the same quantile fractions at every step; see the head of this file.
-        progress: show a bar.
+        progress: show how many episodes have ended.
         on_step: called with each observation; the first game's first episode is the first counted.
         stop: asked at every step whether to end early.
 
@@ -104,8 +104,8 @@ def play(
                 fixed_fractions=fixed_fractions,
                 graph=on_step is None,  # who watches may hook into the network
             )
-        with _bar(episodes, progress) as bar:
-            counted = _Counter(env.num_envs, episodes, bar)
+        counted = _Counter(env.num_envs, episodes)
+        with counted.shown() if progress else contextlib.nullcontext():
             _play(env, player, counted, on_step, stop)
     return Scores(
         game=env.game,
@@ -222,18 +222,6 @@ def _play(
         counted.step(info)
 
 
-def _bar(episodes: int, progress: bool) -> "tqdm[Any]":
-    # miniters=0: shows signs of life between the ends of episodes too
-    return tqdm(
-        total=episodes,
-        unit="episode",
-        miniters=0,
-        mininterval=0.5,
-        dynamic_ncols=True,
-        disable=not progress,
-    )
-
-
 def _make_actor(network: QNetwork, config: Config, env: GameVecEnv) -> Actor:
     num_actions, known = len(env.action_meanings), network.head.num_actions
     if known != num_actions:
@@ -263,11 +251,17 @@ def env_seed(seed: int, steps: int = 0) -> int:
 class _Counter:
     """Gives episodes numbers in the order of their start, and keeps the first N."""
 
-    def __init__(self, num_envs: int, episodes: int, bar: "tqdm[Any]"):
+    def __init__(self, num_envs: int, episodes: int):
         self.number = np.arange(num_envs)
         self.next = num_envs
         self.results: dict[int, tuple[float, int]] = {}
-        self.episodes, self.bar, self.steps = episodes, bar, 0
+        self.episodes, self.steps = episodes, 0
+        self.progress: Progress | None = None
+
+    def shown(self) -> Progress:
+        """Show from now on how many episodes have ended."""
+        self.progress = Progress(self.episodes, unit="episode", values=self._values)
+        return self.progress
 
     @property
     def done(self) -> bool:
@@ -288,15 +282,13 @@ class _Counter:
             if number < self.episodes:
                 ended = float(info["episode_return"][i]), int(info["episode_steps"][i])
                 self.results[number] = ended
-                self.bar.update()
             self.number[i] = self.next
             self.next += 1
-        if not self.bar.disable:
-            self.bar.set_postfix(self._postfix(), refresh=False)
-            self.bar.update(0)
+        if self.progress is not None:
+            self.progress.advance(len(self.results) - self.progress.count)
 
-    def _postfix(self) -> dict[str, str]:
-        shown = {"steps": str(self.steps)}
+    def _values(self) -> dict[str, float]:
+        shown = {"steps": float(self.steps)}
         if self.results:
-            shown["mean"] = f"{np.mean([r for r, _ in self.results.values()]):.1f}"
+            shown["mean"] = float(np.mean([r for r, _ in self.results.values()]))
         return shown

@@ -5,6 +5,7 @@ cut both back to its checkpoint, and curves that cannot be written never end a r
 """
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import logging
@@ -59,6 +60,20 @@ class RunFolder:
         except OSError as error:
             raise ValueError(f"out: {out or 'runs'} cannot be written ({error.strerror})") from None
         return folder
+
+    @staticmethod
+    def check_free(out: Path) -> None:
+        """Find out, before memory is taken, whether a new run may begin there.
+
+        Raises:
+            ValueError: the folder is not empty, or cannot be made or written.
+        """
+        made = next(path for path in (out, *out.absolute().parents) if path.exists())
+        if not made.is_dir() or not os.access(made, os.W_OK | os.X_OK):
+            why = os.strerror(errno.EACCES if made.is_dir() else errno.ENOTDIR)
+            raise ValueError(f"out: {out} cannot be written ({why})")
+        if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
+            raise _not_empty(out)
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from annotated_types import Ge, Lt
-from tqdm import tqdm
 
 from agents.saving.run_folder import RunFolder
 from rl_nfm.support.configuration import validate
+from rl_nfm.support.progress import Progress
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -53,7 +53,7 @@ class Counters:
 
 
 class Recorder:
-    """Writes one line of metrics per stretch of a run, and shows the bar."""
+    """Writes one line of metrics per stretch of a run, and shows how far it is."""
 
     def __init__(self, folder: RunFolder, counters: Counters, updates: int, *, steps: int):
         """Begin a stretch.
@@ -67,14 +67,33 @@ class Recorder:
         self.folder, self.counters = folder, counters
         self.begun_steps = counters.steps
         self._begun = (time.perf_counter(), counters.steps, updates)
-        self.bar = tqdm(
-            total=steps,
-            initial=counters.steps,
-            unit="step",
-            mininterval=1.0,
-            smoothing=0.05,
-            dynamic_ncols=True,
-        )
+        self._evaluation: float | None = None
+        self._updates = self._shown_updates = updates
+        self._shown_at = self._begun[0]
+        self.progress = Progress(steps, begun=counters.steps, values=self._values)
+        self.progress.write(f"run: {folder.path}")
+
+    def advance(self, steps: int, updates: int) -> None:
+        """Count steps, and show them when it is time.
+
+        Args:
+            steps: agent steps since the last call.
+            updates: of the run, so far.
+        """
+        self._updates = updates
+        self.progress.advance(steps)
+
+    def _values(self) -> dict[str, float]:
+        """What is shown beside the steps, as far as it is known."""
+        now = time.perf_counter()
+        rate = (self._updates - self._shown_updates) / max(1e-9, now - self._shown_at)
+        self._shown_updates, self._shown_at = self._updates, now
+        shown = {"updates/s": rate}
+        if returns := self.counters.last_returns:
+            shown["return"] = sum(returns) / len(returns)
+        if self._evaluation is not None:
+            shown["evaluation"] = self._evaluation
+        return shown
 
     def log(self, updates: int, more: Mapping[str, Any]) -> None:
         """End the stretch with a line; docs/metrics.md says what each number means."""
@@ -96,11 +115,7 @@ class Recorder:
             line["length_mean"] = sum(counters.new_lengths) / len(counters.new_lengths)
         if counters.last_returns:
             line["return_last_100"] = sum(counters.last_returns) / len(counters.last_returns)
-            shown = {
-                "updates/s": f"{line['updates_per_second']:.1f}",
-                "return": f"{line['return_last_100']:.0f}",
-            }
-            self.bar.set_postfix(shown, refresh=False)
+        self._evaluation = line.get("eval_return_mean", self._evaluation)
         self.folder.log(line)
         counters.new_returns, counters.new_lengths = [], []
         self._begun, self.begun_steps = now, counters.steps

@@ -5,11 +5,17 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 
 class Stop(Exception):
     """A signal asked the run to end; its name is the text."""
+
+    def __init__(self, name: str, folder: Path):
+        """Keep the run's folder, where it can go on from."""
+        super().__init__(name)
+        self.folder = folder
 
 
 class StopRequest:
@@ -40,14 +46,14 @@ class StopRequest:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def raise_if_asked(self) -> None:
-        """End as the signal wants.
+    def raise_if_asked(self, folder: Path) -> None:
+        """End the run of this folder as the signal wants.
 
         Raises:
             Stop: naming the signal.
         """
         if self.number is not None:
-            raise Stop(signal.Signals(self.number).name)
+            raise Stop(signal.Signals(self.number).name, folder)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.number is not None:

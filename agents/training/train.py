@@ -21,6 +21,8 @@ def train(config: Config, *, out: Path | None = None) -> Path:
         Stop: a signal asked the run to end, which it did with a checkpoint.
     """
     device = choose_device(config.device)
+    if out is not None:
+        RunFolder.check_free(out)
     trainer = Trainer(config, device)
     folder = RunFolder.create(config, out)
     with folder.held(), trainer.memory_told():

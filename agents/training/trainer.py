@@ -100,7 +100,7 @@ class Trainer:
         self.recorder = Recorder(folder, self.counters, updates, steps=self.config.steps)
         with (
             contextlib.closing(self.env),
-            self.recorder.bar,
+            self.recorder.progress,
             self.asked.listening(),
             _one_host_thread(self.device),
         ):
@@ -116,7 +116,7 @@ class Trainer:
                 f"note: this run made no update: learning begins at replay.min_steps "
                 f"({self.config.replay.min_steps})"
             )
-        self.asked.raise_if_asked()
+        self.asked.raise_if_asked(folder.path)
         return folder.path
 
     def _loop(self) -> None:
@@ -160,7 +160,7 @@ class Trainer:
         """Log, evaluate and save when due; end the run if a checkpoint could not be written."""
         self.saver.check()
         now, num_envs = self.counters.steps, self.config.env.num_envs
-        self.recorder.bar.update(num_envs)
+        self.recorder.advance(num_envs, self.learner.updates)
         due = self.clock.due(now - num_envs, now)
         if not self.config.run.eval_episodes:
             due -= {"evaluate"}

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rl_nfm.supervised.loop.options import plain
 from rl_nfm.supervised.loop.reporting import MetricsLog, read_metrics
 from rl_nfm.supervised.loop.task import LoopConfig, Metrics, Task
 from rl_nfm.support.optimizer import load_optimizer_state, optimizer_state
+from rl_nfm.support.progress import Progress
 from rl_nfm.support.storage import load_meta, load_tensors, save_directory
 
 KIND = "rl-nfm supervised trial"
@@ -51,28 +51,22 @@ class Trial:
     def run(self) -> dict[str, Any]:
         """Train to the last epoch; the trial's row of the result."""
         log = MetricsLog(self.folder, last_epoch=self.epoch)
-        bar = tqdm(
-            total=self.config.epochs,
-            initial=self.epoch,
-            desc=self.folder.name,
-            unit="epoch",
-            disable=None,
-        )
+        progress = Progress(None, begun=self.updates, unit="update", name=self.folder.name)
         while self.epoch < self.config.epochs:
             start = time.perf_counter()
-            loss = self._train_epoch()
+            loss = self._train_epoch(progress)
             self.seconds += time.perf_counter() - start
-            bar.update()
+            progress.expect(self.updates // self.epoch * self.config.epochs)
             if self.epoch % self.config.eval_every == 0 or self.epoch == self.config.epochs:
                 metrics = {"train_loss": loss, **self._evaluate()}
                 log.write(self.epoch, metrics)
-                bar.write(f"{self.folder.name} epoch {self.epoch}: {_one_line(metrics)}")
+                progress.write(f"{self.folder.name} epoch {self.epoch}: {_one_line(metrics)}")
                 self._save()
-        bar.close()
+        progress.close()
         log.close()
         return self._result()
 
-    def _train_epoch(self) -> float:
+    def _train_epoch(self, progress: Progress) -> float:
         """One epoch; returns its mean loss."""
         self.model.train()
         for group in self.optimizer.param_groups:
@@ -88,6 +82,7 @@ class Trial:
             self.optimizer.step()
             total += loss.detach()
             count += 1
+            progress.advance()
         self.epoch += 1
         self.updates += count
         mean = float(total) / max(count, 1)

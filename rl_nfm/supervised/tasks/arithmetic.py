@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rl_nfm.arithmetic import (
     INALU,
@@ -47,6 +46,7 @@ from rl_nfm.supervised.registry import register_task
 from rl_nfm.supervised.tasks.arithmetic_function import ArithmeticConfig, FunctionTask, summarise
 from rl_nfm.support.bare_flags import spell_out
 from rl_nfm.support.device import choose_device
+from rl_nfm.support.progress import Progress
 
 NAME = "arithmetic"
 TEST_SAMPLES = 10_000
@@ -155,13 +155,12 @@ class Run:
             self.updates, self.seconds = meta["updates"], meta["seconds"]
             self.history, self.evaluated = more["history"], meta["evaluated"]
         log = MetricsLog(folder, last_epoch=self.updates)
-        bar = tqdm(total=config.updates, initial=self.updates, unit="update", disable=None)
+        progress = Progress(config.updates, begun=self.updates, unit="update", name=folder.name)
         while self.updates < config.updates:
             start = time.perf_counter()
             count = min(config.eval_every, config.updates - self.updates)
-            self._train_updates(count)
+            self._train_updates(count, progress)
             self.seconds += time.perf_counter() - start
-            bar.update(count)
             self.evaluate()
             solved = float((self.history[-1, 1] < self.threshold).float().mean())
             middle = self.history[-1].nan_to_num(math.inf).median(1).values.tolist()
@@ -177,15 +176,16 @@ class Run:
                 },
                 {"history": self.history},
             )
-        bar.close()
+        progress.close()
         log.close()
 
-    def _train_updates(self, count: int) -> None:
+    def _train_updates(self, count: int, progress: Progress) -> None:
         for first in range(self.updates, self.updates + count, CHUNK):
             size = min(CHUNK, self.updates + count - first)
             inputs, targets = self._chunk(first, size)
             for index in range(size):
                 self._update(inputs[:, index], targets[:, index], ramp(self.config, first + index))
+                progress.advance()
         self.updates += count
 
     def _chunk(self, first: int, size: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from rl_nfm.modular import (
     BooleanTask,
@@ -37,6 +36,7 @@ from rl_nfm.supervised.loop.reporting import MetricsLog
 from rl_nfm.supervised.loop.seed_batch import SeedBatch, seed_generator
 from rl_nfm.supervised.tasks.modular_config import SHARED, ModularConfig, check_config
 from rl_nfm.support.device import choose_device
+from rl_nfm.support.progress import Progress
 
 
 def build_model(config: ModularConfig, tasks: Sequence[BooleanTask]) -> nn.Module:
@@ -138,23 +138,27 @@ class Run:
             meta, _ = self.batch.load(folder / "checkpoint")
             self.epoch, self.seconds = meta["epoch"], meta["seconds"]
         log = MetricsLog(folder, last_epoch=self.epoch)
-        bar = tqdm(
-            total=config.epochs, initial=self.epoch, desc=folder.name, unit="epoch", disable=None
+        rows = len(self.split.train) * config.samples_per_row
+        updates = -(-rows // config.batch_size)
+        progress = Progress(
+            config.epochs * updates,
+            begun=self.epoch * updates,
+            unit="update",
+            name=folder.name,
         )
         while self.epoch < config.epochs:
             start = time.perf_counter()
-            self.train_epoch()
+            self.train_epoch(progress)
             self._search()
             self.seconds += time.perf_counter() - start
-            bar.update()
             if self.epoch % config.eval_every == 0 or self.epoch == config.epochs:
                 log.write(self.epoch, means(self.figures()))
                 meta = {"config": plain(config), "epoch": self.epoch, "seconds": self.seconds}
                 self.batch.save(folder / "checkpoint", meta, {})
-        bar.close()
+        progress.close()
         log.close()
 
-    def train_epoch(self) -> None:
+    def train_epoch(self, progress: Progress | None = None) -> None:
         """Every training row once; each seed in an order of its own."""
         config = self.config
         train, copies = self.split.train, config.samples_per_row
@@ -174,6 +178,8 @@ class Run:
                 now = [samples[:, : inputs.shape[1]] for samples in now]
             logits = self.batch(inputs, task_id, now)
             self.batch.update(batch_losses(config.loss, logits, labels))
+            if progress is not None:
+                progress.advance()
         self.epoch += 1
 
     def _search(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from agents import cli
 from agents.commands import evaluate as command
 from agents.config import make_config, read_preset, to_plain, write_config
-from agents.playing.evaluate import _bar, _Counter, play
+from agents.playing.evaluate import _Counter, play
 from agents.playing.scores import Scores
 from agents.saving import checkpoint
 from envs import human_normalized_score
@@ -145,6 +145,34 @@ def test_most_episodes_with_one_score_are_told(
     assert json.loads(file.read_text())["repeated"] == (repeated and list(repeated))
     if repeated == (3, 210.0):
         assert "3 of 5 episodes returned exactly 210:" in out
+
+
+def test_spread_and_interval_are_scipys(trained, capsys, tmp_path, monkeypatch):
+    from scipy import stats
+
+    returns = [10.0, 20.0, 30.0, 40.0, 400.0, 70.0]
+    scores = Scores(game="ms_pacman", returns=returns, lengths=[9] * 6, protocol={"epsilon": 0.0})
+    monkeypatch.setattr(command, "play", lambda *_, **__: scores)
+    file = tmp_path / "s.json"
+    code, out, _ = run(capsys, "evaluate", trained, "--json", file)
+    assert code == 0
+    content = json.loads(file.read_text())
+    assert content["standard_deviation"] == pytest.approx(np.std(returns, ddof=1))
+    expected = stats.bootstrap(
+        (returns,), np.mean, n_resamples=20_000, method="percentile", rng=1
+    ).confidence_interval
+    assert content["mean_interval"] == pytest.approx([expected.low, expected.high], rel=0.03)
+    low, high = content["mean_interval"]
+    assert f"mean return             95.00, 95 % interval {low:.2f} to {high:.2f}" in out
+    assert "standard deviation 150.83" in out
+    assert out.splitlines()[-1] == f"scores:                 {file}"
+
+
+def test_one_episode_has_no_spread(trained, capsys, tmp_path):
+    file = tmp_path / "s.json"
+    assert run(capsys, "evaluate", trained, "--episodes", 1, "--json", file)[0] == 0
+    content = json.loads(file.read_text())
+    assert content["standard_deviation"] is content["mean_interval"] is None
 
 
 def test_the_best_checkpoint(trained, tmp_path, capsys):
@@ -331,7 +359,7 @@ def test_the_first_started_episodes_count(seed):
     rng = np.random.default_rng(seed)
     num_envs = int(rng.integers(1, 6))
     episodes = num_envs + int(rng.integers(0, 9))
-    counted = _Counter(num_envs, episodes, _bar(episodes, False))
+    counted = _Counter(num_envs, episodes)
     ends, score = [], 0
     while not counted.done:
         # one environment is slow: its first episode ends last

@@ -1,0 +1,161 @@
+"""How far a long job is: a bar on a terminal, elsewhere one line a minute.
+
+A log file or a scheduler's output cannot be drawn over; a bar there is a page of carriage returns,
+and nothing at all looks like a job that hangs.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+LINE_EVERY_SECONDS = 60.0
+FIRST_LINE_AFTER_SECONDS = 10.0
+_REFRESH_SECONDS = 1.0
+
+Values = Mapping[str, float]
+"""What is shown beside the count, names to numbers."""
+
+
+class Progress:
+    """Counts something, and shows it with its rate and whatever else is known."""
+
+    def __init__(
+        self,
+        total: int | None,
+        *,
+        begun: int = 0,
+        unit: str = "step",
+        name: str = "",
+        values: Callable[[], Values] | None = None,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Begin to show.
+
+        Args:
+            total: the count at which the job is done; None: not known yet, see `expect`.
+            begun: the count that an earlier part of the job has reached.
+            unit: of the count.
+            name: put before everything else.
+            values: what else to show, asked for when it is shown, at most once a second.
+            stream: where to; None: standard error.
+            clock: gives seconds.
+        """
+        self.count, self.total, self.unit, self.name = begun, total, unit, name
+        self._values = values or dict
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._begun = (clock(), begun)
+        self._next = self._begun[0] + FIRST_LINE_AFTER_SECONDS
+        self._shown = begun
+        self._bar: tqdm | None = None
+        if self._stream.isatty():
+            self._next = self._begun[0]
+            self._bar = tqdm(
+                total=total,
+                initial=begun,
+                unit=unit,
+                desc=name or None,
+                file=self._stream,
+                mininterval=_REFRESH_SECONDS,
+                smoothing=0.05,
+                **_width(self._stream),
+            )
+
+    def __enter__(self) -> "Progress":
+        """Itself; it is closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Show where it ended."""
+        self.close()
+
+    def advance(self, count: int = 1) -> None:
+        """Count on, and show it when it is time."""
+        self.count += count
+        if self._clock() >= self._next:
+            self.show()
+        elif self._bar is not None:
+            self._bar.update(count)
+            self._shown = self.count
+
+    def expect(self, total: int) -> None:
+        """Tell the count at which the job will be done."""
+        self.total = total
+        if self._bar is not None:
+            self._bar.total = total
+
+    def show(self) -> None:
+        """Show it now."""
+        if self._bar is None:
+            self._next = self._clock() + LINE_EVERY_SECONDS
+            print(self.line(), file=self._stream, flush=True)
+        else:
+            self._next = self._clock() + _REFRESH_SECONDS
+            told = {key: _number(value) for key, value in self._values().items()}
+            self._bar.set_postfix(told, refresh=False)
+            self._bar.update(self.count - self._shown)
+            self._bar.refresh()
+        self._shown = self.count
+
+    def write(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if self._bar is None:
+            print(text, file=self._stream, flush=True)
+        else:
+            self._bar.write(text, file=self._stream)
+
+    def close(self) -> None:
+        """Show the last count, if it has not been shown."""
+        if self._bar is not None:
+            self.show()
+            self._bar.close()
+        elif self._shown != self.count:
+            self.show()
+
+    def line(self) -> str:
+        """Where it stands, in words."""
+        seconds = max(1e-9, self._clock() - self._begun[0])
+        rate = (self.count - self._begun[1]) / seconds
+        of = ""
+        if self.total:
+            of = f" of {self.total:,} {self.unit}s ({100 * self.count / self.total:.0f} %)"
+        parts = [
+            f"{self.count:,}{of or f' {self.unit}s'}",
+            f"{_number(rate)} {self.unit}s/s",
+            *(f"{name} {_number(value)}" for name, value in self._values().items()),
+        ]
+        if self.total and self.count < self.total and rate > 0:
+            parts.append(f"{_duration((self.total - self.count) / rate)} left")
+        return (f"{self.name}: " if self.name else "") + ", ".join(parts)
+
+
+def _width(stream: TextIO) -> dict[str, Any]:
+    """Tqdm draws nothing on a terminal that says it has no columns, as some containers' do."""
+    try:
+        known = os.get_terminal_size(stream.fileno()).columns > 0
+    except (OSError, ValueError):
+        known = False
+    return {"dynamic_ncols": True} if known else {"ncols": 100, "nrows": 24}
+
+
+def _number(value: float) -> str:
+    """Three digits or whole numbers: 0.0123, 12.3, 4,321."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that fits: 40 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
