@@ -69,5 +69,8 @@ def games_of(names: Sequence[str]) -> tuple[str, ...]:
     """
     games: list[str] = []
     for name in names:
-        games += SUITES.get(name) or (resolve_game(name),)
+        try:
+            games += SUITES.get(name) or (resolve_game(name),)
+        except ValueError as error:
+            raise ValueError(f"{error}, and the suites {', '.join(SUITES)}") from None
     return tuple(dict.fromkeys(games))

@@ -10,6 +10,7 @@ import tyro
 
 from agents.reporting.kept import keep
 from agents.reporting.report import write_report
+from agents.reporting.supervised import is_supervised, write_supervised_report
 from rl_nfm.support.flags import parse_flags
 
 DESCRIPTION = """Learning curves (PNG) and tables of scores (Markdown, CSV, JSON) over seeds and
@@ -51,6 +52,13 @@ def main(argv: Sequence[str]) -> int:
     options = parse_flags(Options, argv, prog="rl-nfm report", description=DESCRIPTION)
     if not options.path:
         raise ValueError("path: at least one run is needed, as in: rl-nfm report runs/* --out DIR")
+    if any(map(is_supervised, options.path)):
+        first, *others = options.path
+        if others:
+            raise ValueError("path: a sweep of a supervised task is reported alone")
+        files = write_supervised_report(first, options.out)
+        print(files[0].read_text(encoding="utf-8"))
+        return 0
     files = write_report(
         options.path,
         options.out,

@@ -21,6 +21,7 @@ from agents.reporting.comparison import (
 from agents.reporting.methods import OBSERVATION
 from agents.reporting.references import references as find_references
 from agents.reporting.results import Result, Source
+from agents.reporting.search_figures import draw_search
 from agents.reporting.sources import read_results
 from agents.reporting.tables import TITLES, Row, Tables, make_tables
 from rl_nfm.support.configuration import nearest
@@ -28,7 +29,7 @@ from rl_nfm.support.output_files import check_file, write_json, written
 
 _HIDDEN = {"env_id", "seed", "num_envs", *OBSERVATION}
 """Of the protocol block: told per run or method, or of no interest here."""
-_FIGURE = re.compile(r"(curves|profiles)_\w+\.png")
+_FIGURE = re.compile(r"(curves|profiles|search)_\w+\.png")
 
 
 def write_report(
@@ -67,6 +68,7 @@ def write_report(
         if part:
             tables[source] = make_tables(part, notes, against=against)
     figures = _draw(results, tables, out, references)
+    figures += [name for path in paths for name in draw_search(path, out, notes)]
     protocol = _protocol(results)
     plain = {source: t.to_plain() for source, t in tables.items()}
     sizes = method_sizes(results)

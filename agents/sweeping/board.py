@@ -10,6 +10,8 @@ from agents.sweeping.runs import PlannedRun, Progress, progress
 from envs import human_normalized_score, random_and_human_score
 
 _TERMINAL_SECONDS, _PLAIN_SECONDS = 2.0, 60.0
+_MAX_COLUMNS = 8
+"""With more methods than that, they are the rows."""
 _QUIET_SECONDS = 600.0
 """A run that logged nothing for so long is not called under way."""
 
@@ -32,12 +34,20 @@ class Board:
         at_once: int,
         out: TextIO = sys.stdout,
     ):
-        self.runs, self.at_once = runs, at_once
+        self.runs, self.at_once = list(runs), at_once
         self._out, self._terminal = out, out.isatty()
         self._next = time.monotonic() + (0.0 if self._terminal else _PLAIN_SECONDS)
         self._height = 0
         whole = Progress(done=True)
         self._done = {run.name: whole for run in runs if run.name in set(known)}
+
+    def add(self, runs: Sequence[PlannedRun]) -> None:
+        """Show these runs too."""
+        self.runs += runs
+
+    def remove(self, run: PlannedRun) -> None:
+        """No longer show a run."""
+        self.runs.remove(run)
 
     def is_done(self, run: PlannedRun) -> bool:
         """Whether a run is finished, as its folder (or what is known) tells."""
@@ -99,6 +109,8 @@ class Board:
             ["", *methods],
             *([game, *(self._cell(game, m, found, failed) for m in methods)] for game in games),
         ]
+        if len(methods) > _MAX_COLUMNS:
+            rows = [list(column) for column in zip(*rows, strict=True)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))

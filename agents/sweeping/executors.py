@@ -23,6 +23,10 @@ class Executor(Protocol):
         """Begin a run, or go on with it, when there is room; the exit code of its process."""
         ...
 
+    def end(self, run: PlannedRun) -> None:
+        """Have one run end with a checkpoint, or not begin."""
+        ...
+
     def stop(self) -> None:
         """Begin nothing more, and have what runs end with a checkpoint."""
         ...
@@ -48,18 +52,25 @@ class LocalExecutor:
     def __init__(self, at_once: int | None = None):
         self.at_once = cores() if at_once is None else at_once
         self.threads = max(1, cores() // self.at_once)
-        self._request = StopRequest()
+        self._requests: dict[str, StopRequest] = {}
         self._pool = ThreadPoolExecutor(self.at_once, thread_name_prefix="run")
 
     def submit(self, run: PlannedRun) -> "Future[int]":
         """See `Executor.submit`."""
-        return self._pool.submit(execute, run, self.threads, self._request)
+        request = self._requests[run.name] = StopRequest()
+        return self._pool.submit(execute, run, self.threads, request)
+
+    def end(self, run: PlannedRun) -> None:
+        """See `Executor.end`."""
+        self._requests[run.name].gently.set()
 
     def stop(self) -> None:
         """See `Executor.stop`."""
-        self._request.gently.set()
+        for request in self._requests.values():
+            request.gently.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def kill(self) -> None:
         """See `Executor.kill`."""
-        self._request.at_once.set()
+        for request in self._requests.values():
+            request.at_once.set()

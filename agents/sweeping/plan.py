@@ -10,6 +10,7 @@ import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -40,6 +41,8 @@ class Plan:
     seeds: tuple[int, ...]
     vary: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Option, as a dotted name, to its values as typed; all combinations are run."""
+    name: str = ""
+    """Name of the only method; none: methods are named by encoder and setting."""
 
     def __post_init__(self) -> None:
         for name in ("games", "encoders", "seeds"):
@@ -61,7 +64,7 @@ class Plan:
             ValueError: an unknown encoder or option, or a value that is not allowed.
         """
         return {
-            method_name(encoder, setting): self._config(encoder, setting)
+            self.name or method_name(encoder, setting): self._config(encoder, setting)
             for encoder in self.encoders
             for setting in self.settings()
         }
@@ -110,8 +113,12 @@ class Plan:
             )
         return runs
 
-    def save(self, out: Path) -> None:
+    def save(self, out: Path, also: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write both files; games, encoders, seeds and values join those asked for before.
+
+        Args:
+            out: the sweep's folder.
+            also: further entries of sweep.yaml.
 
         Raises:
             ValueError: `out` is no sweep and not empty, or holds one of another preset.
@@ -126,6 +133,7 @@ class Plan:
         for option, values in self.vary.items():
             vary[option] = list(dict.fromkeys([*vary.get(option, []), *values]))
         asked["vary"] = vary
+        asked |= also
         if (out / PRESET_FILE).is_file():
             self._check_same(out / PRESET_FILE, before.get("encoders", []))
         for name, values in ((PRESET_FILE, dataclasses.asdict(self.base)), (SWEEP_FILE, asked)):

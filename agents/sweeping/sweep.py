@@ -6,7 +6,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import Any
+from typing import Any, Protocol
 
 from agents.sweeping.board import Board
 from agents.sweeping.executors import Executor
@@ -26,21 +26,65 @@ class Outcome:
     """Which signal ended the sweep before its runs were."""
 
 
-def run_all(runs: Sequence[PlannedRun], executor: Executor, board: Board, retries: int) -> Outcome:
+class Work(Protocol):
+    """What there is to do: a list of runs, or a search that decides as it goes."""
+
+    def begin(self) -> Sequence[PlannedRun]:
+        """Runs to begin now; asked again and again."""
+        ...
+
+    def is_over(self, run: PlannedRun) -> bool:
+        """Whether nothing more is to be done for a run that has ended."""
+        ...
+
+    def give_up(self, run: PlannedRun) -> None:
+        """Told of a run that failed too often."""
+        ...
+
+
+class FixedWork:
+    """All runs of a plan; see `Work`.
+
+    Args:
+        runs: in the order in which they begin, without those that are done.
+        board: knows what is done.
+    """
+
+    def __init__(self, runs: Sequence[PlannedRun], board: Board):
+        self._runs, self._board = list(runs), board
+
+    def begin(self) -> Sequence[PlannedRun]:
+        """See `Work.begin`."""
+        runs, self._runs = self._runs, []
+        return runs
+
+    def is_over(self, run: PlannedRun) -> bool:
+        """See `Work.is_over`."""
+        return self._board.is_done(run)
+
+    def give_up(self, run: PlannedRun) -> None:
+        """See `Work.give_up`."""
+
+
+def run_all(work: Work, executor: Executor, board: Board, retries: int) -> Outcome:
     """Bring every run to its end; those that fail too often are given up, the others go on.
 
     Args:
-        runs: in the order in which they begin; finished ones must not be among them.
-        executor: where they take place.
-        board: shows how far they are.
+        work: says what is to be run.
+        executor: where.
+        board: shows how far the runs are.
         retries: how often a run that failed goes on from its checkpoint.
     """
     failures: Counter[str] = Counter()
     failed: dict[str, str] = {}
+    futures: dict[Future[int], PlannedRun] = {}
+    obeyed = 0
     with _signals() as received:
-        futures = {executor.submit(run): run for run in runs}
-        obeyed = 0
-        while futures:
+        while True:
+            if not received:
+                futures |= {executor.submit(run): run for run in work.begin()}
+            if not futures:
+                break
             wait(futures, _LOOK_SECONDS, FIRST_COMPLETED)
             while obeyed < len(received[:2]):
                 _obey(obeyed, received[obeyed], executor, board)
@@ -48,7 +92,7 @@ def run_all(runs: Sequence[PlannedRun], executor: Executor, board: Board, retrie
             # not what `wait` returns: it overlooks cancelled ones
             for future in [future for future in futures if future.done()]:
                 run = futures.pop(future)
-                if board.is_done(run) or received:
+                if work.is_over(run) or received:
                     continue
                 failures[run.name] += 1
                 reason = _reason(future, run)
@@ -58,6 +102,7 @@ def run_all(runs: Sequence[PlannedRun], executor: Executor, board: Board, retrie
                 else:
                     failed[run.name] = reason
                     board.tell(f"{run.name}: given up after {failures[run.name]} tries: {reason}")
+                    work.give_up(run)
             board.show(failed)
     board.show(failed, last=True)
     return Outcome(failed=failed, signal=received[0] if received else None)

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from agents.sweeping.board import Board, duration
 from agents.sweeping.runs import PlannedRun
-from agents.sweeping.sweep import run_all
+from agents.sweeping.sweep import FixedWork, run_all
 
 
 def planned(folder, seed):
@@ -55,6 +55,9 @@ class ScriptedExecutor:
             return 3
         return 0
 
+    def end(self, run):
+        raise AssertionError("no run is ended alone here")
+
     def stop(self):
         self.stopped = True
         for future in self.hanging:
@@ -67,7 +70,8 @@ class ScriptedExecutor:
 def sweep(tmp_path, scripts, retries=1):
     runs = [planned(tmp_path, seed) for seed in scripts]
     executor, out = ScriptedExecutor(scripts), io.StringIO()
-    outcome = run_all(runs, executor, Board(runs, at_once=2, out=out), retries)
+    board = Board(runs, at_once=2, out=out)
+    outcome = run_all(FixedWork(runs, board), executor, board, retries)
     return outcome, executor, out.getvalue()
 
 
@@ -90,7 +94,8 @@ def test_a_run_that_finished_is_done_whatever_its_process_said(tmp_path):
 
     runs = [planned(tmp_path, 0)]
     board = Board(runs, at_once=1, out=io.StringIO())
-    assert not run_all(runs, Rude({0: ["ok"]}), board, retries=0).failed
+    work = FixedWork(runs, board)
+    assert not run_all(work, Rude({0: ["ok"]}), board, retries=0).failed
 
 
 def test_a_signal_stops_the_runs_and_nothing_is_called_failed(tmp_path):

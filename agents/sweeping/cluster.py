@@ -1,0 +1,86 @@
+"""The runs of a sweep as tasks of a Ray cluster; see `agents.sweeping.executors.Executor`.
+
+Ray places the tasks, notices lost machines and begins their tasks elsewhere. A task goes on from
+the run's checkpoint, so the sweep's folder must be on storage that all machines share, and this
+package installed on each of them.
+"""
+
+from concurrent.futures import Future
+from typing import Any
+
+from agents.sweeping.runs import PlannedRun, StopRequest, execute
+
+_LOST_MACHINES = 20
+"""How often Ray begins a task again whose machine was lost; this is no failure of the run."""
+
+
+class RayExecutor:
+    """Ray tasks; see `Executor`.
+
+    Args:
+        address: of the cluster, as Ray takes it: `auto`, `HOST:PORT`, `ray://HOST:PORT`.
+        cpus: cores of one run.
+        gpus: GPUs of one run, or a share of one.
+
+    Raises:
+        ValueError: Ray is not installed, there is no such cluster, or no machine is large enough.
+    """
+
+    def __init__(self, address: str, *, cpus: int, gpus: float):
+        self._ray = _import_ray()
+        try:
+            self._ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"ray: no cluster at {address!r} ({reason})") from None
+        self.threads = cpus
+        self.at_once = self._room(cpus, gpus)
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": _LOST_MACHINES}
+        self._task = self._ray.remote(**options)(_execute)
+        self._refs: dict[str, Any] = {}
+
+    def _room(self, cpus: int, gpus: float) -> int:
+        """Runs that fit on the machines as they are now."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        counts = [int(node.get("CPU", 0) // cpus) for node in nodes]
+        if gpus:
+            by_gpu = [int(node.get("GPU", 0) / gpus + 1e-9) for node in nodes]
+            counts = [min(pair) for pair in zip(counts, by_gpu, strict=True)]
+        if not sum(counts):
+            raise ValueError(
+                f"ray: no machine of the cluster has {cpus} cores and {gpus:g} GPUs for a run; "
+                "see --cpus-per-run and --gpus-per-run"
+            )
+        return sum(counts)
+
+    def submit(self, run: PlannedRun) -> "Future[int]":
+        """See `Executor.submit`."""
+        ref = self._refs[run.name] = self._task.remote(run, self.threads)
+        return ref.future()
+
+    def end(self, run: PlannedRun) -> None:
+        """See `Executor.end`."""
+        self._ray.cancel(self._refs[run.name])
+
+    def stop(self) -> None:
+        """See `Executor.stop`."""
+        for ref in self._refs.values():
+            self._ray.cancel(ref)
+
+    def kill(self) -> None:
+        """See `Executor.kill`."""
+        for ref in self._refs.values():
+            self._ray.cancel(ref, force=True)
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("ray: is not installed; pip install 'rl-nfm[ray]'") from None
+    return ray
+
+
+def _execute(run: PlannedRun, threads: int) -> int:
+    """What a task does, on its machine."""
+    return execute(run, threads, StopRequest())

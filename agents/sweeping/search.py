@@ -1,0 +1,215 @@
+"""Search for good values of options by Optuna: its sampler, pruner and storage.
+
+`OUT/study.db` is Optuna's SQLite storage, so a killed search goes on with the trials it had. A
+trial's runs lie in OUT/GAME/trial-N/seed-M and are ordinary runs of the sweep; what Optuna is told
+is read from their metrics.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agents.config import write_config
+from agents.saving.run_folder import RunFolder, read_metrics
+from agents.sweeping.board import Board
+from agents.sweeping.executors import Executor
+from agents.sweeping.plan import Plan
+from agents.sweeping.runs import PlannedRun
+from agents.sweeping.space import Dimension
+from envs import games_of, human_normalized_score
+from rl_nfm.support.output_files import written
+
+STUDY_FILE, BEST_FILE = "study.db", "best.yaml"
+_LOOK_SECONDS = 2.0
+"""Between looks at the metrics of the trials."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchRequest:
+    """What a search asks for beside the sweep's plan."""
+
+    space: tuple[Dimension, ...]
+    trials: int
+    """In all, those of earlier commands included."""
+    metric: str
+    """Name of a number in metrics.jsonl; larger is better."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Trial:
+    handle: Any
+    """Optuna's trial."""
+    runs: Sequence[PlannedRun]
+    reported: set[int]
+    """Steps whose value Optuna knows."""
+
+
+class Search:
+    """Optuna's trials as work for a sweep; see `agents.sweeping.sweep.Work`.
+
+    Args:
+        plan: with one encoder; its games and seeds make up each trial.
+        request: what is searched.
+        out: the sweep's folder.
+        executor: where runs take place.
+        board: shows them.
+
+    Raises:
+        ValueError: Optuna is not installed.
+    """
+
+    def __init__(
+        self, plan: Plan, request: SearchRequest, *, out: Path, executor: Executor, board: Board
+    ):
+        self._optuna = import_optuna()
+        self._plan, self._request, self._out = plan, request, out
+        self._executor, self._board = executor, board
+        self._games = games_of(plan.games)
+        self._width = max(1, executor.at_once // (len(self._games) * len(plan.seeds)))
+        self._study = self._optuna.create_study(
+            storage=f"sqlite:///{(out / STUDY_FILE).resolve()}",
+            study_name="search",
+            direction="maximize",
+            load_if_exists=True,
+            sampler=self._optuna.samplers.TPESampler(seed=plan.base.seed, constant_liar=True),
+            pruner=self._optuna.pruners.MedianPruner(n_warmup_steps=plan.base.steps // 10),
+        )
+        self._live: dict[int, _Trial] = {}
+        self._next_look = 0.0
+
+    def begin(self) -> Sequence[PlannedRun]:
+        """See `Work.begin`."""
+        if time.monotonic() < self._next_look:
+            return []
+        self._next_look = time.monotonic() + _LOOK_SECONDS
+        for number in list(self._live):
+            self._judge(number)
+        runs: list[PlannedRun] = []
+        for handle, reported in self._more():
+            trial = _Trial(handle=handle, runs=self._runs(handle), reported=reported)
+            self._live[handle.number] = trial
+            self._board.add(trial.runs)
+            runs += [run for run in trial.runs if not self._board.is_done(run)]
+        return runs
+
+    def _more(self) -> Iterator[tuple[Any, set[int]]]:
+        """Trials to go on with, then new ones, as many as there is room for."""
+        states = self._optuna.trial.TrialState
+        known = self._study.get_trials(deepcopy=False)
+        for trial in known:
+            waits = trial.state == states.RUNNING and trial.number not in self._live
+            if waits and len(self._live) < self._width:
+                handle = self._optuna.trial.Trial(self._study, trial._trial_id)
+                yield handle, set(trial.intermediate_values)
+        for _ in range(self._request.trials - len(known)):
+            if len(self._live) >= self._width:
+                break
+            yield self._study.ask(), set()
+
+    def _runs(self, handle: Any) -> list[PlannedRun]:
+        vary = {d.option: (d.suggest(handle),) for d in self._request.space}
+        plan = dataclasses.replace(self._plan, vary=vary, name=f"trial-{handle.number}")
+        return plan.runs(self._out, self._executor.threads)
+
+    def is_over(self, run: PlannedRun) -> bool:
+        """See `Work.is_over`: done, or of a trial that was ended."""
+        live = {planned.name for trial in self._live.values() for planned in trial.runs}
+        self._next_look = 0.0
+        return run.name not in live or self._board.is_done(run)
+
+    def give_up(self, run: PlannedRun) -> None:
+        """See `Work.give_up`: the trial has failed."""
+        for number, trial in list(self._live.items()):
+            if run in trial.runs:
+                self._tell(number, state=self._optuna.trial.TrialState.FAIL)
+
+    def _judge(self, number: int) -> None:
+        """Tell Optuna how far a trial is, and end it where it is done or Optuna gives it up."""
+        trial = self._live[number]
+        values = self._values(trial.runs)
+        for step in sorted(set(values) - trial.reported):
+            trial.handle.report(values[step], step)
+            trial.reported.add(step)
+        states = self._optuna.trial.TrialState
+        if all(self._board.is_done(run) for run in trial.runs):
+            last = max(values, default=None)
+            if last is None:
+                self._board.tell(f"trial-{number}: no {self._request.metric} in its metrics")
+                self._tell(number, state=states.FAIL)
+            else:
+                self._tell(number, values[last])
+                self._write_best()
+        elif trial.handle.should_prune():
+            self._board.tell(f"trial-{number}: ended early, worse than the median")
+            self._tell(number, state=states.PRUNED)
+
+    def _tell(self, number: int, value: float | None = None, state: Any = None) -> None:
+        """A trial is over; what still runs of it is ended."""
+        trial = self._live.pop(number)
+        for run in trial.runs:
+            if not self._board.is_done(run):
+                self._executor.end(run)
+                self._board.remove(run)
+        self._study.tell(number, value, state=state)
+
+    def _values(self, runs: Sequence[PlannedRun]) -> dict[int, float]:
+        """Step to the mean of the metric over a trial's runs, at steps that all have logged.
+
+        Over several games the metric is human-normalised first.
+        """
+        columns = []
+        for run in runs:
+            lines = read_metrics(RunFolder(run.folder).metrics_path)
+            name = self._request.metric
+            columns.append({x["steps"]: self._scaled(run, x[name]) for x in lines if _has(x, name)})
+        common = set(columns[0]).intersection(*columns[1:])
+        return {step: sum(c[step] for c in columns) / len(columns) for step in common}
+
+    def _scaled(self, run: PlannedRun, value: float) -> float:
+        share = human_normalized_score(run.game, value) if len(self._games) > 1 else None
+        return value if share is None else share
+
+    def _write_best(self) -> None:
+        best = self._study.best_trial
+        setting = {d.option: best.params[d.option] for d in self._request.space}
+        vary = {option: (str(value),) for option, value in setting.items()}
+        (config,) = dataclasses.replace(self._plan, vary=vary).configs().values()
+        with written(self._out / BEST_FILE) as partial:
+            write_config(config, partial)
+            text = partial.read_text(encoding="utf-8")
+            told = ", ".join(f"{option} {value}" for option, value in setting.items())
+            header = f"# Trial {best.number}, best by {self._request.metric} ({best.value:g}): "
+            partial.write_text(f"{header}{told}\n{text}", encoding="utf-8")
+
+
+def _has(line: Mapping[str, Any], name: str) -> bool:
+    return isinstance(line.get(name), int | float)
+
+
+def check_ends(plan: Plan, space: Sequence[Dimension]) -> None:
+    """Build a config at both ends of every range and for every choice.
+
+    Raises:
+        ValueError: one of them is not allowed.
+    """
+    for dimension in space:
+        ends = dimension.choices or tuple(
+            str(int(end) if dimension.whole else end) for end in (dimension.low, dimension.high)
+        )
+        dataclasses.replace(plan, vary={dimension.option: ends}).configs()
+
+
+def import_optuna() -> Any:
+    """Optuna, quiet.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise ValueError("search: Optuna is missing; pip install 'rl-nfm[search]'") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna

@@ -1,0 +1,99 @@
+"""A sweep over models, settings and seeds of a supervised task."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agents.sweeping.plan import SWEEP_FILE, check_unique, method_name, read_request
+from agents.sweeping.runs import PlannedRun
+from rl_nfm.supervised.registry import task_entry
+from rl_nfm.support.output_files import written
+
+PREFIX = "supervised:"
+_PER_RUN = ("model", "seed", "out", "resume", "json", "trials")
+"""Flags that a sweep sets for each run, or that make no sense in it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SupervisedPlan:
+    """Every model with every setting and seed; a run lies in TASK/MODEL/seed-N.
+
+    Raises:
+        ValueError: an unknown task, or anything given twice.
+    """
+
+    task: str
+    models: tuple[str, ...]
+    """None: the task's default."""
+    seeds: tuple[int, ...]
+    vary: Mapping[str, tuple[str, ...]]
+    flags: tuple[str, ...]
+    """What `rl-nfm supervised TASK` takes, as typed, for all runs."""
+
+    def __post_init__(self) -> None:
+        import rl_nfm.supervised  # noqa: F401  (the tasks register)
+
+        task_entry(self.task)
+        check_unique("seeds", self.seeds)
+        if self.models:
+            check_unique("models", self.models)
+        for option, values in self.vary.items():
+            check_unique(f"vary: {option}", values)
+        typed = [word.removeprefix("--").split("=")[0] for word in self.flags]
+        for name in _PER_RUN:
+            if name in typed or name in self.vary:
+                raise ValueError(f"{name}: not an option of a sweep of a supervised task")
+
+    def runs(self, out: Path) -> list[PlannedRun]:
+        """All runs, those of the first seed first."""
+        values = itertools.product(*self.vary.values())
+        settings = [dict(zip(self.vary, chosen, strict=True)) for chosen in values]
+        runs = []
+        for seed, model, setting in itertools.product(self.seeds, self.models or ("",), settings):
+            method = method_name(model or "default", setting)
+            folder = out / self.task / method / f"seed-{seed}"
+            options = {"seed": str(seed), "out": str(folder), **setting}
+            options |= {"model": model} if model else {}
+            flags = [word for name, text in options.items() for word in (f"--{name}", text)]
+            runs.append(
+                PlannedRun(
+                    kind="supervised",
+                    game=self.task,
+                    method=method,
+                    seed=seed,
+                    folder=folder,
+                    begin=("supervised", self.task, *self.flags, *flags),
+                    resume=("supervised", self.task, "--resume", str(folder)),
+                    steps=1,
+                )
+            )
+        return runs
+
+    def save(self, out: Path) -> None:
+        """Write sweep.yaml; models, seeds and values join those asked for before.
+
+        Raises:
+            ValueError: `out` is no sweep and not empty, or one of another task or other flags.
+            OSError: it cannot be written.
+        """
+        before = read_request(out)
+        fixed: dict[str, Any] = {"supervised": self.task, "flags": list(self.flags)}
+        for name, value in fixed.items():
+            if before and before.get(name) != value:
+                raise ValueError(
+                    f"{name}: {value} cannot change within a sweep; {out} has {before.get(name)}"
+                )
+        asked = {
+            name: list(dict.fromkeys([*before.get(name, []), *getattr(self, name)]))
+            for name in ("models", "seeds")
+        }
+        vary = {name: list(values) for name, values in before.get("vary", {}).items()}
+        for option, values in self.vary.items():
+            vary[option] = list(dict.fromkeys([*vary.get(option, []), *values]))
+        with written(out / SWEEP_FILE) as partial:
+            content = {**fixed, **asked, "vary": vary}
+            partial.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

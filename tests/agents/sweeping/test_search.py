@@ -1,0 +1,125 @@
+"""Search by Optuna: spaces as typed, trials as runs, a killed search that goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+import pytest
+import yaml
+
+from agents.commands import report as report_command
+from agents.commands import sweep as command
+from agents.config import read_preset
+from agents.sweeping.space import parse_space, same_space
+
+SMALL = ["debug", "--steps", "200", "--env.max-num-frames-per-episode", "80"]
+SPACE = ["--search", "learner.learning_rate=1e-5..1e-2:log", "learner.n_steps=1..4"]
+
+
+@pytest.fixture(scope="module")
+def debug():
+    return read_preset("debug")
+
+
+def test_spaces_as_typed(debug):
+    words = (
+        "learner.learning-rate=1e-5..1e-3:log",
+        "learner.n_steps=1..4",
+        "head.dueling=True,False",
+    )
+    rate, steps, dueling = parse_space(words, debug)
+    assert (rate.option, rate.low, rate.high, rate.log) == (
+        "learner.learning_rate",
+        1e-5,
+        1e-3,
+        True,
+    )
+    assert not rate.whole
+    assert (steps.low, steps.high, steps.whole, steps.log) == (1, 4, True, False)
+    assert dueling.choices == ("True", "False")
+    assert not parse_space(("replay.priority_exponent=0..1",), debug)[0].whole
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("learner.n_steps=4..1",), "needs LOW < HIGH"),
+        (("learner.learning_rate=0..1:log",), "needs 0 < LOW < HIGH"),
+        (("learner.n_steps=1.5..4",), "of integers"),
+        (("learner.learning_rate=1..nan",), "is not allowed"),
+        (("learner.learning_rate=1..2:lin",), "is not allowed"),
+        (("learner.learning_rate=1",), "must be OPTION=LOW"),
+        (("learner.learning_rate",), "must be OPTION=LOW"),
+        (("learner=1..2",), "is a group"),
+        (("learner.lr=1..2",), "'learner.lr' is unknown"),
+        (("learner.n_steps=1..2", "learner.n-steps=1..3"), "given twice"),
+    ],
+)
+def test_wrong_spaces_are_refused(debug, words, message):
+    with pytest.raises(ValueError, match=message):
+        parse_space(words, debug)
+
+
+def test_another_space_is_refused(debug):
+    space = parse_space(("learner.n_steps=1..4",), debug)
+    same_space(space, {"learner.n_steps": "1..4"})
+    for before in ({"learner.n_steps": "1..5"}, {}, {"learner.n_steps": "1..4", "seed": "1,2"}):
+        with pytest.raises(
+            ValueError, match=r"search: .* differs from what this search began with"
+        ):
+            same_space(space, before)
+
+
+def test_values_at_the_ends_are_checked_before_anything_starts(tmp_path):
+    with pytest.raises(ValueError, match="n_steps: 0 is not allowed"):
+        command.main([*SMALL, "--out", str(tmp_path), "--search", "learner.n_steps=0..4"])
+    assert not list(tmp_path.glob("*/*"))
+
+
+def study(out):
+    return optuna.load_study(study_name="search", storage=f"sqlite:///{out}/study.db")
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_with_the_trials_it_had(tmp_path, capsys):
+    out, log = tmp_path / "sweep", tmp_path / "log"
+    words = [*SMALL, "--out", str(out), *SPACE, "--trials", "4"]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "agents.cli", "sweep", *words], stdout=file, stderr=file
+        )
+    deadline = time.monotonic() + 200
+    try:
+        while True:
+            done = list(out.glob("*/*/seed-*/checkpoints/step_000000200"))
+            if done and len(list(out.glob("*/*/seed-*/metrics.jsonl"))) > len(done):
+                break
+            assert time.monotonic() < deadline, log.read_text()
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    before = {trial.number: trial.params for trial in study(out).trials}
+    assert before
+    with pytest.raises(ValueError, match=r"search: learner\.n_steps: 1\.\.3 differs"):
+        command.main([*words[:-4], SPACE[1], "learner.n_steps=1..3", "--trials", "4"])
+    assert command.main(words) == 0
+    after = study(out).trials
+    assert [trial.number for trial in after] == [0, 1, 2, 3]
+    assert {t.number: t.params for t in after if t.number in before} == before
+    states = {trial.state.name for trial in after}
+    assert states <= {"COMPLETE", "PRUNED"}
+    best = study(out).best_trial
+    values = yaml.safe_load((out / "best.yaml").read_text())
+    assert values["learner"]["n_steps"] == best.params["learner.n_steps"]
+    assert values["learner"]["learning_rate"] == pytest.approx(best.params["learner.learning_rate"])
+    assert read_preset(str(out / "best.yaml")).learner.n_steps == best.params["learner.n_steps"]
+    capsys.readouterr()
+    assert report_command.main([str(out), "--out", str(tmp_path / "report")]) == 0
+    text = capsys.readouterr().out
+    assert f"is trial-{best.number}" in text
+    assert (tmp_path / "report/search_history.png").is_file()
