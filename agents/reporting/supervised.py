@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rl_nfm.supervised.loop.reporting import mean_and_deviation
-from rl_nfm.support.configuration import read_yaml
 from rl_nfm.support.output_files import write_json, written
+from rl_nfm.support.yaml_file import read_yaml
 
 SWEEP_FILE = "sweep.yaml"
 Row = dict[str, Any]
