@@ -19,6 +19,7 @@ from agents.learning.config import LearnerConfig
 from agents.replay.config import ReplayConfig
 from envs import PROTOCOLS, Protocol, make_protocol
 from rl_nfm.encoders import encoder_entry, encoder_names
+from rl_nfm.support.bounds import Bounded
 from rl_nfm.support.configuration import nearest, validate
 from rl_nfm.support.output_files import written
 from rl_nfm.support.yaml_file import read_yaml
@@ -30,7 +31,7 @@ PRESETS = _HERE / "presets" if (_HERE / "presets").is_dir() else _HERE.parent / 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EnvConfig:
+class EnvConfig(Bounded):
     """The environments. A field left at none takes the protocol's value."""
 
     protocol: str = "dopamine"
@@ -61,6 +62,7 @@ class EnvConfig:
     """Emulator frames after which an episode is truncated."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.resolve()
 
     def resolve(self) -> Protocol:
@@ -78,7 +80,7 @@ class EnvConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExplorationConfig:
+class ExplorationConfig(Bounded):
     """Epsilon-greedy exploration, beside noisy layers or instead of them."""
 
     epsilon_start: Annotated[float, Ge(0), Le(1)] = 1.0
@@ -98,7 +100,7 @@ class ExplorationConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Bounded):
     """What a run writes, and how often; all counts in agent steps."""
 
     log_every_steps: Annotated[int, Gt(0)] = 10_000
@@ -121,7 +123,7 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Bounded):
     """One training run."""
 
     game: str = "ms_pacman"
@@ -147,6 +149,7 @@ class Config:
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         entry = encoder_entry(self.encoder)
         trunk = getattr(getattr(self, entry.name, None), "trunk", None)
         if trunk is not None:

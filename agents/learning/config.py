@@ -5,10 +5,11 @@ from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
+from rl_nfm.support.bounds import Bounded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LearnerConfig:
+class LearnerConfig(Bounded):
     """Options of the update."""
 
     steps_per_update: Annotated[float, Gt(0)] = 4.0
@@ -90,6 +91,7 @@ class LearnerConfig:
     """Capture the update as one CUDA graph (on a GPU only)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.munchausen and self.double:
             raise ValueError("munchausen: True is not allowed together with double (set it False)")
         if self.munchausen and self.value_rescaling_eps is not None:

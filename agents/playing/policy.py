@@ -45,11 +45,14 @@ class Agent:
             call: None for a feed-forward encoder.
 
         Raises:
-            ValueError: if the shape fits neither order, or the values are no uint8.
+            ValueError: if the shape fits neither order, the values are no uint8, or the batch is
+                empty.
         """
         obs = np.asarray(observation)
         single = obs.ndim == 3
         batch = self._channels_first(obs[None] if single else obs)
+        if not len(batch):
+            raise ValueError("observation: an empty batch is not allowed: at least one observation")
         start = np.zeros(len(batch), bool) if episode_start is None else np.asarray(episode_start)
         start = start.reshape(-1).astype(bool)
         actor = self._actor(len(batch), state)

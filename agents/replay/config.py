@@ -4,10 +4,11 @@ import dataclasses
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
+from rl_nfm.support.bounds import Bounded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReplayConfig:
+class ReplayConfig(Bounded):
     """Size and sampling of the replay buffer."""
 
     capacity_steps: Annotated[int, Gt(0)] = 1_000_000
@@ -53,6 +54,7 @@ class ReplayConfig:
         return self.capacity_steps // num_envs // self.stride_steps * self.stride_steps
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.overlap_steps >= self.sequence_steps:
             raise ValueError(
                 f"overlap_steps: {self.overlap_steps} is not allowed: must be below "

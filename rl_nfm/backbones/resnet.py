@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from rl_nfm.backbones.norms import FusedSequential, Norm, make_norm, norm_relu
 from rl_nfm.backbones.pixels import PixelConv
+from rl_nfm.support.bounds import Bounded
 
 _BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ResNetConfig:
+class ResNetConfig(Bounded):
     """Options of a `PreActResNet`."""
 
     depth: Literal[10, 18, 34, 50] = 18

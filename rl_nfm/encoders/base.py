@@ -80,8 +80,22 @@ class FeedForwardEncoder(Encoder):
     ) -> tuple[Tensor, State]:
         """See `Encoder.forward`."""
         del reset, extras
+        check_observations(obs)
         steps, batch = obs.shape[:2]
         return self.embed(scale_pixels(obs.flatten(0, 1))).view(steps, batch, -1), state
+
+
+def check_observations(obs: Tensor) -> None:
+    """Refuse what is no sequence of batches of stacked frames.
+
+    Raises:
+        ValueError: if `obs` is not [T, B, C, H, W].
+    """
+    if obs.dim() != 5:
+        raise ValueError(
+            f"observations: shape {tuple(obs.shape)} is not allowed: must be [T, B, C, H, W], time "
+            "steps and batch first (one observation of four frames: 1, 1, 4, 84, 84)"
+        )
 
 
 def scale_pixels(frames: Tensor) -> Tensor:

@@ -25,10 +25,11 @@ from torch.nn import functional as F
 
 from rl_nfm.backbones.pixels import PixelConv
 from rl_nfm.encoders.base import FeedForwardEncoder, register_encoder
+from rl_nfm.support.bounds import Bounded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HadamaxConfig:
+class HadamaxConfig(Bounded):
     """Options of the Hadamax encoder."""
 
     width: Annotated[int, Gt(0)] = 32

@@ -23,10 +23,11 @@ from torch.nn.utils import parametrizations
 
 from rl_nfm.backbones.pixels import PixelConv
 from rl_nfm.encoders.base import FeedForwardEncoder, register_encoder
+from rl_nfm.support.bounds import Bounded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImpalaConfig:
+class ImpalaConfig(Bounded):
     """Options of the IMPALA encoder."""
 
     width: Annotated[int, Gt(0)] = 16

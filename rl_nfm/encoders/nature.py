@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from rl_nfm.backbones.pixels import PixelConv
 from rl_nfm.encoders.base import FeedForwardEncoder, register_encoder
+from rl_nfm.support.bounds import Bounded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NatureConfig:
+class NatureConfig(Bounded):
     """Options of the Nature CNN."""
 
     width: Annotated[int, Gt(0)] = 32

@@ -15,6 +15,7 @@ from rl_nfm.backbones.resnet import make_pass_networks
 from rl_nfm.encoders.base import FeedForwardEncoder, register_encoder
 from rl_nfm.encoders.resnet import FrameResNetConfig, make_tail
 from rl_nfm.nfm import NFM_PRESETS, NeuralFunctionModule, NFMConfig, NFMPreset
+from rl_nfm.nfm.record import record_attention
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class NFMEncoderConfig(FrameResNetConfig):
     own (a variant in the authors' ResNet); `nfm.share_passes` shares all."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.share_convolutions and self.chosen_nfm.share_passes:
             raise ValueError("share_convolutions: has no effect beside nfm.share_passes")
         if self.preset != "none" and self.nfm != NFMConfig():
@@ -65,9 +67,28 @@ class NFMEncoder(FeedForwardEncoder):
         self.network = NeuralFunctionModule(
             [list(network.stages) for network in networks], channels=channels, config=nfm
         )
+        _check_top_k(self.network, nfm, obs_shape)
         self.tail = make_tail(config.norm, channels[-1])
         self.feature_dim = shape[1:].numel()
 
     def embed(self, pixels: Tensor) -> Tensor:
         """See `FeedForwardEncoder.embed`."""
         return self.tail(self.network(pixels))
+
+
+def _check_top_k(
+    network: NeuralFunctionModule, config: NFMConfig, obs_shape: tuple[int, int, int]
+) -> None:
+    """Refuse a top-k above the number of slots that any layer has to read."""
+    writes = sum(visit.writes for visit in network.places.schedule)
+    if config.top_k_mode == "dense" or config.top_k <= writes:  # a written layer is a slot or more
+        return
+    with record_attention(network) as recorder, torch.random.fork_rng(devices=[]), torch.no_grad():
+        network.eval()(torch.zeros(1, *obs_shape))
+    network.train()
+    most = max((len(reader.slots) for reader in recorder.readers.values()), default=0)
+    if config.top_k > most:
+        raise ValueError(
+            f"nfm.nfm.top_k: {config.top_k} is not allowed: no layer has more than {most} slots "
+            "to read"
+        )

@@ -13,14 +13,22 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from rl_nfm.encoders.base import Encoder, Extras, State, encoder_entry, make_encoder
+from rl_nfm.encoders.base import (
+    Encoder,
+    Extras,
+    State,
+    check_observations,
+    encoder_entry,
+    make_encoder,
+)
+from rl_nfm.support.bounds import Bounded
 
 STEPS_SCALE = 100_000
 """The step within the episode is given in units of this many."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RecurrentConfig:
+class RecurrentConfig(Bounded):
     """Options of every recurrent encoder."""
 
     trunk: str = "nature"
@@ -83,8 +91,10 @@ class RecurrentEncoder(Encoder):
         """See `Encoder.forward`.
 
         Raises:
-            ValueError: if an input that the config asks for is not among the extras.
+            ValueError: if an input that the config asks for is not among the extras, or `obs` is
+                not [T, B, C, H, W].
         """
+        check_observations(obs)
         state = state or self.initial_state(obs.shape[1])
         return self.unroll(self.core_inputs(obs, extras), state, reset)
 

@@ -29,6 +29,7 @@ class RIMConfig(RecurrentConfig):
     """Of what RIMs read from the input and from each other (in the published tasks 0.1)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.hidden_size % self.num_rims:
             raise ValueError(
                 f"hidden_size: {self.hidden_size} is not a multiple of num_rims ({self.num_rims})"

@@ -24,6 +24,7 @@ from rl_nfm.modular.routing import (
     straight_through_one_hot,
     straight_through_top_k,
 )
+from rl_nfm.support.bounds import Bounded
 
 
 class ModuleBank(nn.Module):
@@ -67,7 +68,7 @@ class Level:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RoutingConfig:
+class RoutingConfig(Bounded):
     """How routing is trained; none of it has an effect in eval mode."""
 
     use_gumbel: bool = False

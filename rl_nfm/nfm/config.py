@@ -10,13 +10,14 @@ from typing import Annotated, Literal, Self, get_args
 from annotated_types import Ge, Gt, Lt
 
 from rl_nfm.backbones.norms import Norm
+from rl_nfm.support.bounds import Bounded
 
 TopKMode = Literal["masked", "sab", "sab_published", "dense"]
 Rescale = Literal["space_to_depth", "nearest"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NFMConfig:
+class NFMConfig(Bounded):
     """Options of Neural Function Modules."""
 
     passes: Annotated[int, Gt(0)] = 2

@@ -17,9 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rl_nfm.support.bounds import Bounded
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HeadConfig:
+class HeadConfig(Bounded):
     """Options of the value head."""
 
     distribution: Literal["iqn", "none"] = "iqn"

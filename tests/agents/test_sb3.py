@@ -76,6 +76,8 @@ def test_predict_takes_both_channel_orders_and_any_batch_size():
         policy.predict(first / 255.0)
     with pytest.raises(ValueError, match="is not allowed"):
         policy.predict(first[:, :3])
+    with pytest.raises(ValueError, match="observation: an empty batch is not allowed"):
+        policy.predict(first[:0])
 
 
 @pytest.mark.parametrize("name", sorted(set(SMALL) & set(encoder_names())))

@@ -183,6 +183,8 @@ def test_nfm_presets_are_reachable(preset):
         ("nfm", {"nfm": {"top_k": 0}}, "top_k"),
         ("nfm", {"nfm": {"passes": 0}}, "passes"),
         ("nfm", {"nfm": {"read_places": (4,)}}, r"read_places: 4 .*0 to 3"),
+        # behind the last stage: (64 + 16 + 4 + 1) pixels a pass, without the one of pass 1's last
+        ("nfm", {"nfm": {"top_k": 1000}}, r"nfm\.top_k: 1000 .* no layer has more than \d+ slots"),
         ("nfm", {"nfm": {"heads": 0}}, "heads"),
         ("nfm", {"nfm": {"keysize": 3}}, "key_size"),
         ("resnt", {}, "resnet"),
@@ -192,6 +194,13 @@ def test_bad_options_are_named(name, options, message):
     with pytest.raises(ValueError, match=message) as error:
         make_encoder(name, **options)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", encoder_names())
+def test_observations_without_time_or_batch_are_refused(name):
+    encoder = make_encoder(name, **SMALL.get(name, {}))
+    with pytest.raises(ValueError, match=r"shape \(2, 4, 84, 84\) is not allowed: must be \[T, B"):
+        encoder(torch.zeros(2, 4, 84, 84, dtype=torch.uint8))
 
 
 def test_entries_have_a_summary():

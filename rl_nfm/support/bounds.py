@@ -1,0 +1,86 @@
+"""Config dataclasses that refuse values out of range also when they are made in Python.
+
+Files and flags go through `rl_nfm.support.configuration`, which converts and names more; this is
+what is left for `NFMConfig(top_k=0)`, and loads nothing but the standard library.
+"""
+
+import dataclasses
+import math
+import types
+from collections.abc import Callable
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+
+_BOUNDS: dict[type, tuple[str, str, Callable[[Any, Any], bool]]] = {
+    Gt: ("gt", "above", lambda value, bound: value > bound),
+    Ge: ("ge", "at least", lambda value, bound: value >= bound),
+    Lt: ("lt", "below", lambda value, bound: value < bound),
+    Le: ("le", "at most", lambda value, bound: value <= bound),
+}
+
+
+class Bounded:
+    """Base of config dataclasses: bounds and choices of their annotations hold for every instance.
+
+    A subclass with a `__post_init__` of its own calls this one first.
+    """
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ValueError: naming the field, the value and what is allowed.
+        """
+        for name, hint in _hints(type(self)).items():
+            value = getattr(self, name)
+            if (problem := _problem(hint, value)) is not None:
+                raise ValueError(f"{name}: {value!r} is not allowed: must be {problem}")
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}  # pyright: ignore
+
+
+def _problem(hint: Any, value: Any) -> str | None:
+    """What a value must be and is not; None where it is right, or the hint says nothing of it."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _problem(arguments[0], value) or _out_of_bounds(arguments[1:], value)
+    if origin in (Union, types.UnionType):
+        problems = [_problem(argument, value) for argument in arguments]
+        return None if None in problems else " or ".join(filter(None, problems))
+    if origin is Literal:
+        return None if value in arguments else f"one of {', '.join(map(repr, arguments))}"
+    if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+        if not isinstance(value, tuple | list):
+            return "a tuple"
+        return next(filter(None, (_problem(arguments[0], item) for item in value)), None)
+    return _wrong_type(hint, value)
+
+
+def _wrong_type(hint: Any, value: Any) -> str | None:
+    if hint is type(None):
+        return None if value is None else "none"
+    if hint is bool:
+        return None if isinstance(value, bool) else "true or false"
+    if hint in (int, float):
+        allowed = int if hint is int else (int, float)
+        right = isinstance(value, allowed) and not isinstance(value, bool) and math.isfinite(value)
+        return None if right else ("an integer" if hint is int else "a finite number")
+    if hint is str or (isinstance(hint, type) and dataclasses.is_dataclass(hint)):
+        return None if isinstance(value, hint) else f"of type {hint.__name__}"
+    return None
+
+
+def _out_of_bounds(metadata: tuple[Any, ...], value: Any) -> str | None:
+    for bound in metadata:
+        if type(bound) in _BOUNDS:
+            attribute, words, holds = _BOUNDS[type(bound)]
+            limit = getattr(bound, attribute)
+            if not holds(value, limit):
+                return f"{words} {limit}"
+    return None
