@@ -12,8 +12,8 @@ import torch
 from agents import cli
 from agents.saving import checkpoint
 from agents.training import train
+from agents.training.record import Counters
 from rl_nfm.support import storage
-from rl_nfm.support.configuration import validate
 
 Meta = dict[str, Any]
 WRONG = [None, "x", -1, [], {}, 1e300, True, 10**30, "x" * 10_000, [[["deep"]]]]
@@ -73,8 +73,8 @@ def read_back(folder: Path, fresh: train.Trainer) -> None:
     """All that `evaluate` and `train --resume` do with a checkpoint."""
     found = checkpoint.open_checkpoint(folder, replay=True)
     checkpoint.load_network(found, torch.device("cpu"))
-    checkpoint.restore(found, fresh.learner, fresh.replay)
-    validate(train.Counters, found.counters, where=str(folder))
+    checkpoint.restore(found, fresh.learner, fresh.replay, fresh.others)
+    Counters.of(found.counters, where=str(folder))
 
 
 def message(folder: Path, fresh: train.Trainer) -> str | None:

@@ -1,6 +1,7 @@
 """A disk that is really full: a small file system in memory, where one may be mounted."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -43,7 +44,7 @@ def test_a_checkpoint_that_does_not_fit_keeps_the_one_before(disk, faults):
     assert last.steps > 0
     assert [path.name for path in (disk / "run" / "checkpoints").iterdir()] == [kept.name]
     subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-    train.resume(disk / "run", lambda old: train.dataclasses.replace(old, steps=last.steps + 64))
+    train.resume(disk / "run", lambda old: dataclasses.replace(old, steps=last.steps + 64))
     assert checkpoint.open_checkpoint(checkpoint.find(disk / "run")).steps == last.steps + 64
 
 
@@ -54,11 +55,11 @@ def test_metrics_that_cannot_be_written_end_the_run_in_one_line(disk, faults):
     with pytest.raises(
         (ValueError, OSError), match=r"No space left.*metrics|metrics.*No s"
     ) as told:
-        train.resume(run, lambda old: train.dataclasses.replace(old, steps=100_000))
+        train.resume(run, lambda old: dataclasses.replace(old, steps=100_000))
     assert "\n" not in str(told.value)
     (disk / "filler").unlink()
     assert checkpoint.open_checkpoint(checkpoint.find(run), replay=True).steps == 96
-    train.resume(run, lambda old: train.dataclasses.replace(old, steps=128))
+    train.resume(run, lambda old: dataclasses.replace(old, steps=128))
     assert checkpoint.open_checkpoint(checkpoint.find(run)).steps == 128
 
 
@@ -66,7 +67,7 @@ def test_curves_that_cannot_be_written_cost_nothing_else(run, faults, caplog):
     """TensorBoard's folder on a full disk of its own (a file in its place here)."""
     shutil.rmtree(run / "tensorboard")
     (run / "tensorboard").symlink_to("/dev/full")
-    train.resume(run, lambda old: train.dataclasses.replace(old, steps=128))
+    train.resume(run, lambda old: dataclasses.replace(old, steps=128))
     assert checkpoint.open_checkpoint(checkpoint.find(run)).steps == 128
     warned = [record for record in caplog.records if "tensorboard/ cannot be" in record.message]
     assert len(warned) == 1
