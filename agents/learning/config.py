@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
+
 from rl_nfm.support.bounds import Bounded
 
 

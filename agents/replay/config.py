@@ -4,6 +4,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
+
 from rl_nfm.support.bounds import Bounded
 
 
