@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt, Le
 
 from agents.learning.config import LearnerConfig
 from agents.replay.config import ReplayConfig
-from envs import PROTOCOLS, Protocol, make_protocol
+from envs import PROTOCOLS, EnvProtocol, Protocol, env_protocol, make_protocol
 from rl_nfm.encoders import encoder_entry, encoder_names
 from rl_nfm.support.bounds import Bounded
 from rl_nfm.support.configuration import nearest, validate
@@ -61,22 +61,39 @@ class EnvConfig(Bounded):
     max_num_frames_per_episode: Annotated[int, Gt(0)] | None = None
     """Emulator frames after which an episode is truncated."""
 
+    kwargs: str = ""
+    """Of a gym: environment: its arguments, as Python writes them ("size=5, slippery=True")."""
+
+    wrappers: tuple[str, ...] = ()
+    """Around a gym: environment, the innermost first: module:Class, or module:Class(a=1)."""
+
+    max_episode_steps: Annotated[int, Gt(0)] | None = None
+    """Of a gym: environment: steps after which an episode is truncated."""
+
+    vectorization: Literal["sync", "async"] | None = None
+    """Of gym: environments: sync steps all in this process (none: likewise), async each in its
+    own."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.resolve()
 
     def resolve(self) -> Protocol:
-        """The protocol with these overrides.
+        """The Atari protocol with these overrides.
 
         Raises:
             ValueError: unknown protocol or a value out of range.
         """
         if self.protocol not in PROTOCOLS:
             raise ValueError(nearest("protocol", self.protocol, list(PROTOCOLS)))
-        overrides = dataclasses.asdict(self)
-        for name in ("protocol", "num_envs", "num_threads"):
-            del overrides[name]
+        fields = {field.name for field in dataclasses.fields(Protocol)} - {"name"}
+        overrides = {k: v for k, v in self.options().items() if k in fields}
         return make_protocol(self.protocol, **overrides)
+
+    def options(self) -> dict[str, Any]:
+        """All that makes the protocol of a game, by name."""
+        chosen = dataclasses.asdict(self)
+        return {k: v for k, v in chosen.items() if k not in ("num_envs", "num_threads")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +144,8 @@ class Config(Bounded):
     """One training run."""
 
     game: str = "ms_pacman"
-    """ms_pacman, MsPacman or ALE/MsPacman-v5, and likewise for every other game."""
+    """ms_pacman, MsPacman or ALE/MsPacman-v5, and likewise for every other Atari game; gym:ID or
+    gym:PACKAGE:ID for a Gymnasium environment with images and discrete actions; memory_cue."""
 
     encoder: str = "nature"
     """Which network reads the observations; `rl-nfm encoders` lists them."""
@@ -164,12 +182,34 @@ class Config(Bounded):
                 f"({replay.min_steps})"
             )
 
+    @property
+    def protocol(self) -> EnvProtocol:
+        """The settings that the game is played under.
+
+        Raises:
+            ValueError: an option that means nothing in this game.
+        """
+        try:
+            return env_protocol(self.game, self.env.options())
+        except ValueError as error:
+            raise ValueError(
+                f"env.{error}" if str(error).split(":")[0] in self.env.options() else str(error)
+            ) from None
+
     def __reduce__(self) -> tuple[Any, ...]:
         # The class with the encoders' groups is made at run time, so pickle cannot find it by name.
         return make_config, (to_plain(self),)
 
 
-RESUMABLE = ("steps", "device", "run", "env.num_threads", "learner.precision", "learner.compile")
+RESUMABLE = (
+    "steps",
+    "device",
+    "run",
+    "env.num_threads",
+    "env.vectorization",
+    "learner.precision",
+    "learner.compile",
+)
 """What may change when a run goes on."""
 
 

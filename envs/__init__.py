@@ -1,32 +1,56 @@
 """From a game name to batches of uint8 frames. Knows numpy, gymnasium and ale-py; no torch."""
 
-from envs.atari import AtariVecEnv, make_atari
-from envs.games import (
+from envs.atari import (
+    PROTOCOLS,
+    SUITES,
+    AtariVecEnv,
+    Protocol,
+    atari5_median,
     game_names,
-    human_normalized_score,
-    random_and_human_score,
-    resolve_game,
+    games_of,
+    make_atari,
+    make_protocol,
 )
-from envs.make import make_env
+from envs.gymnasium import GymProtocol, GymVecEnv
 from envs.memory import MemoryCueVecEnv
-from envs.protocols import PROTOCOLS, Protocol, make_protocol
-from envs.suites import SUITES, atari5_median, games_of
+from envs.registry import (
+    env_keys,
+    env_protocol,
+    human_normalized_score,
+    make_env,
+    random_and_human_score,
+    register_env,
+    resolve_game,
+    step_spec,
+)
+from envs.spec import EnvProtocol, StepSpec, as_picture, newest_frame, protocol_fields
 from envs.vector import GameVecEnv
 
 __all__ = [
     "PROTOCOLS",
     "SUITES",
     "AtariVecEnv",
+    "EnvProtocol",
     "GameVecEnv",
+    "GymProtocol",
+    "GymVecEnv",
     "MemoryCueVecEnv",
     "Protocol",
+    "StepSpec",
+    "as_picture",
     "atari5_median",
+    "env_keys",
+    "env_protocol",
     "game_names",
     "games_of",
     "human_normalized_score",
     "make_atari",
     "make_env",
     "make_protocol",
+    "newest_frame",
+    "protocol_fields",
     "random_and_human_score",
+    "register_env",
     "resolve_game",
+    "step_spec",
 ]

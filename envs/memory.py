@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.games import MEMORY_CUE
-from envs.protocols import Protocol
+from envs.atari.protocols import Protocol, make_protocol
+from envs.registry import register_env
+from envs.spec import StepSpec
 from envs.vector import GameVecEnv, Turn
+
+MEMORY_CUE = "memory_cue"
 
 BLANK_STEPS = 5
 _CHOICE_STEP = BLANK_STEPS + 1
@@ -79,7 +82,8 @@ class MemoryCueVecEnv(GameVecEnv):
         self._rewards = np.zeros(self.num_envs, np.int32)
         self._queue = np.arange(self.num_envs, dtype=np.int32)
         self._rows = self._queue[: self.batch_size]
-        self._open(list(_ACTIONS))
+        spec = StepSpec(height=protocol.img_height, width=protocol.img_width, reward="integer")
+        self._open(list(_ACTIONS), spec)
 
     def _restart(self, seed: int | None, turn: Turn) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         del turn  # nothing is ever under way
@@ -137,3 +141,32 @@ def _frames(height: int, width: int) -> NDArray[np.uint8]:
     frames[3, :, top:, left:] = 255
     frames[_WHITE] = 255
     return frames
+
+
+@register_env(MEMORY_CUE, protocol=lambda _: MEMORY_PROTOCOL, canonical=lambda _: MEMORY_CUE)
+def make_memory_cue(
+    game: str = MEMORY_CUE,
+    *,
+    num_envs: int = 8,
+    batch_size: int = 0,
+    num_threads: int = 0,
+    protocol: Any = MEMORY_PROTOCOL,
+    seed: int | None = None,
+    render_mode: str | None = None,
+    **protocol_fields: Any,
+) -> MemoryCueVecEnv:
+    """The memory task; see `make_env`.
+
+    It has no threads, and a protocol of its own: of `protocol_fields` it takes `img_height` and
+    `img_width`, and what a run's options or `protocol` say of Atari games says nothing.
+    """
+    del game, num_threads
+    if not (isinstance(protocol, Protocol) and protocol.name == MEMORY_CUE):
+        protocol = MEMORY_PROTOCOL
+    return MemoryCueVecEnv(
+        make_protocol(protocol, **protocol_fields),
+        num_envs=num_envs,
+        batch_size=batch_size,
+        seed=seed,
+        render_mode=render_mode,
+    )

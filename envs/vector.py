@@ -5,7 +5,8 @@ work in between; a batch may hold fewer rows than there are environments; and `i
 starts and ends, lost lives, and the returns and lengths of ended episodes. The key `episode` is
 left to Gymnasium's `RecordEpisodeStatistics`, which can be put around these environments.
 
-N environments, B rows in a batch (B = N unless `batch_size` is smaller), S stacked frames of H x W.
+N environments, B rows in a batch (B = N unless `batch_size` is smaller), C channels of H x W
+pixels: those of all stacked frames (see `envs.spec`).
 """
 
 import os
@@ -21,7 +22,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
-from envs.protocols import Protocol, check
+from envs.checks import check
+from envs.spec import EnvProtocol, StepSpec, as_picture, newest_frame
 
 MAX_SEED = 2**31 - 1
 MAX_ENVS = 1024
@@ -40,7 +42,7 @@ class Turn(Enum):
 Step = tuple[
     NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
 ]
-"""Observations [B, S, H, W], rewards, terminated, truncated [B], info (arrays [B])."""
+"""Observations [B, C, H, W], rewards, terminated, truncated [B], info (arrays [B])."""
 
 
 class GameVecEnv(VectorEnv):
@@ -48,7 +50,7 @@ class GameVecEnv(VectorEnv):
 
     The step after an end ignores its action and returns the first stack of the next episode
     (`AutoresetMode.NEXT_STEP`), with reward 0 and `info["episode_start"]` true. Rewards are raw.
-    `terminated` means game over alone, `truncated` the protocol's cap on frames.
+    `terminated` means game over alone, `truncated` a cap on frames or steps.
 
     `info` holds arrays [B]: `env_id` (which environment a row belongs to), `lives`, `life_loss`
     (a life was lost since this environment's last row, and the game goes on), `episode_start`
@@ -68,15 +70,22 @@ class GameVecEnv(VectorEnv):
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": ["rgb_array"]}  # noqa: RUF012
     closed = True  # until a subclass has built what `close` frees
+    draws = False
+    """Whether `render` has pictures of its own, and not the newest frame alone."""
     source: ClassVar[str]
     """What steps the games, for the protocol block of scores."""
-    versions: ClassVar[Mapping[str, str]] = {}
-    """Versions of packages that a score depends on, for the same block."""
+    versions: Mapping[str, str] = {}
+    """Versions of packages that a score depends on, for the same block; `packages` where there may
+    be several."""
+    action_meanings: list[str]
+    """A name for each action."""
+    step_spec: StepSpec
+    """What a step brings."""
 
     def __init__(
         self,
         game: str,
-        protocol: Protocol,
+        protocol: EnvProtocol,
         *,
         num_envs: int,
         batch_size: int,
@@ -89,7 +98,7 @@ class GameVecEnv(VectorEnv):
         self.game = game
         self.protocol = protocol
         self.render_mode = render_mode
-        self.metadata = {**self.metadata, "render_fps": 60 / protocol.frameskip}
+        self.metadata = {**self.metadata, "render_fps": protocol.render_fps}
         self.num_envs = check("num_envs", num_envs, Annotated[int, Ge(1), Le(MAX_ENVS)])
         batch_size = check("batch_size", batch_size, Annotated[int, Ge(0), Le(self.num_envs)])
         self.batch_size = batch_size or self.num_envs
@@ -101,11 +110,16 @@ class GameVecEnv(VectorEnv):
         self._returns = np.zeros(self.num_envs, np.float64)
         self._lengths = np.zeros(self.num_envs, np.int64)
 
-    def _open(self, action_meanings: list[str]) -> None:
+    @property
+    def full_id(self) -> str:
+        """What is played and what steps it, for the protocol block of scores."""
+        return f"{self.source}/{self.game}"
+
+    def _open(self, action_meanings: list[str], spec: StepSpec) -> None:
         """The last step of building: set the spaces and be ready for use."""
         self.action_meanings = action_meanings
-        shape = (self.protocol.stack_num, self.protocol.img_height, self.protocol.img_width)
-        self.single_observation_space = Box(0, 255, shape, np.uint8)
+        self.step_spec = spec
+        self.single_observation_space = Box(0, 255, spec.obs_shape, np.uint8)
         self.single_action_space = Discrete(len(action_meanings))
         self.observation_space = batch_space(self.single_observation_space, self.batch_size)
         self.action_space = batch_space(self.single_action_space, self.batch_size)
@@ -123,9 +137,9 @@ class GameVecEnv(VectorEnv):
     def _collect(
         self,
     ) -> tuple[
-        NDArray[np.uint8], NDArray[np.int32], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
+        NDArray[np.uint8], NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
     ]:
-        """The next rows: as `recv`, with integer rewards and without what `_track` adds."""
+        """The next rows: as `recv`, with rewards of any number and without what `_track` adds."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -138,7 +152,7 @@ class GameVecEnv(VectorEnv):
             options: must be empty; parts of a batch cannot be reset.
 
         Returns:
-            Observations [B, S, H, W] and info.
+            Observations [B, C, H, W] and info.
 
         Raises:
             ValueError: bad seed or options, a closed environment, or another process.
@@ -209,7 +223,8 @@ class GameVecEnv(VectorEnv):
     def _show(self, obs: NDArray[np.uint8]) -> None:
         """Keep what `render` gives: the newest frame, where the game has no other picture."""
         if self.render_mode is not None:
-            self._pictures = np.repeat(obs[:, -1, ..., None], 3, axis=-1)
+            newest = newest_frame(obs, self.step_spec.channels)
+            self._pictures = np.stack([as_picture(frame) for frame in newest])
 
     def _checked(self, actions: ArrayLike) -> NDArray[np.int64]:
         array = np.asarray(actions)
@@ -225,7 +240,7 @@ class GameVecEnv(VectorEnv):
     def _track(
         self,
         info: dict[str, Any],
-        rewards: NDArray[np.int32],
+        rewards: NDArray[Any],
         terminated: NDArray[np.bool_],
         truncated: NDArray[np.bool_],
     ) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from agents.learning.captured import Captured
 from agents.learning.random_stream import RandomStream
 from agents.learning.streams import Stream
 from agents.learning.uploads import Uploads
+from envs import newest_frame
 
 Row = Mapping[str, Tensor]
 
@@ -35,6 +36,7 @@ class StaticActor:
         stream: Stream,
         *,
         graph: bool,
+        frame_channels: int = 1,
         random: RandomStream | None = None,
         noise: bool = True,
         fixed_fractions: bool = False,
@@ -48,6 +50,7 @@ class StaticActor:
             obs_shape: (C, H, W).
             stream: where all work is done.
             graph: capture it (on a GPU only).
+            frame_channels: c of C in one of the stacked frames.
             random: what it draws from; None: torch's default generator.
             noise: as for `Actor.act`.
             fixed_fractions: as for `Actor.act`.
@@ -55,7 +58,7 @@ class StaticActor:
                 `state.0`, ...: the recurrent state before the observation.
             on_receive: likewise with `reward`, `discount` and `life_loss`.
         """
-        self.actor, self.stream = actor, stream
+        self.actor, self.stream, self._channels = actor, stream, frame_channels
         self._options = {"noise": noise, "fixed_fractions": fixed_fractions}
         self._on_act, self._on_receive = on_act, on_receive
         num_envs, device = len(actor.last_action), actor.device
@@ -135,7 +138,10 @@ class StaticActor:
         action = actor.act(
             given["obs"], given["episode_start"], epsilon=given["epsilon"], **self._options
         )
-        row = {"frame": given["obs"][:, -1], "episode_start": given["episode_start"]}
+        row = {
+            "frame": newest_frame(given["obs"], self._channels),
+            "episode_start": given["episode_start"],
+        }
         row |= {f"state.{index}": x for index, x in enumerate(state)}
         self._on_act({**row, "action": action, "episode_step": actor.episode_step})
         self._chosen.copy_(action)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.learning.network import QNetwork
+from envs import as_picture, newest_frame
 from rl_nfm.encoders import Extras
 from rl_nfm.encoders.rim import RIMEncoder
 from rl_nfm.nfm import NeuralFunctionModule
@@ -55,7 +56,7 @@ class AttentionView:
         self.activity.append(encoder.active(*inputs)[-1, 0].cpu().numpy())
 
     def draw(self, frame: NDArray[np.uint8]) -> Image:
-        """One image over the newest frame [H, W] of the first game."""
+        """One image over the newest frame, [H, W] or [c, H, W], of the first game."""
         rows = []
         if self.recorder is not None and self.recorder.readers:
             rows.append(_draw_readers(list(self.recorder.readers.values()), frame))
@@ -94,12 +95,15 @@ def attention_view(network: QNetwork) -> Iterator[AttentionView]:
         yield view
 
 
-def summary(network: QNetwork, obs: Tensor) -> tuple[dict[str, Tensor], Image]:
+def summary(
+    network: QNetwork, obs: Tensor, frame_channels: int = 1
+) -> tuple[dict[str, Tensor], Image]:
     """For TensorBoard: attention weights by reader and source, and the image of one observation.
 
     Args:
         network: with an NFM.
         obs: uint8 [B, C, H, W].
+        frame_channels: of one of the stacked frames.
     """
     nothing = torch.zeros(1, len(obs), dtype=torch.int64, device=obs.device)
     extras: Extras = dict.fromkeys(("last_action", "last_reward", "episode_step"), nothing)
@@ -110,7 +114,7 @@ def summary(network: QNetwork, obs: Tensor) -> tuple[dict[str, Tensor], Image]:
         shares = reader.by_source().flatten(0, -2)
         for index, source in enumerate(reader.sources):
             weights[f"{_reader_name(reader)}/{_source_name(source)}"] = shares[:, index]
-    frame = obs[0, -1].cpu().numpy()
+    frame = newest_frame(obs[:1], frame_channels)[0].cpu().numpy()
     return weights, _draw_readers(list(recorder.readers.values()), frame)
 
 
@@ -149,7 +153,7 @@ def _draw_map(reader: ReaderAttention, frame: NDArray[np.uint8], colors: dict[An
     strength = shares.max(-1, keepdims=True)
     tint = _resize(palette[shares.argmax(-1)], cv2.INTER_NEAREST)
     alpha = _resize(np.repeat(strength, 3, -1), cv2.INTER_NEAREST) * 0.6
-    gray = _resize(np.repeat(frame[..., None], 3, -1).astype(np.float32), cv2.INTER_LINEAR)
+    gray = _resize(as_picture(frame).astype(np.float32), cv2.INTER_LINEAR)
     return (gray * (1 - alpha) + tint * alpha).clip(0, 255).astype(np.uint8)
 
 

@@ -25,7 +25,7 @@ from agents.learning.random_stream import RandomStream
 from agents.learning.static_actor import StaticActor
 from agents.learning.streams import make_stream
 from agents.playing.scores import Scores, protocol_block
-from envs import GameVecEnv, make_env
+from envs import GameVecEnv, make_env, newest_frame
 from rl_nfm.support.progress import Progress
 
 
@@ -38,7 +38,7 @@ class PlayStep:
     """
 
     obs: NDArray[np.uint8]
-    """Stacked frames [E, S, H, W], the newest last."""
+    """Stacked frames [E, C, H, W], the newest last."""
     reward: NDArray[np.float32]
     """Raw reward [E] that came with the observation."""
     info: dict[str, Any]
@@ -47,6 +47,13 @@ class PlayStep:
     """What is chosen upon the observation [E]."""
     actor: Actor | None
     """Who chose; None for random play."""
+    frame_channels: int = 1
+    """Of one of the stacked frames."""
+
+    @property
+    def newest(self) -> NDArray[np.uint8]:
+        """The newest frame of the first game, [H, W] or [c, H, W]."""
+        return newest_frame(self.obs[:1], self.frame_channels)[0]
 
 
 OnStep = Callable[[PlayStep], object]
@@ -88,7 +95,7 @@ def play(
         num_envs=min(num_envs, episodes),
         # A run may come from a machine with more cores.
         num_threads=min(config.env.num_threads, os.cpu_count() or 1),
-        protocol=config.env.resolve(),
+        protocol=config.protocol,
         seed=env_seed(seed),
     )
     with contextlib.closing(env):
@@ -212,7 +219,16 @@ def _play(
     while True:
         action = player.act()
         if on_step is not None:
-            on_step(PlayStep(obs=obs, reward=reward, info=info, action=action, actor=player.actor))
+            on_step(
+                PlayStep(
+                    obs=obs,
+                    reward=reward,
+                    info=info,
+                    action=action,
+                    actor=player.actor,
+                    frame_channels=env.step_spec.channels,
+                )
+            )
         if counted.done:
             break
         if stop():

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from envs import GameVecEnv, human_normalized_score
+from envs import GameVecEnv, human_normalized_score, protocol_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,8 @@ def protocol_block(
 ) -> dict[str, Any]:
     """Everything that the score depends on beside the network."""
     return {
-        "env_id": f"{env.source}/{env.game}",
-        **dataclasses.asdict(env.protocol),
+        "env_id": env.full_id,
+        **protocol_fields(env.protocol),
         "epsilon": epsilon,
         "fractions": "fixed" if fixed_fractions else "drawn",
         "seed": seed,

@@ -1,7 +1,8 @@
 """A video of the first episode: the game in colour, and what the agent sees beside it.
 
-The agent's side is the newest frame of its observation. The colours come from a second emulator of
-the first game (see `envs.colors`), so nothing about the episode that is scored changes.
+The agent's side is the newest frame of its observation. The pictures come from a second environment
+of the first game, which plays along with the same seed and actions, so nothing about the episode
+that is scored changes. A game that draws nothing but its observations has no picture beside them.
 """
 
 import contextlib
@@ -19,9 +20,7 @@ from numpy.typing import NDArray
 from agents.config import Config
 from agents.playing.attention import AttentionView
 from agents.playing.evaluate import PlayStep, env_seed
-from envs import resolve_game
-from envs.colors import ColorTwin
-from envs.games import MEMORY_CUE
+from envs import GameVecEnv, as_picture, make_env
 from rl_nfm.support.output_files import written
 
 STILL_STEP = 100
@@ -52,10 +51,9 @@ def record_first_episode(
     Raises:
         OSError: if it cannot be written.
     """
-    game, protocol = resolve_game(config.game), config.env.resolve()
-    colors = None if game == MEMORY_CUE else ColorTwin(game, protocol, num_envs=1)
-    with written(path) as partial, contextlib.ExitStack() as stack:
-        video = EpisodeVideo(game, colors, seed, partial, stack, attention)
+    twin = make_env(config.game, num_envs=1, protocol=config.protocol, render_mode="rgb_array")
+    with contextlib.closing(twin), written(path) as partial, contextlib.ExitStack() as stack:
+        video = EpisodeVideo(twin, seed, partial, stack, attention)
         yield video
         if attention is not None and video.still is not None:
             with written(path.with_suffix(".png")) as still:
@@ -67,14 +65,13 @@ class EpisodeVideo:
 
     def __init__(
         self,
-        game: str,
-        colors: ColorTwin | None,
+        twin: GameVecEnv,
         seed: int,
         path: Path,
         stack: contextlib.ExitStack,
         attention: AttentionView | None,
     ):
-        self.game, self.colors, self.attention = game, colors, attention
+        self.game, self.twin, self.attention = twin.game, twin, attention
         self._env_seed = env_seed(seed)
         self.still: Image | None = None
         self._path, self._stack = path, stack
@@ -87,16 +84,15 @@ class EpisodeVideo:
         if self.done:
             return
         if step.info["episode_start"][0]:
-            picture = None if self.colors is None else self.colors.reset(self._env_seed)[0]
+            self.twin.reset(seed=self._env_seed)
         else:
             self.steps += 1
             self.score += float(step.reward[0])
-            picture = None
-            if self.colors is not None:
-                (picture,), reward = self.colors.step(np.array([self._action], np.int64))
-                assert reward == step.reward[:1], "the second emulator plays another game"
+            _, reward, *_ = self.twin.step([self._action])
+            assert reward == step.reward[:1], "the second environment plays another game"
+        picture = self.twin.render()[0] if self.twin.draws else None
         self._action = int(step.action[0])
-        self._write(self._draw(picture, step.obs[0, -1]))
+        self._write(self._draw(picture, step.newest))
         self.done = bool(step.info["episode_end"][0])
         if self.done:
             self._stack.close()  # now, so that a full disk is not found out after hours of play
@@ -114,10 +110,10 @@ class EpisodeVideo:
             self.still = canvas
 
     def _draw(self, picture: Image | None, view: NDArray[np.uint8]) -> Image:
-        gray = _scaled(np.repeat(view[..., None], 3, axis=-1), _VIEW_WIDTH)
-        panels = [gray] if picture is None else [_scaled(picture, _GAME_WIDTH), gray]
+        seen = _scaled(as_picture(view), _VIEW_WIDTH)
+        panels = [seen] if picture is None else [_scaled(picture, _GAME_WIDTH), seen]
         strip = np.zeros((_TEXT_HEIGHT, sum(p.shape[1] for p in panels), 3), np.uint8)
-        text = f"{self.game}  score {self.score:.0f}  step {self.steps}"
+        text = f"{self.game}  score {self.score:.6g}  step {self.steps}"
         cv2.putText(
             strip, text, (8, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 1, cv2.LINE_AA
         )

@@ -41,6 +41,7 @@ class Replay:
         *,
         num_envs: int,
         obs_shape: tuple[int, int, int],
+        frame_channels: int = 1,
         device: torch.device,
         state: State = (),
     ):
@@ -50,7 +51,8 @@ class Replay:
             config: see `ReplayConfig`.
             returns: how rewards become returns.
             num_envs: E.
-            obs_shape: (C, H, W); C frames are stacked at sampling, one is stored.
+            obs_shape: (C, H, W) of stacked frames; one of them is stored.
+            frame_channels: c of C in one frame; C / c frames are stacked at sampling.
             device: where everything lives.
             state: an example of the encoder's recurrent state, each [1, ...].
 
@@ -59,7 +61,7 @@ class Replay:
         """
         self.config, self.returns, self.num_envs, self.device = config, returns, num_envs, device
         self.obs_shape = obs_shape
-        self.stack_num = obs_shape[0]
+        self.frame_channels, self.stack_num = frame_channels, obs_shape[0] // frame_channels
         # before the burn-in: the rest of the stack, and at least the row of the last action
         self.history_steps = config.burn_in_steps + max(1, self.stack_num - 1)
         self.future_steps = config.sequence_steps - 1 + returns.n_steps
@@ -73,7 +75,7 @@ class Replay:
                 f"with this sequence, stack and n_steps need at least {least}"
             )
 
-        self.row_stores = make_stores(self.rows, num_envs, obs_shape, device)
+        self.row_stores = make_stores(self.rows, num_envs, obs_shape, device, frame_channels)
         self.frame, self.episode_start = self.row_stores[FRAME], self.row_stores["episode_start"]
         self.priorities = Priorities(self.rows * num_envs, device)
         self.max_priority = torch.ones((), dtype=torch.float64, device=device)
@@ -239,14 +241,14 @@ class Replay:
     def stacks(self, rows: Tensor, env: Tensor) -> Tensor:
         """Stacked observations, uint8 [S, B, C, H, W], of rows [S, B]; zeros before an episode."""
         age = torch.arange(self.stack_num - 1, -1, -1, device=self.device)  # oldest first
-        index = self._flat(rows.unsqueeze(-1) - age, env.unsqueeze(-1))  # [S, B, C]
+        index = self._flat(rows.unsqueeze(-1) - age, env.unsqueeze(-1))  # [S, B, stack]
         frames = self.frame.flatten(0, 1).flatten(1)
-        picked = frames.index_select(0, index.reshape(-1)).view(*index.shape, *self.frame.shape[2:])
+        picked = frames.index_select(0, index.reshape(-1)).view(*index.shape, frames.shape[1])
         # a frame belongs to the stack unless an episode began after it
         start = self.episode_start.view(-1)[index][..., 1:]
-        cut = start.flip(-1).cumsum(-1).flip(-1) > 0  # [S, B, C - 1]
-        picked[..., :-1, :, :].mul_(~cut[..., None, None])
-        return picked
+        cut = start.flip(-1).cumsum(-1).flip(-1) > 0  # [S, B, stack - 1]
+        picked[..., :-1, :].mul_(~cut[..., None])
+        return picked.view(*rows.shape, *self.obs_shape)
 
     def _returns(self, rows: Tensor, env: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """n-step return, its discount and the steps m to its bootstrap, each [T, B]."""

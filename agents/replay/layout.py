@@ -1,8 +1,9 @@
 """What is kept of every row, in which type, and what that takes.
 
-Letters: R rows, E environments, H, W of one frame.
+Letters: R rows, E environments, c, H, W of one frame.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -13,7 +14,7 @@ from agents.replay.priorities import WEIGHT
 from rl_nfm.encoders import State
 
 FRAME = "frame"
-"""The one store whose entries are no scalars but [H, W]."""
+"""The one store whose entries are no scalars but [H, W], or [c, H, W] of a frame with several channels."""
 
 ROW: Mapping[str, torch.dtype] = {
     FRAME: torch.uint8,  # the newest frame of the observation acted on
@@ -30,23 +31,39 @@ STATE = torch.float32
 """The type of recurrent states."""
 
 
+def frame_shape(obs_shape: Sequence[int], frame_channels: int) -> tuple[int, ...]:
+    """Of one stored frame: (H, W), or (c, H, W) where it has several channels."""
+    shape = tuple(obs_shape[-2:])
+    return shape if frame_channels == 1 else (frame_channels, *shape)
+
+
 def make_stores(
-    rows: int, num_envs: int, obs_shape: Sequence[int], device: torch.device
+    rows: int,
+    num_envs: int,
+    obs_shape: Sequence[int],
+    device: torch.device,
+    frame_channels: int = 1,
 ) -> dict[str, Tensor]:
     """Zeros for each of `ROW`, [R, E, ...]."""
+    frame = frame_shape(obs_shape, frame_channels)
 
     def store(name: str, dtype: torch.dtype) -> Tensor:
-        shape = (rows, num_envs, *(obs_shape[-2:] if name == FRAME else ()))
+        shape = (rows, num_envs, *(frame if name == FRAME else ()))
         return torch.zeros(shape, dtype=dtype, device=device)
 
     return {name: store(name, dtype) for name, dtype in ROW.items()}
 
 
 def replay_bytes(
-    config: ReplayConfig, *, num_envs: int, obs_shape: Sequence[int], state: State
+    config: ReplayConfig,
+    *,
+    num_envs: int,
+    obs_shape: Sequence[int],
+    state: State,
+    frame_channels: int = 1,
 ) -> tuple[int, int]:
     """Bytes that the buffer will take: (in all, of which recurrent states)."""
-    pixels = obs_shape[-1] * obs_shape[-2]
+    pixels = math.prod(frame_shape(obs_shape, frame_channels))
     sizes = {name: dtype.itemsize for name, dtype in ROW.items()}
     per_step = sum(sizes.values()) + (pixels - 1) * sizes[FRAME] + WEIGHT.itemsize
     steps = config.capacity_steps // num_envs * num_envs

@@ -10,18 +10,19 @@ from typing import Any
 
 from agents.config import RESUMABLE, Config, chosen_encoders, to_plain
 from agents.reporting.results import TRAINING_EPISODES, Result
-from envs import Protocol, resolve_game
-from envs.games import MEMORY_CUE
-from envs.memory import MEMORY_PROTOCOL
+from envs import GymProtocol, Protocol, protocol_fields
 
 _PROTOCOL_FIELDS = [f.name for f in dataclasses.fields(Protocol) if f.name != "name"]
+_GYM_FIELDS = [f.name for f in dataclasses.fields(GymProtocol) if f.name != "name"]
 OBSERVATION = ("maxpool", "stack_num", "img_height", "img_width")
 """Fields of the protocol that say what the agent sees. They make another method, but the score of
 an episode means the same whoever played it."""
-_NO_PROTOCOL = {"name", "env_id", "seed", "num_envs", "ale_py", *OBSERVATION}
+_VERSIONS = {"ale_py", "packages"}
+_NO_PROTOCOL = {"name", "env_id", "seed", "num_envs", "vectorization", *_VERSIONS, *OBSERVATION}
 """In the protocol block, but no reason to keep scores apart."""
 _NO_METHOD = {"game", "seed", *RESUMABLE, "learner.cuda_graph"} - {"steps"}
 """Settings that do not make another method of a run; the protocol's are checked apart."""
+_ENV_PROTOCOL = {"protocol", *_PROTOCOL_FIELDS, *_GYM_FIELDS}
 _MAX_SETTINGS_IN_NAME = 3
 
 
@@ -37,7 +38,7 @@ def settings_of(config: Config) -> dict[str, Any]:
     def add(group: Mapping[str, Any], prefix: str) -> None:
         for key, value in group.items():
             name = prefix + key
-            if name in _NO_METHOD or (prefix == "env." and key in (*_PROTOCOL_FIELDS, "protocol")):
+            if name in _NO_METHOD or (prefix == "env." and key in _ENV_PROTOCOL):
                 continue
             if isinstance(value, Mapping):
                 add(value, f"{name}.")
@@ -46,19 +47,20 @@ def settings_of(config: Config) -> dict[str, Any]:
 
     add(to_plain(config), "")
     seen = protocol_of(config)
-    return flat | {f"env.{field}": seen[field] for field in OBSERVATION}
+    return flat | {f"env.{field}": seen[field] for field in OBSERVATION if field in seen}
 
 
 def protocol_of(config: Config) -> dict[str, Any]:
     """The environment's settings with every default filled in."""
-    memory = resolve_game(config.game) == MEMORY_CUE
-    return dataclasses.asdict(MEMORY_PROTOCOL if memory else config.env.resolve())
+    return protocol_fields(config.protocol)
 
 
 def protocol_line(results: Sequence[Result]) -> str:
     """The protocol that results share, in words; they have been through `check_protocols`."""
     names = dict.fromkeys(str(r.protocol.get("name")) for r in results)
     told = next((r.protocol for r in results if r.source == "training"), results[0].protocol)
+    if "kwargs" in told:
+        return _gym_protocol_line(results)
     lives = "end the return" if told.get("terminal_on_life_loss") else "not told"
     parts = [
         f"protocol {' / '.join(names)}: sticky actions {told.get('repeat_action_probability')}",
@@ -69,6 +71,16 @@ def protocol_line(results: Sequence[Result]) -> str:
         f"cap {told.get('max_num_frames_per_episode', 0):,} frames",
     ]
     return ", ".join(parts)
+
+
+def _gym_protocol_line(results: Sequence[Result]) -> str:
+    """Gymnasium environments: by id, what differs from the registered ones."""
+    parts = {}
+    for result in results:
+        told = [f"{k} {v}" for k in _GYM_FIELDS[:3] if (v := result.protocol.get(k))]
+        parts[result.game] = f"{result.game} {', '.join(told) or 'as registered'}"
+    packages = dict.fromkeys(str(v) for r in results if (v := r.protocol.get("packages")))
+    return "; ".join(["protocol gymnasium", *parts.values(), *packages])
 
 
 def check_protocols(results: Sequence[Result]) -> None:
@@ -82,14 +94,16 @@ def check_protocols(results: Sequence[Result]) -> None:
     Raises:
         ValueError: naming the field, both values and where they come from.
     """
-    first: dict[str, tuple[Any, str]] = {}
+    first: dict[tuple[str, str], tuple[Any, str]] = {}
     for result in results:
         fields = {*_PROTOCOL_FIELDS, *result.protocol} - _NO_PROTOCOL
         if result.steps is None:
-            fields &= {*_PROTOCOL_FIELDS, "episodes_counted"}
+            fields &= {*_PROTOCOL_FIELDS, *_GYM_FIELDS, "episodes_counted"}
         for field in sorted(fields):
             value = result.protocol.get(field, "unknown")
-            known, where = first.setdefault(field, (value, result.where))
+            # Each Gymnasium environment has arguments, wrappers and a length of its own.
+            game = result.game if field in _GYM_FIELDS else ""
+            known, where = first.setdefault((field, game), (value, result.where))
             if known != value:
                 raise ValueError(
                     f"{field}: {value!r} in {result.where}, but {known!r} in {where}\n"

@@ -121,7 +121,8 @@ def _draw(
     names = []
     for game in sorted({result.game for result in results if result.has_curve}):
         runs = [r for r in results if r.game == game and r.curve is not None]
-        names.append(f"curves_{game}.png")
+        name = re.sub(r"\W", "_", game)
+        names.append(f"curves_{name}.png")
         public = find_references(game, runs[0].protocol) if references else []
         report_figures.learning_curves(out / names[-1], game, runs, methods, public)
     for source, table in tables.items():
@@ -186,7 +187,7 @@ def _markdown(
             lines += ["", "Human-normalised over games, 95 % stratified bootstrap intervals:", ""]
             lines += _table(_aggregate_cells(row) for row in table.aggregates)
         if estimates := atari5_rows(table.scores):
-            lines += ["", "Estimated from the five games of Atari-5 (see `envs.suites`):", ""]
+            lines += ["", "Estimated from the five games of Atari-5 (see `envs.atari.suites`):", ""]
             lines += _table({**row, ESTIMATE: f"{row[ESTIMATE]:.3f}"} for row in estimates)
         if table.improvements:
             lines += ["", "Probability that a run of the first method beats one of the second:", ""]

@@ -4,6 +4,7 @@ from typing import Any
 
 from agents.config import Config
 from agents.saving import checkpoint
+from envs import step_spec
 from rl_nfm.backbones.matching import count_parameters
 from rl_nfm.encoders import Encoder
 from rl_nfm.encoders.cost import encoder_macs
@@ -19,8 +20,7 @@ def build_encoder(config: Config) -> Encoder:
 
 def obs_shape(config: Config) -> tuple[int, int, int]:
     """(C, H, W) of an observation under the config's protocol."""
-    protocol = config.env.resolve()
-    return protocol.stack_num, protocol.img_height, protocol.img_width
+    return step_spec(config.game, config.protocol).obs_shape
 
 
 def describe(config: Config) -> dict[str, Any]:

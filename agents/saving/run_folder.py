@@ -187,7 +187,7 @@ def _add_scalars(writer: "SummaryWriter", line: Mapping[str, Any]) -> None:
 def _new_folder(config: Config) -> Path:
     """A folder of its own below `runs`, also for two runs begun in the same second."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{config.game.replace('/', '_')}-{config.encoder}-seed{config.seed}-{stamp}"
+    name = f"{folder_name(config.game)}-{config.encoder}-seed{config.seed}-{stamp}"
     for number in itertools.count(1):
         path = Path("runs") / (name if number == 1 else f"{name}-{number}")
         with contextlib.suppress(FileExistsError):
@@ -205,3 +205,8 @@ def _not_empty(path: Path) -> ValueError:
 def read_metrics(path: Path) -> list[Line]:
     """The lines of a metrics.jsonl that can be read; see `MetricsFile.read`."""
     return MetricsFile(path, "steps").read().lines
+
+
+def folder_name(game: str) -> str:
+    """What a folder of a game's runs is called: ids of Gymnasium may hold a slash."""
+    return game.replace("/", "_")

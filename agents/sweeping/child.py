@@ -7,6 +7,7 @@ to its end, and a sweep started again waits for it.
 
 import ctypes
 import os
+import runpy
 import signal
 import sys
 
@@ -20,9 +21,9 @@ def main(argv: list[str]) -> int:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != int(argv[0]):  # it died before
             return 128 + signal.SIGTERM
-    from agents import cli
-
-    return cli.main(argv[1:])
+    sys.argv[1:] = argv[1:]
+    runpy.run_module("agents.cli", run_name="__main__")  # as a process of its own would
+    return 0
 
 
 if __name__ == "__main__":

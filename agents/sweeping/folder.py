@@ -8,6 +8,7 @@ from pathlib import Path
 
 from agents.config import Config
 from agents.sweeping.runs import PlannedRun, saved_steps
+from envs import step_spec
 from rl_nfm.support.output_files import check_file
 
 LOCK_FILE = ".lock"
@@ -47,11 +48,11 @@ def check_space(out: Path, runs: Sequence[PlannedRun], configs: Mapping[str, Con
     needed = 0
     for run in runs:
         config = configs[run.method]
-        protocol = config.env.resolve()
         if config.run.save_replay:
             frames = min(config.steps, config.replay.capacity_steps)
             frames -= min(frames, max(0, saved_steps(run.folder)))
-            needed += frames * protocol.img_height * protocol.img_width
+            spec = step_spec(run.game, config.protocol)
+            needed += frames * spec.channels * spec.height * spec.width
     free = shutil.disk_usage(out).free
     if needed > free:
         raise ValueError(

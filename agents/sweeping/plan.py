@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from agents.config import Config, changed_fields, make_config, to_plain
+from agents.saving.run_folder import folder_name
 from agents.sweeping.folder import LOCK_FILE
 from agents.sweeping.runs import PlannedRun
 from agents.sweeping.variants import with_encoder
@@ -95,7 +96,7 @@ class Plan:
         chosen = {method: _changes(self.base, config) for method, config in configs.items()}
         runs = []
         for seed, game, method in itertools.product(self.seeds, games_of(self.games), configs):
-            folder, config = out / game / method / f"seed-{seed}", configs[method]
+            folder, config = out / folder_name(game) / method / f"seed-{seed}", configs[method]
             options = {**chosen[method], "game": game, "encoder": config.encoder, "seed": seed}
             workers = () if config.env.num_threads else ("--env.num-threads", str(threads))
             preset = str(out / PRESET_FILE)

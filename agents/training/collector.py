@@ -91,6 +91,7 @@ class Collector:
             replay.obs_shape,
             streams.acting,
             graph=config.learner.cuda_graph,
+            frame_channels=replay.frame_channels,
             random=self.random,
             on_act=self._fill,
             on_receive=self._close,

@@ -1,7 +1,5 @@
 """The parts of a run, built from its config: environments, learner and replay."""
 
-from typing import Any
-
 import torch
 
 from agents.config import Config
@@ -22,15 +20,14 @@ def build_env(config: Config) -> GameVecEnv:
         config.game,
         num_envs=config.env.num_envs,
         num_threads=config.env.num_threads,
-        protocol=config.env.resolve(),
+        protocol=config.protocol,
         seed=env_seed(config.seed),
     )
 
 
 def obs_shape_of(env: GameVecEnv) -> tuple[int, int, int]:
     """(C, H, W) of one observation."""
-    shape: Any = env.single_observation_space.shape
-    return shape
+    return env.step_spec.obs_shape
 
 
 def build_learner(config: Config, env: GameVecEnv, device: torch.device) -> Learner:
@@ -59,7 +56,13 @@ def build_replay(config: Config, env: GameVecEnv, state: State, device: torch.de
         ValueError: it does not fit into memory.
     """
     num_envs, shape = config.env.num_envs, obs_shape_of(env)
-    size = replay_bytes(config.replay, num_envs=num_envs, obs_shape=shape, state=state)
+    size = replay_bytes(
+        config.replay,
+        num_envs=num_envs,
+        obs_shape=shape,
+        state=state,
+        frame_channels=env.step_spec.channels,
+    )
     check_memory(*size, device)
     with out_of_memory_told(size[0], device):
         return _empty_replay(config, env, state, device)
@@ -76,6 +79,7 @@ def _empty_replay(config: Config, env: GameVecEnv, state: State, device: torch.d
         ),
         num_envs=config.env.num_envs,
         obs_shape=obs_shape_of(env),
+        frame_channels=env.step_spec.channels,
         device=device,
         state=state,
     )

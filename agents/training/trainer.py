@@ -234,7 +234,7 @@ class Trainer:
         env = torch.arange(replay.num_envs, device=self.device)
         obs = replay.stacks(torch.full_like(env, replay.added_rows - 1)[None], env)[0]
         with frozen_statistics(network):
-            weights, image = attention.summary(network, obs)
+            weights, image = attention.summary(network, obs, replay.frame_channels)
         folder = self.recorder.folder
         for name, values in weights.items():
             folder.draw(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from envs import PROTOCOLS, GameVecEnv
+from envs import PROTOCOLS, GameVecEnv, StepSpec
 
 
 class Scripted(GameVecEnv):
@@ -14,7 +14,7 @@ class Scripted(GameVecEnv):
             "scripted", PROTOCOLS["rltime"], num_envs=num_envs, batch_size=batch_size, seed=None
         )
         self.script = list(script)
-        self._open(["NOOP", "FIRE"])
+        self._open(["NOOP", "FIRE"], StepSpec(height=84, width=84))
 
     def _restart(self, seed, turn):
         obs, _, _, _, info = self._collect()

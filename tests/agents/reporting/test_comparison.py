@@ -14,7 +14,7 @@ from agents.reporting.comparison import atari5_rows, games_by_methods
 from agents.reporting.references import ITERATION_STEPS, references
 from agents.reporting.report import write_report
 from envs import PROTOCOLS, SUITES, atari5_median, random_and_human_score
-from envs.suites import ATARI5_WEIGHTS
+from envs.atari.suites import ATARI5_WEIGHTS
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,10 @@ differs in the contract (`envs.vector`: raw rewards, lives apart from game over,
 and in that whatever would crash, hang or be taken silently there is a `ValueError` here.
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import ale_py
 import numpy as np
@@ -16,9 +17,12 @@ from annotated_types import Ge, Le
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from envs.colors import ColorTwin
-from envs.games import MEMORY_CUE, resolve_game
-from envs.protocols import Protocol, check, make_protocol
+from envs.atari.colors import ColorTwin
+from envs.atari.games import published_scores, resolve_game
+from envs.atari.protocols import Protocol, make_protocol
+from envs.checks import check
+from envs.registry import register_env
+from envs.spec import StepSpec
 from envs.vector import MAX_SEED, GameVecEnv, Turn
 
 
@@ -29,8 +33,10 @@ class AtariVecEnv(GameVecEnv):
     and every reset after the first builds the emulators anew.
     """
 
+    draws = True
     source = "ale_py.vector_env"
-    versions: ClassVar[Mapping[str, str]] = {"ale_py": ale_py.__version__}
+    versions: Mapping[str, str] = {"ale_py": ale_py.__version__}
+    protocol: Protocol  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,
@@ -52,15 +58,20 @@ class AtariVecEnv(GameVecEnv):
             seed=seed,
             render_mode=render_mode,
         )
-        if self.game == MEMORY_CUE:
-            raise ValueError(f"game: {game!r} is no Atari game; use make_env")
         threads = Annotated[int, Ge(0), Le(os.cpu_count() or 1)]
         self._num_threads = check("num_threads", num_threads, threads)
         if render_mode is not None and self.batch_size < self.num_envs:
             raise ValueError("render_mode: needs whole batches; leave batch_size out")
         self._vec = self._build()
         self._twin = None if render_mode is None else self._build_twin()
-        self._open([action.name for action in self._vec.ale.get_action_set()])
+        spec = StepSpec(
+            height=protocol.img_height,
+            width=protocol.img_width,
+            stack_num=protocol.stack_num,
+            reward="integer",
+            has_lives=True,
+        )
+        self._open([action.name for action in self._vec.ale.get_action_set()], spec)
 
     def _build(self) -> AtariVectorEnv:
         settings = dict(vars(self.protocol))
@@ -121,6 +132,17 @@ class AtariVecEnv(GameVecEnv):
         del kwargs, self._vec, self._twin
 
 
+def _protocol_of(options: Mapping[str, Any]) -> Protocol:
+    """The protocol that a run's options mean; those of Gymnasium environments are refused."""
+    fields = {field.name for field in dataclasses.fields(Protocol)} - {"name"}
+    for name, value in options.items():
+        if name not in {"protocol", *fields} and value:
+            raise ValueError(f"{name}: {value!r} is not allowed: no option of an Atari game")
+    chosen = {name: value for name, value in options.items() if name in fields}
+    return make_protocol(options.get("protocol", "dopamine"), **chosen)
+
+
+@register_env("atari", protocol=_protocol_of, canonical=resolve_game, scores=published_scores)
 def make_atari(
     game: str,
     *,
@@ -135,7 +157,7 @@ def make_atari(
     """Environments of one Atari game.
 
     Args:
-        game: any form that `resolve_game` knows.
+        game: its name, as `ms_pacman`, `MsPacman`, `ALE/MsPacman-v5`, ...
         num_envs: environments, 1 to 1024; building takes about 0.15 s each.
         batch_size: rows per `recv`; 0 means all. Fewer than `num_envs`: those ready first.
         num_threads: C++ threads, at most the processor's; 0 means as many as are of use.

@@ -15,15 +15,14 @@ life is seen at the end of the frame skip, which goes on after it, and stacks go
 """
 
 import dataclasses
-import difflib
-import numbers
-import operator
 import typing
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le
+
+from envs.checks import check, check_known
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,36 +58,15 @@ class Protocol:
     max_num_frames_per_episode: Annotated[int, Ge(1), Le(2**31 - 2)]
     """Emulator frames (no-ops excluded) after which an episode is truncated."""
 
+    @property
+    def render_fps(self) -> float:
+        """Agent steps in a second of play."""
+        return 60 / self.frameskip
+
     def __post_init__(self) -> None:
         for field, hint in typing.get_type_hints(Protocol, include_extras=True).items():
             object.__setattr__(self, field, check(field, getattr(self, field), hint))
 
-
-def check(field: str, value: Any, hint: Any) -> Any:
-    """`value` as a plain Python value of the annotated type `hint`.
-
-    Raises:
-        ValueError: wrong type or out of bounds; the message names the field and what is allowed.
-    """
-    kind, *bounds = typing.get_args(hint) or (hint,)
-    low = next((b.ge for b in bounds if isinstance(b, Ge)), None)
-    high = next((b.le for b in bounds if isinstance(b, Le)), None)
-    if kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        plain: Any = operator.index(value)
-    elif kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        plain = float(value)
-    elif kind in (bool, str) and isinstance(value, kind):
-        return value
-    else:
-        plain = None
-    # Negated, so that NaN is refused too.
-    if plain is None or not ((low is None or plain >= low) and (high is None or plain <= high)):  # pyright: ignore[reportOperatorIssue]
-        span = f" from {low} to {high}" if bounds else ""
-        raise ValueError(f"{field}: {value!r} is not allowed, must be {_KINDS[kind]}{span}")
-    return plain
-
-
-_KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a name"}
 
 _DOPAMINE = Protocol(
     name="dopamine",
@@ -139,18 +117,10 @@ def make_protocol(protocol: str | Protocol, **overrides: Any) -> Protocol:
         ValueError: unknown name or field, with the nearest one, or a value out of range.
     """
     if not isinstance(protocol, Protocol):
-        _check_known("protocol", protocol, PROTOCOLS)
+        check_known("protocol", protocol, PROTOCOLS)
         protocol = PROTOCOLS[protocol]
     fields = [field.name for field in dataclasses.fields(Protocol) if field.name != "name"]
     for key in overrides:
-        _check_known("protocol field", key, fields)
+        check_known("protocol field", key, fields)
     changed = {key: value for key, value in overrides.items() if value is not None}
     return dataclasses.replace(protocol, **changed)
-
-
-def _check_known(what: str, name: Any, known: typing.Collection[str]) -> None:
-    if isinstance(name, str) and name in known:
-        return
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{what}: {name!r} is unknown{hint} (allowed: {', '.join(known)})")

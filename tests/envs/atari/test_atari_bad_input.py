@@ -1,6 +1,7 @@
 """Whatever would crash or hang ale-py, or be taken silently there, is a ValueError here."""
 
 import copy
+import dataclasses
 import os
 import pickle
 import threading
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box
 
-from envs import make, make_atari, make_env
+from envs import make_atari, make_env, registry
 
 SMALL = {"img_height": 21, "img_width": 16}
 
@@ -177,7 +178,7 @@ def test_copies_are_refused(env, copier):
     ],
     ids=["channels", "stacked", "floats"],
 )
-def test_colour_observations_are_refused(space, monkeypatch):
+def test_observations_that_the_spec_does_not_tell_are_refused(space, monkeypatch):
     """Stored as they were, they would be three frames of a blue channel."""
 
     def painted(game, **options):
@@ -185,6 +186,7 @@ def test_colour_observations_are_refused(space, monkeypatch):
         env.single_observation_space = space
         return env
 
-    monkeypatch.setattr(make, "make_atari", painted)
+    entry = dataclasses.replace(registry.env_entry("pong"), make=painted)
+    monkeypatch.setitem(registry._REGISTRY, "atari", entry)
     with pytest.raises(ValueError, match=r"pong: observations of shape .* grey frames in a stack"):
         make_env("pong", num_envs=1)

@@ -10,7 +10,7 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from envs.protocols import Protocol
+from envs.atari.protocols import Protocol
 
 HEIGHT, WIDTH = 210, 160
 """Of the picture, in pixels; it is meant for a screen of 4:3."""

@@ -11,9 +11,6 @@ from functools import cache
 
 from ale_py import roms
 
-MEMORY_CUE = "memory_cue"
-"""The one game that is no ROM: see `envs.memory`."""
-
 # ale-py ends the whole process when it loads one of these.
 _MULTIPLAYER_ROMS = frozenset({"combat", "joust", "maze_craze", "warlords"})
 
@@ -87,7 +84,7 @@ def game_names() -> tuple[str, ...]:
 @cache
 def _by_compact_name() -> dict[str, str]:
     """From "mspacman" to "ms_pacman"."""
-    return {name.replace("_", ""): name for name in (*game_names(), MEMORY_CUE)}
+    return {name.replace("_", ""): name for name in game_names()}
 
 
 def resolve_game(name: str) -> str:
@@ -113,7 +110,9 @@ def resolve_game(name: str) -> str:
             raise ValueError(f"game: {name!r} has no single-player mode")
     near = _nearest(compact, stem)
     hint = f"; did you mean {near!r}?" if near else ""
-    raise ValueError(f"game: {name!r} is unknown{hint} (`rl-nfm games` lists all)")
+    raise ValueError(
+        f"game: {name!r} is unknown{hint} (`rl-nfm games` lists all; for others use make_env)"
+    )
 
 
 def _nearest(compact: str, stem: str) -> str | None:
@@ -126,15 +125,10 @@ def _nearest(compact: str, stem: str) -> str | None:
     return _by_compact_name()[near[0]] if near else None
 
 
-def random_and_human_score(game: str) -> tuple[float, float] | None:
-    """Mean returns of a random agent and of a human tester; None where none are published."""
-    return _RANDOM_AND_HUMAN.get(resolve_game(game))
+def published_scores(game: str) -> tuple[float, float] | None:
+    """Mean returns of a random agent and of a human tester; None where none are published.
 
-
-def human_normalized_score(game: str, score: float) -> float | None:
-    """Linear in the return: 0 for a random agent, 1 for the human; None where none is published."""
-    scores = random_and_human_score(game)
-    if scores is None:
-        return None
-    random, human = scores
-    return (score - random) / (human - random)
+    Args:
+        game: as `resolve_game` gives it.
+    """
+    return _RANDOM_AND_HUMAN.get(game)

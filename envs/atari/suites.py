@@ -2,14 +2,15 @@
 
 Sources: `mission`, the three games of the NFM paper's table; `atari5`, Aitchison et al. 2023,
 "Atari-5: Distilling the Arcade Learning Environment down to Five Games"; `atari26`, Kaiser et al.
-2020 (Atari 100k); `atari57`, the games with published human scores, as in `envs.games`.
+2020 (Atari 100k); `atari57`, the games with published human scores, as in `envs.atari.games`.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from envs.games import game_names, random_and_human_score, resolve_game
+from envs.atari.games import game_names, published_scores
+from envs.registry import resolve_game
 
 _ATARI_26 = """
     alien amidar assault asterix bank_heist battle_zone boxing breakout chopper_command
@@ -22,7 +23,7 @@ SUITES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "mission": ("ms_pacman", "alien", "qbert"),
         "atari5": ("battle_zone", "double_dunk", "name_this_game", "phoenix", "qbert"),
         "atari26": tuple(_ATARI_26.split()),
-        "atari57": tuple(name for name in game_names() if random_and_human_score(name)),
+        "atari57": tuple(name for name in game_names() if published_scores(name)),
     }
 )
 """Name to games."""

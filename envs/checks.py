@@ -1,0 +1,48 @@
+"""Bad arguments are answered in one line that names the field, its value and what is allowed."""
+
+import difflib
+import numbers
+import operator
+import typing
+from typing import Any
+
+from annotated_types import Ge, Le
+
+_KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a name"}
+
+
+def check(field: str, value: Any, hint: Any) -> Any:
+    """`value` as a plain Python value of the annotated type `hint`.
+
+    Raises:
+        ValueError: wrong type or out of bounds; the message names the field and what is allowed.
+    """
+    kind, *bounds = typing.get_args(hint) or (hint,)
+    low = next((b.ge for b in bounds if isinstance(b, Ge)), None)
+    high = next((b.le for b in bounds if isinstance(b, Le)), None)
+    if kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        plain: Any = operator.index(value)
+    elif kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        plain = float(value)
+    elif kind in (bool, str) and isinstance(value, kind):
+        return value
+    else:
+        plain = None
+    # Negated, so that NaN is refused too.
+    if plain is None or not ((low is None or plain >= low) and (high is None or plain <= high)):  # pyright: ignore[reportOperatorIssue]
+        span = f" from {low} to {high}" if bounds else ""
+        raise ValueError(f"{field}: {value!r} is not allowed, must be {_KINDS[kind]}{span}")
+    return plain
+
+
+def check_known(what: str, name: Any, known: typing.Collection[str]) -> None:
+    """Refuse a name that is not among `known`, and tell the nearest.
+
+    Raises:
+        ValueError: unknown.
+    """
+    if isinstance(name, str) and name in known:
+        return
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{what}: {name!r} is unknown{hint} (allowed: {', '.join(known)})")
