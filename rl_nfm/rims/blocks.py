@@ -43,35 +43,6 @@ def lstm_backward(
     return grad_gates, grad_cell * f
 
 
-def fused_lstm_forward(
-    pre: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """`lstm_forward` with all that follows the product in PyTorch's one CUDA kernel.
-
-    For `fused_lstm_backward` it saves the new cell state in place of its tanh.
-    """
-    shape, gates = hidden.shape, weight.shape[-1]
-    product = torch.bmm(hidden, weight).flatten(0, 1)
-    new_hidden, new_cell, acts = torch.ops.aten._thnn_fused_lstm_cell(
-        pre.reshape(-1, gates), product, cell.reshape(-1, shape[-1])
-    )
-    # Two views of the new cell state: what is saved must not be what is returned.
-    saved = acts.view(*shape[:-1], gates), new_cell.view(shape)
-    return new_hidden.view(shape), new_cell.view(shape), saved
-
-
-def fused_lstm_backward(
-    acts: Tensor, new_cell: Tensor, cell: Tensor, grad_hidden: Tensor, grad_cell: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`lstm_backward` in one kernel, from what `fused_lstm_forward` saved."""
-    size = cell.shape[-1]
-    states = (x.reshape(-1, size) for x in (grad_hidden, grad_cell, cell, new_cell))
-    grad_gates, grad_old, _ = torch.ops.aten._thnn_fused_lstm_cell_backward_impl(
-        *states, acts.flatten(0, 1), False
-    )
-    return grad_gates.view(acts.shape), grad_old.view(cell.shape)
-
-
 def gru_forward(
     pre: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -16,14 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from rl_nfm.rims.blocks import (
-    fused_lstm_backward,
-    fused_lstm_forward,
-    gru_backward,
-    gru_forward,
-    lstm_backward,
-    lstm_forward,
-)
+from rl_nfm.rims.blocks import gru_backward, gru_forward, lstm_backward, lstm_forward
 from rl_nfm.rims.communication import CommunicationWeights, communicate, communicate_backward
 from rl_nfm.rims.sparse import sparse_softmax, sparse_softmax_backward
 
@@ -46,8 +39,6 @@ class StepSpec:
     heads: int = 0
     """0: no communication."""
     key_size: int = 0
-    fused_lstm: bool = False
-    """An LSTM block's elementwise part in one kernel of PyTorch's, which only CUDA has."""
 
 
 class StepWeights(NamedTuple):
@@ -157,8 +148,7 @@ def step_forward(
     if spec.mask_input:
         pre = pre * given(active)
     if spec.cell == "lstm":
-        run = fused_lstm_forward if spec.fused_lstm else lstm_forward
-        candidate, new_cell, block = run(pre, hidden, given(cell), weights.hidden)
+        candidate, new_cell, block = lstm_forward(pre, hidden, given(cell), weights.hidden)
     else:
         candidate, block = gru_forward(pre, hidden, weights.hidden, weights.hidden_bias)
         new_cell = None
@@ -203,8 +193,7 @@ def step_backward(
         grad_shown = grad_shown if active is None else grad_shown * active
         grad_candidate = grad_new + grad_shown
     if spec.cell == "lstm":
-        run = fused_lstm_backward if spec.fused_lstm else lstm_backward
-        gates, grad_old_cell = run(
+        gates, grad_old_cell = lstm_backward(
             saved.acts, saved.extra, given(cell), grad_candidate, given(grad_new_cell)
         )
         product, mixed = gates, None

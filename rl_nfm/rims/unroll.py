@@ -26,7 +26,6 @@ from rl_nfm.rims.step import (
     step_backward,
     step_forward,
 )
-from rl_nfm.support.cpp import runs_eagerly
 
 
 def unroll(
@@ -52,8 +51,6 @@ def unroll(
     tensors = (*weights, *sequence, hidden, cell)
     with torch.autocast(hidden.device.type, enabled=False):
         loop = _choose(spec, compiled, tensors)
-        if loop is _PLAIN and _has_fused_lstm(spec, tensors):
-            spec = dataclasses.replace(spec, fused_lstm=True)
         needed = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
         if needed and not torch.jit.is_tracing() and not any(map(has_tangent, tensors)):  # pyright: ignore[reportPrivateImportUsage]
             return Unrolled(*_Unroll.apply(spec, loop, *tensors)[: len(Unrolled._fields)])
@@ -229,11 +226,6 @@ def _choose(spec: StepSpec, compiled: bool, tensors: tuple[Tensor | None, ...]) 
     if compiled:
         return _compiled()
     return _KERNELS if spec.slots == 1 and kernels.supports(*tensors) else _PLAIN
-
-
-def _has_fused_lstm(spec: StepSpec, tensors: tuple[Tensor | None, ...]) -> bool:
-    present = [x for x in tensors if x is not None]
-    return spec.cell == "lstm" and all(x.is_cuda for x in present) and runs_eagerly(*present)
 
 
 @functools.cache

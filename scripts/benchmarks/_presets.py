@@ -23,7 +23,6 @@ from agents.training.step import GradientStep
 from benchmarks._counting import Counter, Tally, tensors_in, total_bytes
 from rl_nfm.backbones import norms
 from rl_nfm.nfm import output, places, triton_attention, triton_launch
-from rl_nfm.rims import unroll
 from rl_nfm.support.triton_guard import TritonGuard
 
 CUDA = torch.device("cuda", 0)
@@ -49,10 +48,7 @@ def count(config: Config, *, num_actions: int = 9) -> dict[str, Counter]:
 def _pretend(mode: FakeTensorMode, use_kernels: bool) -> Iterator[Any]:
     """Have the Triton kernels taken for checked, and counted where they would be launched."""
     yield mock.patch.object(TritonGuard, "ready", return_value=use_kernels)
-    # Its check of sizes trips over biases that are not given.
-    yield mock.patch.object(torch._meta_registrations, "rnn_cell_checkSizes")
-    for module in (triton_attention, unroll):
-        yield mock.patch.object(module, "runs_eagerly", return_value=True)
+    yield mock.patch.object(triton_attention, "runs_eagerly", return_value=True)
     for module in (norms, output, places):  # fake parameters are of a type of their own
         yield mock.patch.object(module, "is_untouched", lambda layer, *kinds: type(layer) in kinds)
     yield mock.patch.object(triton_launch, "_launch", _count_launch)

@@ -15,10 +15,10 @@ MOST_KERNELS = {
     "dopamine_iqn": 400,
     "atari_100k": 880,
     "btr": 1350,
-    "nfm_paper": 2900,
-    "resnet_paper": 1250,
-    "rim": 2700,
-    "r2d2": 2400,
+    "nfm_paper": 3400,
+    "resnet_paper": 1750,
+    "rim": 3200,
+    "r2d2": 5000,
 }
 """Of one update."""
 
