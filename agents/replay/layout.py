@@ -14,7 +14,7 @@ from agents.replay.priorities import WEIGHT
 from rl_nfm.encoders import State
 
 FRAME = "frame"
-"""The one store whose entries are no scalars but [H, W], or [c, H, W] of a frame with several channels."""
+"""The one store of more than scalars: [H, W], or [c, H, W] where a frame has several channels."""
 
 ROW: Mapping[str, torch.dtype] = {
     FRAME: torch.uint8,  # the newest frame of the observation acted on
