@@ -22,6 +22,8 @@ def written(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())  # else a power cut could leave the new name without content
         partial.replace(path)
     except OSError as error:  # a failing write does not name its file
+        if error.errno is None:  # already told in words
+            raise
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         partial.unlink(missing_ok=True)

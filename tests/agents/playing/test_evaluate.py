@@ -75,7 +75,7 @@ def test_scores_of_a_run(trained, tmp_path, capsys, monkeypatch):
     assert f"{content['hns']:.4f}" in out
     for name in protocol:
         assert name in out, name
-    assert "5/5" in err, "a progress bar"
+    assert "5 of 5 episodes (100 %)" in err, "a line of progress, where there is no terminal"
     assert [path.name for path in tmp_path.iterdir()] == ["s.json"]
 
 
@@ -228,15 +228,15 @@ BAD = [
     (["{tmp}"], "no last checkpoint in it"),
     (["{tmp}", "--random"], "no last checkpoint in it"),
     (["debugg", "--random"], "debugg: does not exist"),
-    ([], "PATH"),
+    ([], "path: must be given"),
     (["{run}", "--episods", "3"], "--episodes"),
     (["{run}", "--episodes", "0"], "episodes: 0 is not allowed"),
     (["{run}", "--episodes", "many"], "--episodes"),
     (["{run}", "--epsilon", "1.5"], "epsilon: 1.5 is not allowed"),
     (["{run}", "--epsilon", "nan"], "epsilon: nan is not allowed"),
     (["{run}", "--seed", "-1"], "seed: -1 is not allowed"),
-    (["{run}", "--which", "bset"], "'last', 'best'"),
-    (["{run}", "--device", "tpu"], "'cpu'"),
+    (["{run}", "--which", "bset"], "--which: 'bset' is not allowed (allowed: last, best)"),
+    (["{run}", "--device", "tpu"], "--device: 'tpu' is not allowed (allowed: auto, cpu, cuda)"),
     (["{run}", "--num-envs", "0"], "num_envs: 0 is not allowed"),
     (["{run}", "--json", "{tmp}/no/s.json"], "json: "),
     (["{run}", "--json", "{tmp}"], "is a folder"),
