@@ -287,6 +287,7 @@ def test_render_shows_the_newest_frame_where_nothing_else_is_drawn():
 
 
 @pytest.mark.filterwarnings("ignore:.*o render fps")  # of the one made by hand
+@pytest.mark.filterwarnings("ignore:.*RGB-array rendering")
 def test_render_asks_the_environment_where_it_draws():
     pytest.importorskip("minatar", reason="needs the extra gymnasium (MinAtar)")
     env = make_env("gym:MinAtar/Breakout-v1", num_envs=2, seed=0, render_mode="rgb_array")

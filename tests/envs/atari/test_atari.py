@@ -40,8 +40,17 @@ def test_interface(env):
     assert obs in env.observation_space
     assert [a.dtype for a in (rewards, terminated, truncated)] == ["float32", "bool", "bool"]
     assert {key: value.shape for key, value in info.items()} == dict.fromkeys(
-        ("env_id", "lives", "life_loss", "episode_start", "frame_number", "episode_frame_number")
-        + ("episode_end", "episode_return", "episode_steps"),
+        (
+            "env_id",
+            "lives",
+            "life_loss",
+            "episode_start",
+            "frame_number",
+            "episode_frame_number",
+            "episode_end",
+            "episode_return",
+            "episode_steps",
+        ),
         (3,),
     )
 
