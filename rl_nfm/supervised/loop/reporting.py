@@ -11,6 +11,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from rl_nfm.support.metrics_file import MetricsFile
+
 Metrics = Mapping[str, float]
 METRICS_FILE = "metrics.jsonl"
 
@@ -25,15 +27,13 @@ class MetricsLog:
 
     def __init__(self, folder: Path, *, last_epoch: int = 0):
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / METRICS_FILE
-        kept = [row for row in read_metrics(folder) if row["epoch"] <= last_epoch]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self._metrics = _metrics_file(folder)
+        self._metrics.cut(last_epoch)
         self._board = SummaryWriter(str(folder), purge_step=last_epoch + 1)
 
     def write(self, epoch: int, metrics: Metrics) -> None:
         """Append the metrics of one epoch."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"epoch": epoch, **metrics}) + "\n")
+        self._metrics.append({"epoch": epoch, **metrics})
         for name, value in metrics.items():
             self._board.add_scalar(name, value, epoch)
 
@@ -43,12 +43,12 @@ class MetricsLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of a trial's metrics.jsonl; a half-written last line is dropped."""
-    path = folder / METRICS_FILE
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The rows of a trial's metrics.jsonl that can be read; see `MetricsFile.read`."""
+    return _metrics_file(folder).read().lines
+
+
+def _metrics_file(folder: Path) -> MetricsFile:
+    return MetricsFile(folder / METRICS_FILE, "epoch")
 
 
 def mean_and_deviation(rows: Sequence[Metrics]) -> tuple[dict[str, float], dict[str, float]]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from rl_nfm.supervised.loop.reporting import read_metrics
 from rl_nfm.supervised.loop.seed_batch import SeedBatch
 from rl_nfm.supervised.loop.task import LoopConfig, Task
 from rl_nfm.supervised.loop.trial import Trial
@@ -72,3 +73,15 @@ def test_a_batch_of_seeds_goes_on_bit_for_bit(tmp_path):
         update(restored, seed)
     for name, value in whole.parameters.items():
         assert torch.equal(value, restored.parameters[name]), name
+
+
+def test_a_damaged_row_of_a_trial_costs_that_row_alone(tmp_path, caplog):
+    config = LoopConfig(epochs=3)
+    Trial(Momentum, config, CPU, tmp_path / "trial", 5).run()
+    path = tmp_path / "trial" / "metrics.jsonl"
+    rows = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(rows[0] + b'{"epoch": 2, \xff\n' + rows[2])
+    Trial(Momentum, dataclasses.replace(config, epochs=4), CPU, tmp_path / "trial", 5).run()
+    assert [row["epoch"] for row in read_metrics(tmp_path / "trial")] == [1, 3, 4]
+    assert "metrics.jsonl: line 2 cannot be read: left out" in caplog.text
+    assert (tmp_path / "trial" / "metrics.damaged.jsonl").exists()
