@@ -174,3 +174,54 @@ def test_the_ends_of_the_line(size: int, value: float, uniform) -> None:
         drawn, probability = priorities.sample(3)
         assert drawn.tolist() == [only] * 3
         assert probability.tolist() == [1.0] * 3
+
+
+def test_of_equal_indices_the_last_one_wins_on_any_device() -> None:
+    """Each of them brings the same weight, so that the order of writing does not matter."""
+    priorities = Priorities(10, CPU)
+    written: list[tuple[list[int], list[float]]] = []
+    flat = priorities._weights.view(-1)
+    real = torch.Tensor.index_copy_
+
+    def watch(self: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+        if self.data_ptr() == flat.data_ptr():
+            written.append((index.tolist(), source.tolist()))
+        return real(self, dim, index, source)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "index_copy_", watch)
+        priorities.write(torch.tensor([3, 7, 3, 1, 3]), torch.tensor([1.0, 2.0, 5.0, 4.0, 0.5]))
+    assert written == [([3, 7, 3, 1, 3], [0.5, 2.0, 0.5, 4.0, 0.5])]
+    assert priorities.weights.tolist() == [0, 4.0, 0, 0.5, 0, 0, 0, 2.0, 0, 0]
+    assert float(priorities.total) == 6.5
+
+
+@pytest.mark.parametrize("off", [1e-16, -1e-16])
+def test_running_sums_of_a_parallel_scan_draw_no_item_of_weight_zero(
+    off: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scan that is off by a rounding error at every other place, upwards or downwards."""
+    real = torch.Tensor.cumsum
+
+    def scan(self: Tensor, dim: int) -> Tensor:
+        sums = real(self, dim)
+        sums[..., 1::2] *= 1 + 2 * off
+        return sums
+
+    monkeypatch.setattr(torch.Tensor, "cumsum", scan)
+    priorities = Priorities(400, CPU)
+    eligible = torch.zeros(400, dtype=torch.bool)
+    eligible[[0, 3, 20, 21, 219, 399]] = True
+    priorities.load(torch.where(eligible, torch.rand(400) + 0.1, 0.0))
+    for _ in range(300):
+        index, probability = priorities.sample(32)
+        assert bool(eligible[index].all())
+        assert bool((probability > 0).all())
+
+
+def test_weights_that_are_no_numbers_give_an_index_inside() -> None:
+    """Training that diverged is told when it is logged, not by a lost GPU before that."""
+    priorities = Priorities(50, CPU)
+    priorities.load(torch.full((50,), float("nan")))
+    index, _ = priorities.sample(16)
+    assert bool(((index >= 0) & (index < 56)).all())
