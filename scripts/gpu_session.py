@@ -64,8 +64,6 @@ def stage_function(name: str, out: Path) -> Callable[[], Iterator[dict[str, Any]
 
     if name.startswith("speed:"):
         return partial(speed.case, name.removeprefix("speed:"))
-    if name.startswith("eager:"):
-        return partial(speed.eager_update, name.removeprefix("eager:"))
     if name == "learning":
         return partial(learning.pacman, out)
     for module in (basics, ratios):
@@ -79,11 +77,16 @@ def all_stages() -> dict[str, int]:
     return {name: limit for stages in CALLS.values() for name, limit in stages.items()}
 
 
+def stage_file(out: Path, name: str, suffix: str) -> Path:
+    """Where a stage writes its results (jsonl) or what it prints (log)."""
+    return out / f"{name.replace(':', '_')}.{suffix}"
+
+
 def run_stage(name: str, out: Path) -> None:
     """Run one stage in this process and write each result as it comes."""
     if limit := float(os.environ.get("RL_NFM_STAGE_SECONDS", 0)):
         faulthandler.dump_traceback_later(max(1.0, limit - 2.0))  # where it hangs
-    with (out / f"{name.replace(':', '_')}.jsonl").open("w") as file:
+    with stage_file(out, name, "jsonl").open("w") as file:
         for result in stage_function(name, out)():
             rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()}
             line = json.dumps({"stage": name, **rounded}, default=str)
@@ -95,7 +98,7 @@ def supervise(name: str, limit: float, out: Path, env: dict[str, str]) -> str:
     """Run a stage in a process group of its own; returns how it ended."""
     env = {**env, "RL_NFM_STAGE_SECONDS": str(limit)}
     command = [sys.executable, str(Path(__file__).resolve()), "--in-process", name, "--out"]
-    log = (out / f"{name.replace(':', '_')}.log").open("wb")
+    log = stage_file(out, name, "log").open("wb")
     with log:
         process = subprocess.Popen(
             [*command, str(out)], stdout=log, stderr=log, env=env, start_new_session=True
@@ -112,7 +115,7 @@ def supervise(name: str, limit: float, out: Path, env: dict[str, str]) -> str:
 
 def read_results(name: str, out: Path) -> list[dict[str, Any]]:
     """What a stage has written, however it ended."""
-    path = out / f"{name.replace(':', '_')}.jsonl"
+    path = stage_file(out, name, "jsonl")
     if not path.is_file():
         return []
     lines = path.read_text(errors="replace").splitlines()
@@ -191,7 +194,7 @@ def main() -> int:
             verdicts[name] = "not run: out of time"
             continue
         start = time.monotonic()
-        (options.out / f"{name.replace(':', '_')}.jsonl").unlink(missing_ok=True)
+        stage_file(options.out, name, "jsonl").unlink(missing_ok=True)
         limit = min(limit * (4 if options.rehearse else 1), left)
         verdict = supervise(name, limit, options.out, env)
         verdicts[name] = f"{verdict} ({time.monotonic() - start:.1f} s)"
@@ -201,7 +204,7 @@ def main() -> int:
         for row in rows:
             print(json.dumps(row), flush=True)
         if not verdict.startswith("exit 0"):
-            log = (options.out / f"{name.replace(':', '_')}.log").read_bytes()
+            log = stage_file(options.out, name, "log").read_bytes()
             print(log.decode(errors="replace")[-2500:], flush=True)
     print_table(results)
     failed = any(row.get("passed") is False for row in results)

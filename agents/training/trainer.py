@@ -82,6 +82,30 @@ class Trainer:
             ValueError: learning diverged, or a checkpoint cannot be written.
             Stop: a signal asked for the end.
         """
+        with self.asked.listening():  # from the first line that names the folder to the last
+            self._open(folder, last)
+            with (
+                contextlib.closing(self.env),
+                self.recorder.progress,
+                _one_host_thread(self.device),
+            ):
+                try:
+                    self._loop()
+                    self.saver.wait()
+                except Exception:
+                    with contextlib.suppress(ValueError):  # what is raised already says more
+                        self.saver.wait()
+                    raise
+        if self.learner.updates == 0:
+            print(
+                f"note: this run made no update: learning begins at replay.min_steps "
+                f"({self.config.replay.min_steps})"
+            )
+        self.asked.raise_if_asked(folder.path)
+        return folder.path
+
+    def _open(self, folder: RunFolder, last: checkpoint.Checkpoint | None) -> None:
+        """Take over what the last checkpoint holds; make the run's writers."""
         if last is not None:
             checkpoint.restore(last, self.learner, self.replay, self.others)
             self.counters = Counters.of(last.counters, where=str(last.path))
@@ -98,26 +122,6 @@ class Trainer:
         folder.cut(self.counters.steps)
         updates = self.learner.updates
         self.recorder = Recorder(folder, self.counters, updates, steps=self.config.steps)
-        with (
-            contextlib.closing(self.env),
-            self.recorder.progress,
-            self.asked.listening(),
-            _one_host_thread(self.device),
-        ):
-            try:
-                self._loop()
-                self.saver.wait()
-            except Exception:
-                with contextlib.suppress(ValueError):  # what is raised already says more
-                    self.saver.wait()
-                raise
-        if self.learner.updates == 0:
-            print(
-                f"note: this run made no update: learning begins at replay.min_steps "
-                f"({self.config.replay.min_steps})"
-            )
-        self.asked.raise_if_asked(folder.path)
-        return folder.path
 
     def _loop(self) -> None:
         counters, num_envs = self.counters, self.config.env.num_envs

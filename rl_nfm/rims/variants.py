@@ -5,7 +5,6 @@ most used re-implementation (dido1998). `s` is the hidden size of one RIM.
 """
 
 import dataclasses
-import difflib
 from types import MappingProxyType
 from typing import Annotated, Literal
 
@@ -98,7 +97,7 @@ def find_variant(variant: str | Variant) -> Variant:
     if isinstance(variant, Variant):
         return variant
     if variant not in VARIANTS:
-        near = difflib.get_close_matches(variant, VARIANTS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"variant: {variant!r} is unknown{hint} (allowed: {', '.join(VARIANTS)})")
+        from rl_nfm.support.configuration import nearest  # only here: it imports pydantic
+
+        raise ValueError(nearest("variant", variant, list(VARIANTS)))
     return VARIANTS[variant]

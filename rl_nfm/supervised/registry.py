@@ -5,8 +5,9 @@ or a loop of its own (all seeds in one batch, say) registers its `main` with `re
 """
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Sequence
+
+from rl_nfm.support.configuration import nearest
 
 Main = Callable[[Sequence[str]], int]
 
@@ -52,7 +53,5 @@ def task_entry(name: str) -> TaskEntry:
         ValueError: for an unknown name, with the nearest one.
     """
     if name not in _TASKS:
-        near = difflib.get_close_matches(name, _TASKS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"task: {name!r} is unknown{hint} (allowed: {', '.join(_TASKS)})")
+        raise ValueError(nearest("task", name, task_names()))
     return _TASKS[name]

@@ -25,33 +25,10 @@ PROFILED = ("nfm_paper", "btr_like", "rim", "r2d2")
 COMPILED = ("rainbow_iqn", "btr_like", "resnet_paper", "r2d2")
 
 
-def captured(step: Callable[[], object]) -> Callable[[], object]:
-    """The step as a CUDA graph; itself on a CPU."""
-    if DEVICE.type != "cuda":
-        step()
-        return step
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
-
-
-def _peak_bytes(step: Callable[[], object]) -> int:
-    if DEVICE.type != "cuda":
-        return 1
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
+def captured(step: Callable[[], None]) -> Callable[[], None]:
+    """The step, once run, as a CUDA graph; itself on a CPU."""
     step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    return nfm_benchmark.capture(step) if DEVICE.type == "cuda" else step
 
 
 def nfm() -> Iterator[dict[str, Any]]:
@@ -68,7 +45,7 @@ def nfm() -> Iterator[dict[str, Any]]:
             step = nfm_benchmark.make_step(net, pixels, args, "eager")
             for _ in range(2):
                 step()
-            peaks.append(_peak_bytes(step))
+            peaks.append(nfm_benchmark.peak_memory(step) if DEVICE.type == "cuda" else 1)
             times.append(median_ms(captured(step), 0.8))
         row.update(nfm_ms=times[0], backbone_ms=times[1], nfm_over_backbone=times[0] / times[1])
         row.update(memory_over_backbone=peaks[0] / peaks[1], nfm_peak_gb=peaks[0] / 1e9)
@@ -94,7 +71,7 @@ def rims() -> Iterator[dict[str, Any]]:
             yield {"model": name, "dtype": str(dtype)[6:], "ms": ms, "over_lstm": ms / base}
 
 
-def _forward_backward(net: nn.Module, x: Tensor, dtype: torch.dtype) -> Callable[[], object]:
+def _forward_backward(net: nn.Module, x: Tensor, dtype: torch.dtype) -> Callable[[], None]:
     leaves = [x, *net.parameters()]
 
     def step() -> None:

@@ -24,6 +24,7 @@ from gpu_stages.common import (
     filled_trainer,
     median_ms,
     replaced,
+    synchronize,
 )
 
 RUN_SECONDS = 14.0
@@ -38,7 +39,7 @@ def case(name: str) -> Iterator[dict[str, Any]]:
         begin = time.perf_counter()
         for _ in range(6):  # eager ones, capture, and compiling where the preset asks for it
             trainer.step()
-        _wait()
+        synchronize()
         row["first_updates_s"] = time.perf_counter() - begin
         row["update_ms"] = median_ms(trainer.step, 0.8)
         count = max(5, int(700 / row["update_ms"]))
@@ -52,13 +53,6 @@ def case(name: str) -> Iterator[dict[str, Any]]:
     yield {"case": name, **whole_run(config)}
     alone = min(row["learner_steps_s"], row["env_steps_s"])
     yield {"case": name, "smaller_of_parts_steps_s": alone}
-
-
-def eager_update(name: str) -> Iterator[dict[str, Any]]:
-    """The same update without capture."""
-    config = replaced(case_config(name), "learner", cuda_graph=False)
-    with filled_trainer(config) as trainer:
-        yield {"case": name, "update_eager_ms": median_ms(trainer.step, 1.0)}
 
 
 def whole_run(config: Config, seconds: float = RUN_SECONDS) -> dict[str, Any]:
@@ -102,8 +96,3 @@ def _env_alone(env: Any) -> float:
         env.step(generator.integers(actions, size=env.num_envs))
         steps += env.num_envs
     return steps / (time.perf_counter() - begin)
-
-
-def _wait() -> None:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()

@@ -11,7 +11,7 @@ import pytest
 
 from agents.config import make_config, read_preset, to_plain
 from agents.saving import checkpoint
-from agents.saving.run_folder import read_metrics
+from agents.saving.run_folder import RunFolder, read_metrics
 from agents.training import train
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -35,6 +35,25 @@ def quick(**changes):
         values[key] = {**values[key], **value} if isinstance(value, dict) else value
     values["env"] = {"num_envs": 4, **changes.get("env", {})}
     return make_config(values)
+
+
+def test_a_signal_before_the_first_step_is_a_request_too(tmp_path, monkeypatch):
+    """It comes as soon as the folder is there, before the line that names it."""
+    original = RunFolder.cut
+
+    def interrupted(folder, steps):
+        os.kill(os.getpid(), signal.SIGTERM)
+        original(folder, steps)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "cut", interrupted)
+        with pytest.raises(train.Stop) as stop:
+            train.train(quick(steps=100_000), out=tmp_path / "run")
+    assert stop.value.folder == tmp_path / "run"
+    assert signal.getsignal(signal.SIGTERM) is before
+    train.resume(tmp_path / "run", lambda old: make_config({**to_plain(old), "steps": 8}))
+    assert [line["steps"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [8]
 
 
 def test_a_signal_ends_an_evaluation_between_steps(tmp_path):
