@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rl_nfm.encoders import encoder_entries, make_encoder
-from rl_nfm.encoders.base import EncoderEntry
 from rl_nfm.encoders.cost import encoder_macs
+from rl_nfm.encoders.registry import EncoderEntry
 from rl_nfm.support.configuration import nearest
 
 HELP = """usage: rl-nfm encoders [--json]

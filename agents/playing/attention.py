@@ -1,7 +1,7 @@
-"""Pictures of what an encoder attends to: NFM's reading of its memory, and which RIMs are active.
+"""Pictures of what an encoder shows: what NFM reads from its memory, and which RIMs are active.
 
 `AttentionView` draws one image per observation; videos, stills and TensorBoard show the same one.
-The data itself is `rl_nfm.nfm.record.record_attention` (arrays per reader) and `RIMEncoder.active`.
+The data itself comes from `Encoder.record`, as arrays.
 """
 
 import contextlib
@@ -13,14 +13,12 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.learning.network import QNetwork
 from envs import as_picture, newest_frame
-from rl_nfm.encoders import Extras
-from rl_nfm.encoders.rim import RIMEncoder
-from rl_nfm.nfm import NeuralFunctionModule
-from rl_nfm.nfm.record import AttentionRecorder, ReaderAttention, record_attention
+from rl_nfm.encoders import Extras, Recording
+from rl_nfm.nfm.record import ReaderAttention
 
 Image = NDArray[np.uint8]
 """[H, W, 3], RGB."""
@@ -47,19 +45,20 @@ _COLORS = (
 class AttentionView:
     """Draws what a network attends to in its last forward."""
 
-    def __init__(self, recorder: AttentionRecorder | None):
-        self.recorder = recorder
+    def __init__(self, recording: Recording):
+        self.recording = recording
         self.activity: deque[NDArray[np.bool_]] = deque(maxlen=HISTORY_STEPS)
 
-    def note_rims(self, encoder: RIMEncoder, inputs: tuple[Any, ...], _output: Any) -> None:
+    def note_activity(self, *_: Any) -> None:
         """Forward hook: which RIMs of the first game are active at the last step."""
-        self.activity.append(encoder.active(*inputs)[-1, 0].cpu().numpy())
+        if self.recording.activity is not None:
+            self.activity.append(self.recording.activity[-1, 0].cpu().numpy())
 
     def draw(self, frame: NDArray[np.uint8]) -> Image:
         """One image over the newest frame, [H, W] or [c, H, W], of the first game."""
         rows = []
-        if self.recorder is not None and self.recorder.readers:
-            rows.append(_draw_readers(list(self.recorder.readers.values()), frame))
+        if self.recording.readers:
+            rows.append(_draw_readers(list(self.recording.readers.values()), frame))
         if self.activity:
             rows.append(_draw_activity(np.stack(self.activity)))
         width = max(row.shape[1] for row in rows)
@@ -67,32 +66,26 @@ class AttentionView:
         return np.vstack(padded)
 
 
-def can_show(network: nn.Module) -> bool:
-    """Whether there is an NFM or RIM in it."""
-    return any(isinstance(m, (NeuralFunctionModule, RIMEncoder)) for m in network.modules())
-
-
 @contextlib.contextmanager
 def attention_view(network: QNetwork) -> Iterator[AttentionView]:
     """A view of every forward while the block lasts.
 
     Raises:
-        ValueError: if the network has neither NFM nor RIMs.
+        ValueError: if the encoder has nothing to show.
     """
-    if not can_show(network):
+    encoder = network.encoder
+    if not encoder.shows:
         raise ValueError(
-            f"attention: encoder {type(network.encoder).__name__} has none to show (allowed: nfm, "
+            f"attention: encoder {type(encoder).__name__} has none to show (allowed: nfm, "
             "rim, or a recurrent encoder on the trunk nfm)"
         )
-    with contextlib.ExitStack() as stack:
-        recorder = None
-        if any(isinstance(module, NeuralFunctionModule) for module in network.modules()):
-            recorder = stack.enter_context(record_attention(network))
-        view = AttentionView(recorder)
-        if isinstance(network.encoder, RIMEncoder):
-            hook = network.encoder.register_forward_hook(view.note_rims)
-            stack.callback(hook.remove)
-        yield view
+    with encoder.record() as recording:
+        view = AttentionView(recording)
+        hook = encoder.register_forward_hook(view.note_activity)
+        try:
+            yield view
+        finally:
+            hook.remove()
 
 
 def summary(
@@ -101,21 +94,21 @@ def summary(
     """For TensorBoard: attention weights by reader and source, and the image of one observation.
 
     Args:
-        network: with an NFM.
+        network: whose encoder shows attention.
         obs: uint8 [B, C, H, W].
         frame_channels: of one of the stacked frames.
     """
     nothing = torch.zeros(1, len(obs), dtype=torch.int64, device=obs.device)
     extras: Extras = dict.fromkeys(("last_action", "last_reward", "episode_step"), nothing)
-    with torch.no_grad(), record_attention(network) as recorder:
+    with torch.no_grad(), network.encoder.record() as recording:
         network.features(obs[None], (), None, extras)
     weights = {}
-    for reader in recorder.readers.values():
+    for reader in recording.readers.values():
         shares = reader.by_source().flatten(0, -2)
         for index, source in enumerate(reader.sources):
             weights[f"{_reader_name(reader)}/{_source_name(source)}"] = shares[:, index]
     frame = newest_frame(obs[:1], frame_channels)[0].cpu().numpy()
-    return weights, _draw_readers(list(recorder.readers.values()), frame)
+    return weights, _draw_readers(list(recording.readers.values()), frame)
 
 
 def _source_name(source: tuple[int, int] | None) -> str:

@@ -28,7 +28,6 @@ from agents.training.memory_check import out_of_memory_told
 from agents.training.record import Counters, Recorder
 from agents.training.step import GradientStep
 from agents.training.stop import StopRequest
-from rl_nfm.nfm import NeuralFunctionModule
 
 
 class Trainer:
@@ -231,9 +230,9 @@ class Trainer:
         return {"eval_return_mean": scores.mean, "eval_return_median": scores.median}
 
     def _picture_attention(self) -> None:
-        """What an NFM attends to in the newest observations, to TensorBoard."""
+        """What the encoder attends to in the newest observations, to TensorBoard."""
         network, replay, steps = self.learner.online, self.replay, self.counters.steps
-        if not any(isinstance(module, NeuralFunctionModule) for module in network.modules()):
+        if "attention" not in network.encoder.shows:
             return
         env = torch.arange(replay.num_envs, device=self.device)
         obs = replay.stacks(torch.full_like(env, replay.added_rows - 1)[None], env)[0]

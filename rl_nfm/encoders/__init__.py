@@ -13,19 +13,23 @@ from rl_nfm.encoders.base import (
     Encoder,
     Extras,
     FeedForwardEncoder,
+    Recording,
     State,
+    scale_pixels,
+)
+from rl_nfm.encoders.registry import (
     encoder_entries,
     encoder_entry,
     encoder_names,
     make_encoder,
     register_encoder,
-    scale_pixels,
 )
 
 __all__ = [
     "Encoder",
     "Extras",
     "FeedForwardEncoder",
+    "Recording",
     "State",
     "encoder_entries",
     "encoder_entry",

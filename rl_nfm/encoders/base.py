@@ -1,27 +1,41 @@
-"""The encoder contract and the registry that maps names to encoders.
+"""The encoder contract: what agent, SB3 adapter and command line rely on.
 
-Everything that uses an encoder (agent, SB3 adapter, command line) relies on this file only.
+Nobody outside this package asks of what type an encoder is. `rl_nfm.encoders.registry` maps names
+to encoders.
 
 Shapes: T time steps, B batch, C stacked frames, H x W pixels, D features, A actions.
 """
 
-import dataclasses
-import difflib
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.metadata import entry_points
-from typing import Any
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-_LOG = logging.getLogger(__name__)
+from rl_nfm.nfm import NeuralFunctionModule
+from rl_nfm.nfm.record import ReaderAttention, record_attention
 
 State = tuple[Tensor, ...]
 """Recurrent state: tensors of shape [B, ...]; empty for a feed-forward encoder."""
 
 Extras = Mapping[str, Tensor]
 """`last_action` int64, `last_reward` float, `episode_step` int64, all [T, B]."""
+
+
+Shown = Literal["attention", "activity"]
+"""attention: which layers Neural Function Modules read from; activity: which modules of a recurrent
+encoder are updated at each step."""
+
+
+class Recording:
+    """What an encoder has shown of its last forward."""
+
+    def __init__(self) -> None:
+        self.readers: dict[tuple[int, int], ReaderAttention] = {}
+        """Attention by pass and place of the reader, in the order of reading."""
+        self.activity: Tensor | None = None
+        """Which modules were updated, bool [T, B, n]; None for an encoder without activity."""
 
 
 class Encoder(nn.Module):
@@ -32,6 +46,30 @@ class Encoder(nn.Module):
     """
 
     feature_dim: int
+    has_activity: bool = False
+    """Whether `forward` sets `recording.activity` while there is a recording."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recording: Recording | None = None
+        """Set inside `record`."""
+
+    @property
+    def shows(self) -> frozenset[Shown]:
+        """What `record` can keep: attention wherever a Neural Function Module is inside."""
+        reads = any(isinstance(module, NeuralFunctionModule) for module in self.modules())
+        kinds: dict[Shown, bool] = {"attention": reads, "activity": self.has_activity}
+        return frozenset(kind for kind, has in kinds.items() if has)
+
+    @contextlib.contextmanager
+    def record(self) -> Iterator[Recording]:
+        """While the block lasts, each forward leaves what it attended to in the recording."""
+        with contextlib.ExitStack() as stack:
+            self.recording = Recording()
+            stack.callback(setattr, self, "recording", None)
+            if "attention" in self.shows:
+                self.recording.readers = stack.enter_context(record_attention(self)).readers
+            yield self.recording
 
     @property
     def recurrent(self) -> bool:
@@ -108,155 +146,3 @@ def scale_pixels(frames: Tensor) -> Tensor:
     # Cast, then change the layout: half the time of both at once on a CPU.
     pixels = frames.to(dtype).contiguous(memory_format=torch.channels_last)
     return pixels.mul_(1.0 / 255.0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderEntry:
-    """One registered encoder."""
-
-    name: str
-    config: type
-    """Frozen dataclass of options; constructible without arguments."""
-    build: Callable[..., Encoder]
-    """`build(config, *, obs_shape=(C, H, W), num_actions=A)`; where the config has a field `trunk`,
-    also with `trunk_config`, the config of the encoder named there, or None for its defaults."""
-    summary: str
-
-    @property
-    def takes_trunk(self) -> bool:
-        """Whether it is built on another encoder, named by its config's field `trunk`."""
-        return any(field.name == "trunk" for field in dataclasses.fields(self.config))
-
-
-RESERVED_NAMES = frozenset(
-    {"game", "encoder", "steps", "seed", "device", "preset", "out", "resume", "help"}
-    | {"env", "replay", "learner", "head", "exploration", "run"}
-)
-"""What options of a training run are called; an encoder's name is the name of its own group."""
-
-_REGISTRY: dict[str, EncoderEntry] = {}
-_plugins_loaded = False
-
-
-def register_encoder(name: str, config: type) -> Callable[[Callable[..., Encoder]], Any]:
-    """Decorator: register a builder (a function or an Encoder class) under `name`.
-
-    A package outside this project registers its own by calling this at import and naming the
-    module in its entry points, group `rl_nfm.encoders`.
-
-    Raises:
-        ValueError: if the name is taken, reserved or no identifier, or `config` is not a frozen
-            dataclass that can be made without arguments.
-    """
-    if not name.isidentifier():
-        raise ValueError(f"encoder name {name!r} must be a Python identifier")
-    if name in RESERVED_NAMES:
-        raise ValueError(f"encoder name {name!r} is not allowed: options of a run are called so")
-    if name in _REGISTRY:
-        raise ValueError(f"encoder {name!r} is already registered")
-    if not (dataclasses.is_dataclass(config) and config.__dataclass_params__.frozen):  # pyright: ignore[reportAttributeAccessIssue]
-        raise ValueError(f"the config of encoder {name!r} must be a frozen dataclass, got {config}")
-    try:
-        config()
-    except TypeError as error:
-        raise ValueError(f"the config of encoder {name!r} needs defaults: {error}") from None
-
-    def register(build: Callable[..., Encoder]) -> Callable[..., Encoder]:
-        summary = (build.__doc__ or name).strip().splitlines()[0]
-        _REGISTRY[name] = EncoderEntry(name=name, config=config, build=build, summary=summary)
-        return build
-
-    return register
-
-
-def _load_plugins() -> None:
-    """Import the modules of other packages that register encoders; a broken one is left out."""
-    global _plugins_loaded
-    if _plugins_loaded:
-        return
-    _plugins_loaded = True
-    for point in entry_points(group="rl_nfm.encoders"):
-        known = dict(_REGISTRY)
-        try:
-            point.load()
-            _check_options(_REGISTRY.keys() - known.keys())
-        except (Exception, SystemExit) as error:  # whatever foreign code may raise
-            _REGISTRY.clear()
-            _REGISTRY.update(known)
-            reason = (str(error).splitlines() or [""])[0]
-            _LOG.warning(
-                "rl-nfm: the encoder plug-in %s (%s) is left out: %s: %s",
-                *(point.name, point.value, type(error).__name__, reason),
-            )
-
-
-def _check_options(names: Iterable[str]) -> None:
-    """Raise for options that cannot be read from files, which would break every command."""
-    from rl_nfm.support.configuration import validate
-
-    for name in names:
-        validate(_REGISTRY[name].config, {}, where=name)
-
-
-def encoder_names() -> list[str]:
-    """All registered names, in the order of registration."""
-    _load_plugins()
-    return list(_REGISTRY)
-
-
-def encoder_entries() -> Iterator[EncoderEntry]:
-    """All registered encoders."""
-    return (_REGISTRY[name] for name in encoder_names())
-
-
-def encoder_entry(name: str) -> EncoderEntry:
-    """The entry of `name`.
-
-    Raises:
-        ValueError: for an unknown name, with the nearest one.
-    """
-    names = encoder_names()
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"encoder: {name[:100]!r} is not registered{hint} (known: {', '.join(names)}); one of "
-            "another package needs that package installed or imported"
-        )
-    return _REGISTRY[name]
-
-
-def make_encoder(
-    name: str,
-    *,
-    obs_shape: tuple[int, int, int] = (4, 84, 84),
-    num_actions: int = 18,
-    config: Any = None,
-    trunk_config: Any = None,
-    **options: Any,
-) -> Encoder:
-    """Build an encoder by name.
-
-    Args:
-        name: a registered name.
-        obs_shape: (C, H, W) of one observation.
-        num_actions: for encoders that take the last action as input.
-        config: the encoder's config dataclass; by default one made of `options`.
-        trunk_config: config of the encoder that `config.trunk` names; by default its defaults.
-        options: fields of the config, when `config` is not given.
-
-    Raises:
-        ValueError: unknown name or option, or a value out of range.
-    """
-    from rl_nfm.support.configuration import validate
-
-    entry = encoder_entry(name)
-    if config is None:
-        config = validate(entry.config, options, where=name)
-    if entry.takes_trunk:
-        return entry.build(
-            config, obs_shape=obs_shape, num_actions=num_actions, trunk_config=trunk_config
-        )
-    if trunk_config is not None:
-        raise ValueError(f"encoder {name!r} is not built on a trunk, so it takes no trunk_config")
-    return entry.build(config, obs_shape=obs_shape, num_actions=num_actions)

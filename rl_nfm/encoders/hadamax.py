@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rl_nfm.backbones.pixels import PixelConv
-from rl_nfm.encoders.base import FeedForwardEncoder, register_encoder
+from rl_nfm.encoders.base import FeedForwardEncoder
+from rl_nfm.encoders.registry import register_encoder
 from rl_nfm.support.bounds import Bounded
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_nfm.encoders.base import State, register_encoder
+from rl_nfm.encoders.base import State
 from rl_nfm.encoders.recurrent import RecurrentConfig, RecurrentEncoder
+from rl_nfm.encoders.registry import register_encoder
 from rl_nfm.rims.products import Sequence
 from rl_nfm.rims.step import StepSpec, StepWeights
 from rl_nfm.rims.unroll import unroll

@@ -8,7 +8,8 @@ from annotated_types import Gt
 from torch import Tensor, nn
 
 from rl_nfm.backbones.pixels import PixelConv
-from rl_nfm.encoders.base import FeedForwardEncoder, register_encoder
+from rl_nfm.encoders.base import FeedForwardEncoder
+from rl_nfm.encoders.registry import register_encoder
 from rl_nfm.support.bounds import Bounded
 
 

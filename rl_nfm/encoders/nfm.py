@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from rl_nfm.backbones.resnet import make_pass_networks
-from rl_nfm.encoders.base import FeedForwardEncoder, register_encoder
+from rl_nfm.encoders.base import FeedForwardEncoder
+from rl_nfm.encoders.registry import register_encoder
 from rl_nfm.encoders.resnet import FrameResNetConfig, make_tail
 from rl_nfm.nfm import NFM_PRESETS, NeuralFunctionModule, NFMConfig, NFMPreset
 from rl_nfm.nfm.record import record_attention

@@ -18,9 +18,8 @@ from rl_nfm.encoders.base import (
     Extras,
     State,
     check_observations,
-    encoder_entry,
-    make_encoder,
 )
+from rl_nfm.encoders.registry import encoder_entry, make_encoder
 from rl_nfm.support.bounds import Bounded
 
 STEPS_SCALE = 100_000

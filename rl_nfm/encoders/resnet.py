@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from rl_nfm.backbones.matching import count_parameters, same_params_as
 from rl_nfm.backbones.norms import FusedSequential, Norm, make_norm
 from rl_nfm.backbones.resnet import PreActResNet, ResNetConfig
-from rl_nfm.encoders.base import FeedForwardEncoder, make_encoder, register_encoder
+from rl_nfm.encoders.base import FeedForwardEncoder
+from rl_nfm.encoders.registry import make_encoder, register_encoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from rl_nfm.encoders.base import Extras, State, register_encoder
+from rl_nfm.encoders.base import State
 from rl_nfm.encoders.recurrent import RecurrentConfig, RecurrentEncoder
+from rl_nfm.encoders.registry import register_encoder
 from rl_nfm.rims import RIMGRUCell, RIMLSTMCell
 
 
@@ -44,6 +45,8 @@ class RIMConfig(RecurrentConfig):
 class RIMEncoder(RecurrentEncoder):
     """RIMs on a trunk chosen by name: k of n small LSTMs (or GRUs) are updated at each step."""
 
+    has_activity = True
+
     def __init__(
         self,
         config: RIMConfig,
@@ -72,16 +75,7 @@ class RIMEncoder(RecurrentEncoder):
 
     def unroll(self, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
         """See `RecurrentEncoder.unroll`."""
-        output, *after, _ = self.cell.run(x, *state, reset=reset)
+        output, *after, active = self.cell.run(x, *state, reset=reset)
+        if self.recording is not None:
+            self.recording.activity = active
         return output, tuple(part for part in after if part is not None)
-
-    def active(
-        self,
-        obs: Tensor,
-        state: State = (),
-        reset: Tensor | None = None,
-        extras: Extras | None = None,
-    ) -> Tensor:
-        """Which RIMs are updated, bool [T, B, n]; arguments as in `forward`."""
-        state = state or self.initial_state(obs.shape[1])
-        return self.cell.run(self.core_inputs(obs, extras), *state, reset=reset)[-1]

@@ -12,9 +12,9 @@ import pytest
 
 from agents.cli import main
 from agents.config import Config, make_config, read_preset, to_plain
-from rl_nfm.encoders import base, encoder_names, register_encoder
-from rl_nfm.encoders.base import RESERVED_NAMES
+from rl_nfm.encoders import encoder_names, register_encoder, registry
 from rl_nfm.encoders.nature import NatureConfig, NatureEncoder
+from rl_nfm.encoders.registry import RESERVED_NAMES
 
 GOOD = """
 from rl_nfm.encoders import register_encoder
@@ -84,8 +84,8 @@ def test_broken_plugins_are_named_and_the_others_go_on(site):
 
 
 def test_an_encoder_that_cannot_be_built_is_named_and_the_others_listed(monkeypatch, capsys):
-    registry = {"nature": base.encoder_entry("nature")}
-    monkeypatch.setattr(base, "_REGISTRY", registry)
+    nature_only = {"nature": registry.encoder_entry("nature")}
+    monkeypatch.setattr(registry, "_REGISTRY", nature_only)
     register_encoder("broken", NatureConfig)(lambda config, **_: config["no"])
     assert main(["encoders", "--json"]) == 0
     out, err = capsys.readouterr()
@@ -99,7 +99,7 @@ def test_a_run_of_a_plugin_that_is_gone_says_so(tmp_path, capsys):
     try:
         assert main(["train", "debug", "--encoder", "mine", "--steps", "4", "--out", run]) == 0
     finally:
-        del base._REGISTRY["mine"]
+        del registry._REGISTRY["mine"]
     for command in (["evaluate", run], ["train", "--resume", run]):
         capsys.readouterr()
         assert main(command) == 2

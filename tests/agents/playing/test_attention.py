@@ -86,8 +86,10 @@ def test_nothing_to_show(tmp_path, capsys):
     assert cli.main(arguments) == 2
     assert "attention: encoder NatureEncoder has none to show" in capsys.readouterr().err
     assert not list(tmp_path.glob("x.*"))
-    network = torch.nn.Linear(1, 1)
-    assert not attention.can_show(network)
+    network = checkpoint.load_network(
+        checkpoint.open_checkpoint(checkpoint.find(run)), torch.device("cpu")
+    )
+    assert not network.encoder.shows
 
 
 def test_random_play_has_no_encoder(tmp_path, capsys):

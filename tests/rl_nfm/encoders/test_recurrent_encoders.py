@@ -209,10 +209,14 @@ def test_rim_options(variant, cell):
     encoder = build("rim", variant=variant, cell=cell)
     assert isinstance(encoder, RIMEncoder)
     obs, reset, extras = make_inputs(3, 2)
-    features, state = encoder(obs, (), reset, extras)
+    with encoder.record() as recording:
+        features, state = encoder(obs, (), reset, extras)
     assert len(state) == (2 if cell == "lstm" else 1)
     assert torch.equal(state[0], features[-1])
-    active = encoder.active(obs, (), reset, extras)
+    active = recording.activity
+    assert active is not None
+    assert encoder.shows == {"activity"}
+    assert encoder.recording is None, "only inside the block"
     assert active.shape == (3, 2, 3)
     assert (active.sum(-1) == 2).all()
     unchanged = features[1:].unflatten(-1, (3, 4)) == features[:-1].unflatten(-1, (3, 4))
