@@ -170,7 +170,7 @@ def resume() -> Iterator[Result]:
         command = [sys.executable, "-m", "agents.cli", "train"]
         quiet: dict[str, Any] = {"cwd": ROOT, "env": env, "stderr": subprocess.DEVNULL}
         process = subprocess.Popen([*command, "debug", "--out", str(run), *options], **quiet)
-        deadline = time.time() + 60
+        deadline = time.time() + (300 if REHEARSAL else 60)
         while time.time() < deadline and process.poll() is None:
             if any((run / "checkpoints").glob("step_*")) and len(_lines(run)) > 3:
                 break
