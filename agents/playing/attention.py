@@ -77,7 +77,7 @@ def attention_view(network: QNetwork) -> Iterator[AttentionView]:
     if not encoder.shows:
         raise ValueError(
             f"attention: encoder {type(encoder).__name__} has none to show (allowed: nfm, "
-            "rim, or a recurrent encoder on the trunk nfm)"
+            "rim, brims, or a recurrent encoder on the trunk nfm)"
         )
     with encoder.record() as recording:
         view = AttentionView(recording)

@@ -1,6 +1,7 @@
 """The encoders and their registry: one file each, chosen by name."""
 
 from rl_nfm.encoders import (  # noqa: F401  (they register)
+    brims,
     hadamax,
     impala,
     lstm,

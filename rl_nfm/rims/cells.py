@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from rl_nfm.rims.calling import take_input
 from rl_nfm.rims.products import Sequence
 from rl_nfm.rims.step import StepSpec, StepWeights
 from rl_nfm.rims.unroll import unroll
@@ -50,7 +51,7 @@ class _RIMCell(nn.Module):
     ):
         """Create the parameters; arguments as in `RIM_LSTM`."""
         super().__init__()
-        _check(input_size, hidden_size, num_rims, num_active, rim_dropout)
+        check_sizes(input_size, hidden_size, num_rims, num_active, rim_dropout)
         self.input_size, self.hidden_size = input_size, hidden_size
         self.num_rims, self.num_active = num_rims, num_active
         self.variant = find_variant(variant)
@@ -92,13 +93,13 @@ class _RIMCell(nn.Module):
             if ours:
                 nn.init.normal_(weight, std=0.01)
             else:
-                _uniform(self.input_size, weight, bias)
+                uniform_(self.input_size, weight, bias)
         width = self.hidden_size if ours else self.hidden_size // self.num_rims
-        _uniform(width, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        uniform_(width, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         if self.output_bias is None:
             nn.init.normal_(self.output, std=0.01)
         else:
-            _uniform(self.output.shape[1], self.output, self.output_bias)
+            uniform_(self.output.shape[1], self.output, self.output_bias)
 
     def extra_repr(self) -> str:
         """See `nn.Module.extra_repr`."""
@@ -129,13 +130,7 @@ class _RIMCell(nn.Module):
         Raises:
             ValueError: another type than the parameters', except under autocast.
         """
-        if x.dtype != self.query.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(
-                f"input: {x.dtype} is not allowed, the parameters are {self.query.dtype}"
-            )
-        x = x.to(self.query.dtype)
-        if valid is not None:
-            x = x.masked_fill(~valid.unsqueeze(-1), 0)  # nor does nan there reach a gradient
+        x = take_input(x, self.query.dtype, valid)
         if hidden is None:
             hidden = x.new_zeros(x.shape[1], self.hidden_size)
         if cell is None and self.kind == "lstm":
@@ -275,13 +270,17 @@ def dropout_mask(shape: tuple[int, ...], p: float, device: torch.device) -> tupl
     return chances >= drop - 2**15, 2**16 / (2**16 - drop)
 
 
-def _uniform(fan_in: int, *tensors: Tensor | None) -> None:
+def uniform_(fan_in: int, *tensors: Tensor | None) -> None:
+    """Fill with what PyTorch's recurrent and linear layers begin with; None: there is nothing."""
     for tensor in tensors:
         if tensor is not None:
             nn.init.uniform_(tensor, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
 
 
-def _check(inputs: int, hidden: int, num_rims: int, num_active: int, rim_dropout: float) -> None:
+def check_sizes(
+    inputs: int, hidden: int, num_rims: int, num_active: int, rim_dropout: float
+) -> None:
+    """Raise ValueError for sizes of a layer that do not fit each other."""
     for name, value in (("input_size", inputs), ("hidden_size", hidden), ("num_rims", num_rims)):
         if value < 1:
             raise ValueError(f"{name}: {value!r} is not allowed, must be at least 1")

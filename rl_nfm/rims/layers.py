@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
+from rl_nfm.rims.calling import SequenceLayers
 from rl_nfm.rims.cells import RIMGRUCell, RIMLSTMCell
 from rl_nfm.rims.variants import Variant
 
 LSTMState = tuple[Tensor, Tensor]
 
 
-class _RIMLayers(nn.Module):
+class _RIMLayers(SequenceLayers):
     """What `RIM_LSTM` and `RIM_GRU` share. D directions, L layers; other shapes as in `cells`."""
 
     cell_type: type[RIMLSTMCell] | type[RIMGRUCell]
@@ -85,75 +86,12 @@ class _RIMLayers(nn.Module):
             for _ in range(directions)
         )
 
-    def flatten_parameters(self) -> None:
-        """Does nothing: for callers that have nn.LSTM lay its weights out for cuDNN."""
-
-    def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
-        for cell in self.cells:
-            cell.reset_parameters()  # pyright: ignore[reportCallIssue]
-
     def run(
         self, x: Tensor | PackedSequence, state: tuple[Tensor, ...] | None, reset: Tensor | None
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...], Tensor]:
-        """`forward`, with the state always a tuple, and which RIMs were updated.
-
-        Returns:
-            output, state, and bool [L * D, T, B, n] (also when `batch_first`; without B where the
-            input has none; in the order of the caller's sequences when packed).
-        """
-        if isinstance(x, PackedSequence):
-            return self._run_packed(x, state, reset)
-        self._check_input(x, reset)
-        if x.dim() == 2:
-            state = None if state is None else tuple(part.unsqueeze(1) for part in state)
-            reset = None if reset is None else reset.unsqueeze(1)
-            output, state, active = self._run(x.unsqueeze(1), state, reset, None)
-            return output.squeeze(1), tuple(part.squeeze(1) for part in state), active.squeeze(2)
-        if self.batch_first:
-            reset = None if reset is None else reset.t()
-            output, state, active = self._run(x.transpose(0, 1), state, reset, None)
-            return output.transpose(0, 1), state, active
-        return self._run(x, state, reset, None)
-
-    def _run_packed(
-        self, packed: PackedSequence, state: tuple[Tensor, ...] | None, reset: Tensor | None
-    ) -> tuple[PackedSequence, tuple[Tensor, ...], Tensor]:
-        x, lengths = pad_packed_sequence(packed)  # also undoes the sorting
-        if reset is not None and self.batch_first:
-            reset = reset.t()
-        self._check_input(x, reset, batch_first=False)
-        valid = torch.arange(len(x), device=x.device)[:, None] < lengths.to(x.device)
-        reset = None if reset is None else reset & valid
-        output, state, active = self._run(x, state, reset, valid)
-        order = packed.sorted_indices
-        if order is None:
-            repacked = pack_padded_sequence(output, lengths)
-        else:
-            repacked = pack_padded_sequence(output[:, order], lengths[order.cpu()])
-        repacked = PackedSequence(
-            repacked.data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices
-        )
-        return repacked, state, active
-
-    def _check_input(
-        self, x: Tensor, reset: Tensor | None, batch_first: bool | None = None
-    ) -> None:
-        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size:
-            raise ValueError(
-                f"input: shape {tuple(x.shape)} is not allowed, must be 2-D or 3-D "
-                f"with {self.input_size} features"
-            )
-        steps = x.shape[1 if self._is_batch_first(x, batch_first) else 0]
-        if steps == 0:
-            raise ValueError(f"input: shape {tuple(x.shape)} has no step")
-        if reset is not None and reset.shape != x.shape[:-1]:
-            raise ValueError(
-                f"reset: shape {tuple(reset.shape)} is not allowed, must be {tuple(x.shape[:-1])}"
-            )
-
-    def _is_batch_first(self, x: Tensor, batch_first: bool | None) -> bool:
-        return x.dim() == 3 and (self.batch_first if batch_first is None else batch_first)
+        """As `run_layers`, with what was updated as one tensor, bool [L * D, T, B, n]."""
+        output, state, active = self.run_layers(x, state, reset)
+        return output, state, torch.stack(active)
 
     def _run(
         self,
@@ -161,10 +99,9 @@ class _RIMLayers(nn.Module):
         state: tuple[Tensor, ...] | None,
         reset: Tensor | None,
         valid: Tensor | None,
-    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """All layers of x [T, B, F]."""
         directions = 2 if self.bidirectional else 1
-        self._check_state(state, x.shape[1])
         states, actives = [], []
         for layer in range(self.num_layers):
             outputs = []
@@ -183,15 +120,7 @@ class _RIMLayers(nn.Module):
             x = torch.cat(outputs, -1) if directions > 1 else outputs[0]
             if layer < self.num_layers - 1:
                 x = nn.functional.dropout(x, self.dropout, self.training)
-        return x, tuple(map(torch.stack, zip(*states, strict=True))), torch.stack(actives)
-
-    def _check_state(self, state: tuple[Tensor, ...] | None, batch: int) -> None:
-        shape = (len(self.cells), batch, self.hidden_size)
-        for part in state or ():
-            if part.shape != shape:
-                raise ValueError(
-                    f"state: shape {tuple(part.shape)} is not allowed, must be {shape}"
-                )
+        return x, tuple(map(torch.stack, zip(*states, strict=True))), tuple(actives)
 
 
 class RIM_LSTM(_RIMLayers):

@@ -5,6 +5,7 @@ most used re-implementation (dido1998). `s` is the hidden size of one RIM.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Literal
 
@@ -88,16 +89,50 @@ VARIANTS = MappingProxyType(
 `across`: the second form in the authors' code. `dido1998`: the sizes of that project's defaults."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BRIMVariant:
+    """Sizes of bidirectional RIMs (`rl_nfm.rims.bidirectional`); the defaults are `mnist`.
+
+    What all heads together read of the input is 4 s wide.
+    """
+
+    input_heads: Annotated[int, Gt(0)] = 4
+    """Heads that read the layer below, the layer above or nothing; must divide 4 s."""
+    input_key_size: Annotated[int, Gt(0)] = 64
+    """Size of the queries and keys of one of these heads."""
+    heads: Annotated[int, Gt(0)] = 4
+    """Heads of the communication within a layer."""
+    key_size: Annotated[int, Gt(0)] = 32
+    """Size of the queries and keys of one of these heads."""
+    value_size: Annotated[int, Gt(0)] = 32
+    """Size of the values of one of these heads."""
+
+
+BRIM_VARIANTS = MappingProxyType(
+    {"mnist": BRIMVariant(), "cifar10": BRIMVariant(input_heads=1, input_key_size=32)}
+)
+"""The two forms in the authors' code (sarthmit/BRIMs), called like its folders."""
+
+
 def find_variant(variant: str | Variant) -> Variant:
-    """The variant of that name; a `Variant` is passed through.
+    """The variant of RIMs of that name; a `Variant` is passed through.
 
     Raises:
         ValueError: for an unknown name, with the nearest one.
     """
-    if isinstance(variant, Variant):
+    return variant if isinstance(variant, Variant) else VARIANTS[_known(variant, VARIANTS)]
+
+
+def find_brim_variant(variant: str | BRIMVariant) -> BRIMVariant:
+    """As `find_variant`, of bidirectional RIMs."""
+    if isinstance(variant, BRIMVariant):
         return variant
-    if variant not in VARIANTS:
+    return BRIM_VARIANTS[_known(variant, BRIM_VARIANTS)]
+
+
+def _known(name: str, variants: Mapping[str, object]) -> str:
+    if name not in variants:
         from rl_nfm.support.configuration import nearest  # only here: it imports pydantic
 
-        raise ValueError(nearest("variant", variant, list(VARIANTS)))
-    return VARIANTS[variant]
+        raise ValueError(nearest("variant", name, list(variants)))
+    return name

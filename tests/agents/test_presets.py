@@ -37,7 +37,7 @@ def shrunk(config):
             values[name]["width"] = 4
         if name in ("resnet", "nfm") and name in values:
             values[name]["depth"] = 10
-    for name in ("lstm", "rim"):
+    for name in ("lstm", "rim", "brims"):
         if name in values:
             values[name]["hidden_size"] = 12
     replay = values["replay"]

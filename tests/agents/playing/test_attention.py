@@ -3,6 +3,7 @@
 import cv2
 import imageio.v3 as imageio
 import numpy as np
+import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -30,7 +31,11 @@ def frames_of(path):
 
 
 NFM = {"nfm": {"depth": 10, "width": 4, "nfm": {"key_size": 2, "value_size": 3, "heads": 2}}}
-RIM = {"rim": {"hidden_size": 12, "num_rims": 3, "num_active": 2}, "nature": {"width": 4}}
+RIM = {
+    "rim": {"hidden_size": 12, "num_rims": 3, "num_active": 2},
+    "brims": {"hidden_size": 12, "num_rims": [3, 2], "num_active": [2, 1]},
+    "nature": {"width": 4},
+}
 
 
 def test_nfm_attention_in_video_still_and_tensorboard(tmp_path, capsys):
@@ -64,8 +69,9 @@ def test_summary_is_the_recorded_attention():
     assert not torch.equal(other["pass 2 layer 1/null"], weights["pass 2 layer 1/null"])
 
 
-def test_rim_activity(tmp_path):
-    run = debug_run(tmp_path / "run", "rim", **RIM)
+@pytest.mark.parametrize(("encoder", "active"), [("rim", 2), ("brims", 3)])
+def test_rim_activity(tmp_path, encoder, active):
+    run = debug_run(tmp_path / "run", encoder, **RIM)
     out = tmp_path / "activity.mp4"
     assert cli.main(["evaluate", str(run), "--episodes", "1", "--attention", str(out)]) == 0
     assert len(frames_of(out)) == 31
@@ -77,7 +83,7 @@ def test_rim_activity(tmp_path):
     with attention.attention_view(network) as view:
         for _ in range(5):
             network.features(torch.zeros(1, 2, 4, 84, 84, dtype=torch.uint8), (), None, extras)
-    assert [row.sum() for row in view.activity] == [2] * 5, "exactly num_active at each step"
+    assert [row.sum() for row in view.activity] == [active] * 5, "exactly num_active at each step"
 
 
 def test_nothing_to_show(tmp_path, capsys):

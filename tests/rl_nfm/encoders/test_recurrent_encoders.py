@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_nfm.encoders import Extras, encoder_entry, encoder_names, make_encoder
+from rl_nfm.encoders.brims import BRIMsEncoder
 from rl_nfm.encoders.nature import NatureConfig
 from rl_nfm.encoders.nfm import NFMEncoderConfig
 from rl_nfm.encoders.recurrent import RecurrentEncoder
@@ -25,7 +26,10 @@ TINY: dict[str, Any] = {
 SMALL: dict[str, dict[str, Any]] = {
     "lstm": {"hidden_size": 12},
     "rim": {"hidden_size": 12, "num_rims": 3, "num_active": 2},
+    "brims": {"hidden_size": 12, "num_rims": (3, 2), "num_active": (2, 1)},
 }
+STATES = {"lstm": (12,), "rim": (12,), "brims": (2, 12)}
+"""Shapes of one environment's states."""
 NO_EXTRAS = {"last_action": False, "last_reward": False, "episode_step": False}
 
 
@@ -74,7 +78,7 @@ def test_on_every_registered_trunk(name):
         encoder = build(name, trunk)
         features, state = encoder(obs, encoder.initial_state(3), reset, extras)
         assert features.shape == (2, 3, encoder.feature_dim) == (2, 3, 12)
-        assert [s.shape for s in state] == [(3, 12), (3, 12)]
+        assert [s.shape for s in state] == [(3, *STATES[name])] * 2
         features.sum().backward()
         assert all(p.grad is not None for p in encoder.trunk.parameters())
 
@@ -95,7 +99,7 @@ def test_state_is_zero_at_first_and_has_a_row_per_environment(name):
     encoder = build(name)
     assert encoder.recurrent
     state = encoder.initial_state(4)
-    assert [s.shape for s in state] == [(4, 12), (4, 12)]
+    assert [s.shape for s in state] == [(4, *STATES[name])] * 2
     assert not any(s.any() for s in state)
     obs, reset, extras = make_inputs(2, 4)
     given, _ = encoder(obs, state, reset, extras)
@@ -224,11 +228,32 @@ def test_rim_options(variant, cell):
     assert unchanged[still].all()
 
 
-def test_rim_dropout_is_off_unless_asked_for():
+@pytest.mark.parametrize("variant", ["mnist", "cifar10"])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_brims_options(variant, cell):
+    encoder = build("brims", variant=variant, cell=cell)
+    assert isinstance(encoder, BRIMsEncoder)
     obs, reset, extras = make_inputs(3, 2)
-    encoder = build("rim").train()
+    with encoder.record() as recording:
+        features, state = encoder(obs, (), reset, extras)
+    assert len(state) == (2 if cell == "lstm" else 1)
+    assert torch.equal(state[0][:, -1], features[-1]), "the topmost layer"
+    active = recording.activity
+    assert active is not None
+    assert active.shape == (3, 2, 3 + 2)
+    assert (active[..., :3].sum(-1) == 2).all()
+    assert (active[..., 3:].sum(-1) == 1).all()
+    unchanged = features[1:].unflatten(-1, (2, 6)) == features[:-1].unflatten(-1, (2, 6))
+    still = ~active[1:, :, 3:] & ~reset[1:].unsqueeze(-1)
+    assert unchanged[still].all()
+
+
+@pytest.mark.parametrize("name", ["rim", "brims"])
+def test_rim_dropout_is_off_unless_asked_for(name):
+    obs, reset, extras = make_inputs(3, 2)
+    encoder = build(name).train()
     assert torch.equal(encoder(obs, (), reset, extras)[0], encoder(obs, (), reset, extras)[0])
-    encoder = build("rim", rim_dropout=0.1).train()
+    encoder = build(name, rim_dropout=0.1).train()
     assert not torch.equal(encoder(obs, (), reset, extras)[0], encoder(obs, (), reset, extras)[0])
 
 
@@ -258,6 +283,11 @@ def test_published_sizes_are_the_defaults():
         (lambda: make_encoder("rim", num_active=7), r"num_active: 7 .*6"),
         (lambda: make_encoder("rim", rim_dropout=1.0), "rim_dropout"),
         (lambda: make_encoder("rim", variant="papr"), "variant"),
+        (lambda: make_encoder("brims", hidden_size=100), r"num_rims: 6 .* hidden_size \(100\)"),
+        (lambda: make_encoder("brims", num_active=(4, 4)), r"num_active: 4 .* 1\.\.3"),
+        (lambda: make_encoder("brims", num_rims=(6,)), r"num_rims: \(6,\) .* num_active"),
+        (lambda: make_encoder("brims", num_rims=(), num_active=()), r"num_rims: \(\)"),
+        (lambda: make_encoder("brims", variant="minst"), "variant"),
         (lambda: make_encoder("lstm", hidden_size=0), "hidden_size"),
         (lambda: make_encoder("lstm", width=32), "width"),
     ],
