@@ -39,7 +39,7 @@ def tiny(**changes: Any) -> Config:
     values = to_plain(read_preset("debug"))
     for change in (TINY, changes):
         for key, value in change.items():
-            values[key] = {**values[key], **value} if isinstance(value, dict) else value
+            values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
     return make_config(values)
 
 
