@@ -6,6 +6,7 @@ Importing this package registers every task; `rl_nfm.supervised.cli.main` runs o
 from rl_nfm.supervised.tasks import (  # noqa: F401  (each registers its task)
     adding,
     arithmetic,
+    autoencoding,
     classification,
     classification_sweep,
     copying,
