@@ -24,6 +24,7 @@ from agents.saving.checkpoint import Checkpoint
 from agents.saving.run_folder import RunFolder
 from rl_nfm.support.device import choose_device
 from rl_nfm.support.flags import parse_flags
+from rl_nfm.support.memory import keep_freed_memory
 from rl_nfm.support.output_files import check_file, write_json
 
 DESCRIPTION = """Play episodes with a trained agent and print mean, median and human-normalised
@@ -88,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
     if options.attention is not None and options.random:
         raise ValueError("attention: not allowed with --random, which has no encoder")
     device = choose_device(options.device)
+    keep_freed_memory(device)
     found = None if options.random else _open(options)
     config = _random_config(options.path) if found is None else found.config
     network = None if found is None else checkpoint.load_network(found, device)

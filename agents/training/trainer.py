@@ -28,6 +28,7 @@ from agents.training.memory_check import out_of_memory_told
 from agents.training.record import Counters, Recorder
 from agents.training.step import GradientStep
 from agents.training.stop import StopRequest
+from rl_nfm.support.memory import keep_freed_memory
 
 
 class Trainer:
@@ -81,6 +82,7 @@ class Trainer:
             ValueError: learning diverged, or a checkpoint cannot be written.
             Stop: a signal asked for the end.
         """
+        keep_freed_memory(self.device)
         with self.asked.listening():  # from the first line that names the folder to the last
             self._open(folder, last)
             with (

@@ -8,7 +8,7 @@
 // positions, the backward over the batch, so that no two threads add to one row: results do not
 // depend on timing.
 //
-// Built by `rl_nfm/cpp.py`, called by `kernels.py`; `attention.py` is the definition it is tested against.
+// Built by `rl_nfm/support/cpp.py`, called by `kernels.py`; `attention.py` is the definition it is tested against.
 
 #include <algorithm>
 #include <cmath>
@@ -58,18 +58,28 @@ struct Layer {
   int64_t length;
 };
 
-// Head sizes come as int64_t, or as a Fixed<n> that the compiler unrolls.
+// Head sizes and k come as int64_t, or as a Fixed<n> that the compiler unrolls.
 template <int64_t n>
 using Fixed = std::integral_constant<int64_t, n>;
 
 template <typename F>
-void with_size(int64_t size, F f) {
-  if (size == 32)
-    f(Fixed<32>{});
-  else if (size == 16)
-    f(Fixed<16>{});
+void with_head_size(int64_t key, int64_t value, F f) {
+  if (key == 32 && value == 32)
+    f(Fixed<32>{}, Fixed<32>{});
+  else if (key == 16 && value == 16)
+    f(Fixed<16>{}, Fixed<16>{});
+  else if (key == 8 && value == 8)
+    f(Fixed<8>{}, Fixed<8>{});
   else
-    f(size);
+    f(key, value);
+}
+
+template <typename F>
+void with_top_k(int64_t k, F f) {
+  if (k == 4)
+    f(Fixed<4>{});
+  else
+    f(k);
 }
 
 template <typename T, typename Size>
@@ -92,36 +102,55 @@ inline void widen_row(const T* from, Sum<T> factor, Sum<T>* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = factor * widen(from[i]);
 }
 
-// The k highest so far, in falling order; of equal ones the first. Fewer leave minus infinity and
-// row -1. No branches: which slots are high is as good as random.
-template <typename A>
-struct Best {
-  std::vector<A> scores;
-  std::vector<int32_t> rows;
-  bool nan = false;  // whether any score was; the sum of weights, and so all of them, then is
+// Heads are ranked so many at a time, each in a lane of a vector.
+constexpr int64_t kLanes = 4;
 
-  explicit Best(int64_t k) : scores(k), rows(k) {}
-
-  void clear() {
-    std::fill(scores.begin(), scores.end(), -std::numeric_limits<A>::infinity());
-    std::fill(rows.begin(), rows.end(), -1);
-    nan = false;
-  }
-  inline void offer(A score, int32_t row) {
-    nan |= score != score;
-    A* s = scores.data();
-    int32_t* r = rows.data();
-    bool higher = false;  // from the first lower one on, all move down, equal ones too
-    for (size_t j = 0; j < scores.size(); ++j) {
-      higher |= score > s[j];
-      const A other_score = higher ? s[j] : score;
-      const int32_t other_row = higher ? r[j] : row;
-      s[j] = higher ? score : s[j];
-      r[j] = higher ? row : r[j];
-      score = other_score;
-      row = other_row;
+// Of `kLanes` heads the k highest of `count` scores, `stride` apart, in falling order; of equal ones
+// the first. Fewer leave minus infinity and row -1. No branches: which slots are high is as good as
+// random. `best` and `best_rows` are [k, kLanes].
+template <typename A, typename TopK>
+inline void highest(const A* scores, int64_t stride, const int32_t* rows, int64_t count, TopK k,
+                    A* best, int32_t* best_rows) {
+  std::fill(best, best + k * kLanes, -std::numeric_limits<A>::infinity());
+  std::fill(best_rows, best_rows + k * kLanes, -1);
+  for (int64_t i = 0; i < count; ++i) {
+    A score[kLanes];
+    int32_t row[kLanes];
+    int32_t higher[kLanes];  // from the first lower one on, all move down, equal ones too
+    for (int64_t h = 0; h < kLanes; ++h) {
+      score[h] = scores[i * stride + h];
+      row[h] = rows[i];
+      higher[h] = 0;
+    }
+    for (int64_t j = 0; j < k; ++j) {
+#pragma omp simd
+      for (int64_t h = 0; h < kLanes; ++h) {
+        A& s = best[j * kLanes + h];
+        int32_t& r = best_rows[j * kLanes + h];
+        higher[h] |= score[h] > s;
+        const A other_score = higher[h] ? s : score[h];
+        const int32_t other_row = higher[h] ? r : row[h];
+        s = higher[h] ? score[h] : s;
+        r = higher[h] ? row[h] : r;
+        score[h] = other_score;
+        row[h] = other_row;
+      }
     }
   }
+}
+
+// Room for k * kLanes numbers; on the stack where k is fixed, so that they can stay in registers.
+template <typename A, typename TopK>
+struct Room {
+  std::vector<A> all;
+  explicit Room(TopK k) : all(k * kLanes) {}
+  A* data() { return all.data(); }
+};
+template <typename A, int64_t k>
+struct Room<A, Fixed<k>> {
+  A all[k * kLanes];
+  explicit Room(Fixed<k>) {}
+  A* data() { return all; }
 };
 
 // Where the backward adds: in place, or for halves in a row of sums that `flush` rounds and adds.
@@ -162,19 +191,25 @@ struct Sizes {
 };
 
 // query [B, P, H * K], ld apart; read [B, P, H * V]; weights and rows [B, P, H, k].
-template <typename T, typename KeySize, typename ValueSize>
+template <typename T, typename KeySize, typename ValueSize, typename TopK>
 void forward(const T* query, int64_t ld, const Layer<T>* layers, const Sizes& n, KeySize K,
-             ValueSize V, bool null_slot, double scale, T* read, Sum<T>* weights, int32_t* rows) {
-  const int64_t H = n.heads, P = n.positions, k = n.top_k;
+             ValueSize V, TopK k, bool null_slot, double scale, T* read, Sum<T>* weights,
+             int32_t* rows) {
+  const int64_t H = n.heads, P = n.positions, lanes = (H + kLanes - 1) / kLanes * kLanes;
+  int64_t slots = null_slot;
+  for (int64_t e = 0; e < n.layers; ++e) slots += layers[e].length;
 #pragma omp parallel
   {
-    std::vector<Sum<T>> q(H * K), sum(V);
-    std::vector<Best<Sum<T>>> best(H, Best<Sum<T>>(k));
+    std::vector<Sum<T>> q(H * K), sum(V), scores(slots * lanes), nan(H);
+    std::vector<int32_t> slot_rows(slots);
+    Room<Sum<T>, TopK> best(k);
+    Room<int32_t, TopK> best_rows(k);
 #pragma omp for
     for (int64_t at = 0; at < n.batch * P; ++at) {
       const int64_t b = at / P, p = at % P;
       widen_row(query + at * ld, static_cast<Sum<T>>(scale), q.data(), H * K);
-      for (auto& one : best) one.clear();
+      std::fill(nan.begin(), nan.end(), Sum<T>(0));
+      int64_t count = 0;
       int32_t first = 0;
       for (int64_t e = 0; e < n.layers; first += layers[e].count, ++e) {
         const Layer<T>& layer = layers[e];
@@ -182,22 +217,29 @@ void forward(const T* query, int64_t ld, const Layer<T>* layers, const Sizes& n,
           const int32_t row = layer.table[p * layer.length + l];
           if (row < 0) continue;
           const T* key = layer.keys + (b * layer.count + row) * layer.keys_ld;
-          for (int64_t h = 0; h < H; ++h)
-            best[h].offer(dot(q.data() + h * K, key + h * K, K), first + row);
+          Sum<T>* score = scores.data() + count * lanes;
+          for (int64_t h = 0; h < H; ++h) score[h] = dot(q.data() + h * K, key + h * K, K);
+          for (int64_t h = 0; h < H; ++h) nan[h] = score[h] == score[h] ? nan[h] : score[h];
+          slot_rows[count++] = first + row;
         }
       }
+      if (null_slot) {
+        std::fill_n(scores.begin() + count * lanes, lanes, Sum<T>(0));
+        slot_rows[count++] = -1;
+      }
       for (int64_t h = 0; h < H; ++h) {
-        if (null_slot) best[h].offer(0, -1);
+        const int64_t lane = h % kLanes;
+        if (lane == 0)
+          highest(scores.data() + h, lanes, slot_rows.data(), count, k, best.data(),
+                  best_rows.data());
+        const Sum<T>* s = best.data() + lane;
         Sum<T>* w = weights + (at * H + h) * k;
         int32_t* r = rows + (at * H + h) * k;
-        Sum<T> total = 0;
-        for (int64_t j = 0; j < k; ++j)
-          total += w[j] = std::exp(best[h].scores[j] - best[h].scores[0]);
-        const Sum<T> start = best[h].nan ? std::numeric_limits<Sum<T>>::quiet_NaN() : Sum<T>(0);
-        total += start;
-        std::fill(sum.begin(), sum.end(), start);
+        Sum<T> total = nan[h];  // 0, or NaN where any score is: then all weights are
+        for (int64_t j = 0; j < k; ++j) total += w[j] = std::exp(s[j * kLanes] - s[0]);
+        std::fill(sum.begin(), sum.end(), nan[h]);
         for (int64_t j = 0; j < k; ++j) {
-          r[j] = best[h].rows[j];
+          r[j] = best_rows.data()[j * kLanes + lane];
           w[j] /= total;
           if (r[j] < 0) continue;
           int64_t e = 0, row = r[j];
@@ -270,19 +312,17 @@ void backward(const T* grad, int64_t grad_ld, const T* query, int64_t ld, const 
   extern "C" void forward_##NAME(const T* query, int64_t ld, const Layer<T>* layers,               \
                                  const Sizes* n, bool null_slot, double scale, T* read,            \
                                  Sum<T>* weights, int32_t* rows) {                                 \
-    with_size(n->key, [&](auto K) {                                                                \
-      with_size(n->value, [&](auto V) {                                                            \
-        forward(query, ld, layers, *n, K, V, null_slot, scale, read, weights, rows);               \
+    with_head_size(n->key, n->value, [&](auto K, auto V) {                                         \
+      with_top_k(n->top_k, [&](auto k) {                                                           \
+        forward(query, ld, layers, *n, K, V, k, null_slot, scale, read, weights, rows);            \
       });                                                                                          \
     });                                                                                            \
   }                                                                                                \
   extern "C" void backward_##NAME(const T* grad, int64_t grad_ld, const T* query, int64_t ld,      \
                                   const Layer<T>* layers, const Sizes* n, double scale,            \
                                   const Sum<T>* weights, const int32_t* rows, T* grad_query) {     \
-    with_size(n->key, [&](auto K) {                                                                \
-      with_size(n->value, [&](auto V) {                                                            \
-        backward(grad, grad_ld, query, ld, layers, *n, K, V, scale, weights, rows, grad_query);    \
-      });                                                                                          \
+    with_head_size(n->key, n->value, [&](auto K, auto V) {                                         \
+      backward(grad, grad_ld, query, ld, layers, *n, K, V, scale, weights, rows, grad_query);      \
     });                                                                                            \
   }
 

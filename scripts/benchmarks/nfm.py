@@ -13,8 +13,6 @@ their peaks of memory are compared as well. `--profile` prints the kernels of bo
 """
 
 import argparse
-import contextlib
-import ctypes
 import os
 import statistics
 import time
@@ -29,10 +27,10 @@ from rl_nfm.encoders import make_encoder
 from rl_nfm.encoders.nfm import NFMEncoder
 from rl_nfm.nfm import NeuralFunctionModule, NFMConfig
 from rl_nfm.nfm.places import Place
+from rl_nfm.support.memory import keep_freed_memory
 
 FRAMES = (4, 84, 84)
 STAGE_SIZES = (21, 11, 6, 3)
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 class Attentive(nn.Module):
@@ -226,18 +224,6 @@ def measure_written(args: argparse.Namespace, counts: list[int], batch: int) -> 
         print(f"written {count:3} batch {batch:3} {args.dtype} | {median * 1e3:.2f} ms{more}")
 
 
-def keep_freed_memory() -> None:
-    """Have glibc reuse freed blocks of any size.
-
-    By default it hands blocks above 32 MiB back, and their page faults cost up to a tenth of a
-    step, of one contender or the other as luck has it.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
 def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmark.py nfm", description=__doc__)
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 32])
@@ -268,7 +254,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
-    keep_freed_memory()
+    keep_freed_memory(torch.device("cpu"))
     args = parse_args(argv)
     if args.written:
         for batch in args.batches:

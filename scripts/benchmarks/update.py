@@ -44,6 +44,7 @@ def config_of(name: str, *, precision: str, graph: bool, encoder: str, batch: in
             "head": head,
             "replay": {
                 "capacity_steps": 10_000,
+                "min_steps": 1000,
                 "priority_exponent": exponent,
                 "batch_size": batch,
             },

@@ -27,6 +27,7 @@ from rl_nfm.supervised.loop.task import LoopConfig, Metrics, Task
 from rl_nfm.supervised.loop.trial import Trial
 from rl_nfm.supervised.registry import register_task
 from rl_nfm.support.device import choose_device
+from rl_nfm.support.memory import keep_freed_memory
 
 __all__ = ["LoopConfig", "Metrics", "Task", "register_loop_task", "run_trials"]
 
@@ -60,6 +61,7 @@ def run_trials(name: str, task: type[Task[Any]], config: LoopConfig) -> dict[str
         OSError: a file cannot be written.
     """
     device = choose_device(config.device)
+    keep_freed_memory(device)
     folder = run_folder(config, task=name)
     rows, baselines = [], {}
     for index in range(config.trials):

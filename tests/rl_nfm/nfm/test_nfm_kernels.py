@@ -49,7 +49,7 @@ def run(query, keys, values, grid: Grid, k: int, *, fused: bool, **options) -> l
 
 @pytest.mark.parametrize("mode", ["space_to_depth", "nearest"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize(("key_size", "value_size"), [(4, 7), (32, 16), (16, 32), (3, 1)])
+@pytest.mark.parametrize(("key_size", "value_size"), [(32, 32), (16, 16), (8, 8), (8, 16), (3, 1)])
 @pytest.mark.parametrize("packed", [True, False])
 def test_kernels_equal_the_plain_path(mode, dtype, key_size, value_size, packed):
     torch.manual_seed(0)
@@ -63,6 +63,22 @@ def test_kernels_equal_the_plain_path(mode, dtype, key_size, value_size, packed)
     for expected, actual in zip(plain, fused, strict=True):
         assert actual.dtype == expected.dtype
         torch.testing.assert_close(actual, expected, rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("heads", [1, 4, 5, 11])
+@pytest.mark.parametrize("k", [4, 5])
+def test_any_number_of_heads(heads, k):
+    """They are ranked several at a time: also where some of these places have no head."""
+    torch.manual_seed(heads)
+    query, keys, value = (torch.randn(2, 35, heads * 8, dtype=torch.float64) for _ in range(3))
+    grid = Grid.of(TARGET, [TARGET], "space_to_depth")
+    wide = Grid.of((1, 1), [TARGET], "space_to_depth")
+    for one, rows in ((grid, query), (wide, query[:, :1])):
+        scores = attention.slot_scores(rows, [keys], one, heads, 0.3, True)
+        plain = attention.mix_values(attention.masked_top_k(scores, k), [value], one)
+        options = {"heads": heads, "scale": 0.3, "top_k": k, "null_slot": True}
+        fused, *_ = kernels.attend(rows, [keys], [value], one, **options)
+        torch.testing.assert_close(fused, plain, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("sizes", [[(4,), (9,), (2,)], [(2, 3, 2), (3, 2, 5), (1, 4, 2)]])
