@@ -21,6 +21,7 @@ from envs import PROTOCOLS, EnvProtocol, Protocol, env_protocol, make_protocol
 from rl_nfm.encoders import encoder_entry, encoder_names
 from rl_nfm.support.bounds import Bounded
 from rl_nfm.support.configuration import nearest, validate
+from rl_nfm.support.former import with_current_names
 from rl_nfm.support.output_files import written
 from rl_nfm.support.yaml_file import read_yaml
 from rl_nfm.values.heads import HeadConfig
@@ -238,8 +239,14 @@ def _config_class(encoders: tuple[str, ...]) -> type[Config]:
     return cls
 
 
-def make_config(values: Mapping[str, Any], *, where: str = "") -> Config:
+def make_config(values: Mapping[str, Any], *, where: str = "", saved: bool = False) -> Config:
     """A checked config from plain values.
+
+    Args:
+        values: as `to_plain` gives them; defaults fill what is missing.
+        where: put before the names of options in errors.
+        saved: a run of an earlier version, which had other names for some options, may have
+            written them.
 
     Raises:
         ValueError: unknown option, wrong type or value out of range, or an encoder that is not
@@ -251,7 +258,8 @@ def make_config(values: Mapping[str, Any], *, where: str = "") -> Config:
     for encoder in (name, trunk):
         if isinstance(encoder, str):
             _check_registered(encoder, where)  # before its group of options is called unknown
-    return validate(config_class(), values, where=where)
+    cls = config_class()
+    return validate(cls, with_current_names(cls, values) if saved else values, where=where)
 
 
 def _check_registered(encoder: str, where: str) -> None:

@@ -24,16 +24,7 @@ CASES: dict[str, list[str]] = {
     "quickstart": [*TRAIN, "quickstart", "--steps", "1600", "--run.eval-every-steps", "800"],
     "memory_cue": [*TRAIN, "memory_cue", "--steps", "6000"],
     "adding": [*SUPERVISED, "adding", "--epochs", "2", "--updates-per-epoch", "20"],
-    "arithmetic": [
-        *SUPERVISED,
-        "arithmetic",
-        "--updates",
-        "2000",
-        "--eval-every",
-        "500",
-        "--trials",
-        "2",
-    ],
+    "arithmetic": [*SUPERVISED, "arithmetic", "--updates", "2000", "--trials", "2"],
 }
 """Name and command; `--out DIR` is added."""
 TIMES = ("_per_second", "seconds", "time/")

@@ -156,7 +156,7 @@ def _read_scores(path: Path) -> Result:
             raise ValueError(f"{path}: {key}: {content[key]!r} is not allowed, must be an integer")
     settings, encoder = {}, content["encoder"]
     if isinstance(content.get("config"), dict):
-        config = make_config(content["config"], where=f"{path}: config")
+        config = make_config(content["config"], where=f"{path}: config", saved=True)
         settings, encoder = settings_of(config), encoder_of(config)
     return Result(
         source="evaluation",

@@ -106,7 +106,7 @@ class Checkpoint:
     @property
     def config(self) -> Config:
         """The run's config."""
-        return make_config(self.meta.config, where=str(self.path))
+        return make_config(self.meta.config, where=str(self.path), saved=True)
 
     @property
     def counters(self) -> dict[str, Any]:

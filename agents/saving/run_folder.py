@@ -89,7 +89,7 @@ class RunFolder:
 
     def config(self) -> Config:
         """The run's config, as saved."""
-        return make_config(read_yaml(self.config_path), where=str(self.config_path))
+        return make_config(read_yaml(self.config_path), where=str(self.config_path), saved=True)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -143,7 +143,7 @@ class Plan:
 
     def _check_same(self, path: Path, encoders: Sequence[str]) -> None:
         """Refuse a change of what the runs asked for before read."""
-        before = make_config(read_yaml(path), where=str(path))
+        before = make_config(read_yaml(path), where=str(path), saved=True)
         for encoder in encoders:
             old, new = (to_plain(with_encoder(base, encoder)) for base in (before, self.base))
             for field in changed_fields(old, new):

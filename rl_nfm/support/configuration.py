@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from rl_nfm.support.former import renamed_options
+
 T = TypeVar("T")
 MAX_ERROR_LINES = 10
 MAX_INTEGER = 2**53
@@ -90,6 +92,8 @@ def _explain(cls: type, error: dict[str, Any]) -> str:
     path = [part if len(part) < 100 else f"{part[:100]}..." for part in path]
     name = ".".join(path) or "config"
     if error["type"] == "unexpected_keyword_argument":
+        if name in (renamed := renamed_options(cls)):
+            return f"{name} is now {renamed[name]}"
         return nearest(name, path[-1], _field_names(cls, path[:-1]))
     if error["type"] == "value_error":  # of a __post_init__, which names field and value itself
         return ".".join([*path, error["msg"].removeprefix("Value error, ")])

@@ -16,6 +16,7 @@ from tyro import (
 )
 
 from rl_nfm.support.configuration import short, validate
+from rl_nfm.support.former import renamed_options
 
 T = TypeVar("T")
 
@@ -77,6 +78,9 @@ def _unknown(word: str, cls: type) -> str:
     flag = word.split("=")[0]
     if not flag.startswith("--"):
         return f"{short(word)}: not expected here; options begin with -- (see --help)"
+    renamed = renamed_options(cls)
+    if (new := renamed.get(flag.removeprefix("--").replace("-", "_"))) is not None:
+        return f"{flag} is now --{new.replace('_', '-')}"
     near = difflib.get_close_matches(flag.replace("_", "-"), list(_flags(cls)), n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"{flag}: unknown option{hint} (--help lists all)"

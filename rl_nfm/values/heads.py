@@ -9,7 +9,7 @@ Shapes: B batch, N quantiles, D features, A actions.
 
 import dataclasses
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Gt
@@ -27,7 +27,9 @@ class HeadConfig(Bounded):
     distribution: Literal["iqn", "none"] = "iqn"
     """iqn: implicit quantiles; none: expected values only, as in DQN."""
 
-    hidden: Annotated[int, Gt(0)] = 512
+    FORMER_NAMES: ClassVar = {"hidden": "hidden_size"}
+
+    hidden_size: Annotated[int, Gt(0)] = 512
     """Units of each hidden layer."""
 
     dueling: bool = True
@@ -107,8 +109,8 @@ class Stream(nn.Module):
         def linear(i: int, o: int) -> nn.Module:
             return NoisyLinear(i, o, config.noisy_sigma) if config.noisy else PlainLinear(i, o)
 
-        self.hidden = linear(in_features, config.hidden)
-        self.out = linear(config.hidden, out_features)
+        self.hidden = linear(in_features, config.hidden_size)
+        self.out = linear(config.hidden_size, out_features)
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Outputs [*B, O], in fp32."""
@@ -132,8 +134,8 @@ class ValueHead(nn.Module):
         self.torso = None
         if config.distribution == "iqn":
             if config.quantile_layer == "hidden":
-                self.torso = nn.Linear(feature_dim, config.hidden)
-                width = config.hidden
+                self.torso = nn.Linear(feature_dim, config.hidden_size)
+                width = config.hidden_size
             self.embedding = nn.Linear(config.num_cosines, width)
             frequencies = math.pi * torch.arange(1, config.num_cosines + 1)
             self.register_buffer("frequencies", frequencies, persistent=False)

@@ -48,7 +48,7 @@ TINY: dict[str, Any] = {
     "nfm": {"width": 8, "depth": 10},
     "resnet": {"width": 8, "depth": 10},
     "impala": {"width": 4},
-    "head": {"hidden": 16},
+    "head": {"hidden_size": 16},
 }
 
 

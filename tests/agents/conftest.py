@@ -64,7 +64,7 @@ class CellEncoder(Encoder):
 
 def make_network(encoder: Encoder, seed: int = 0, **head: Any) -> QNetwork:
     """A network whose weights depend on the seed alone."""
-    network = QNetwork(encoder, ACTIONS, HeadConfig(**{"hidden": 4, "num_cosines": 3, **head}))
+    network = QNetwork(encoder, ACTIONS, HeadConfig(**{"hidden_size": 4, "num_cosines": 3, **head}))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():

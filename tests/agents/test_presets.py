@@ -22,7 +22,7 @@ TINY = {
         "num_target_quantiles": 2,
         "num_action_quantiles": 2,
     },
-    "head": {"hidden": 8},
+    "head": {"hidden_size": 8},
     "run": {"log_every_steps": 48, "eval_episodes": 0, "save_replay": False},
 }
 

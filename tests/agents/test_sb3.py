@@ -39,7 +39,7 @@ def sb3_env(num_envs=1):
 
 
 def agent():
-    values = {"encoder": "nature", "nature": {"width": 4}, "head": {"hidden": 16}}
+    values = {"encoder": "nature", "nature": {"width": 4}, "head": {"hidden_size": 16}}
     values["learner"] = {"num_action_quantiles": 4, "precision": "fp32"}
     torch.manual_seed(0)
     config = make_config(values)

@@ -24,7 +24,7 @@ TINY: dict[str, Any] = {
     "env": {"num_envs": 4, "stack_num": 2},
     "replay": {"capacity_steps": 200, "min_steps": 40, "batch_size": 3},
     "learner": {"steps_per_update": 8},
-    "head": {"hidden": 8, "num_cosines": 4},
+    "head": {"hidden_size": 8, "num_cosines": 4},
     "run": {
         "log_every_steps": 16,
         "checkpoint_every_steps": 32,

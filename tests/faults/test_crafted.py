@@ -56,7 +56,7 @@ PLACES = [
     *(("counters", key) for key in COUNTERS),
     *(("replay", key) for key in ("rows", "added_rows")),
     *(("config", key) for key in ("game", "encoder", "env", "replay", "head", "steps", "nature")),
-    ("config", "head", "hidden"),
+    ("config", "head", "hidden_size"),
 ]
 
 

@@ -1,8 +1,8 @@
 """The options every supervised run has, and how flags, presets and a resumed run become one config.
 
-A task's config is a frozen dataclass derived from `RunConfig`; its presets are instances of it.
-`--preset` picks the instance whose values the flags then change, and whose values `--help` shows;
-so does `--nfm.preset` for the options of NFM, where a task has them.
+A task's config is a frozen dataclass derived from `RunConfig`; its presets are instances of it
+(see `presets`). `--preset` picks the instance whose values the flags then change, and whose values
+`--help` shows; so does `--nfm.preset` for the options of NFM, where a task has them.
 """
 
 import argparse
@@ -18,8 +18,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt
 
-from rl_nfm.support.configuration import validate
+from rl_nfm.support.configuration import nearest, validate
 from rl_nfm.support.flags import parse_flags
+from rl_nfm.support.former import with_current_names
 
 CONFIG_FILE = "config.json"
 FREE_ON_RESUME = frozenset({"json", "resume", "device", "epochs", "updates", "trials"})
@@ -29,8 +30,9 @@ FREE_ON_RESUME = frozenset({"json", "resume", "device", "epochs", "updates", "tr
 class RunConfig:
     """Options of every supervised run."""
 
-    preset: Literal["small", "paper"] = "small"
-    """small: offline, minutes on two CPU cores; paper: the published setting."""
+    preset: str = "small"
+    """small: offline, minutes on two CPU cores; paper: the published setting; or the path of a YAML
+    file of options."""
     json: Path | None = None
     """Write the result here too; it always lands in OUT/result.json."""
     out: Path | None = None
@@ -77,14 +79,14 @@ def parse_config(
     except SystemExit:  # argparse has no other way to say that a value is missing
         raise ValueError("--preset, --nfm.preset and --resume need a value") from None
     if first.preset not in presets:
-        raise ValueError(f"preset: {first.preset!r} is unknown (allowed: {', '.join(presets)})")
-    cls = type(presets[first.preset])
+        unknown = nearest("preset", first.preset, list(presets))
+        raise ValueError(f"{unknown}, or the path of a YAML file")
     default = presets[first.preset]
+    cls = type(default)
     if first.resume is not None:
         default = read_config(first.resume, cls, task=task)
     elif first.nfm_preset is not None and hasattr(default, "nfm"):
-        nfm = vars(default)["nfm"].with_preset(first.nfm_preset)
-        default = dataclasses.replace(default, **{"nfm": nfm})
+        default = with_nfm_preset(default, first.nfm_preset)
     config = parse_flags(
         cls, argv, default=default, prog=f"rl-nfm supervised {task}", description=description
     )
@@ -93,8 +95,17 @@ def parse_config(
     return config
 
 
+def with_nfm_preset(config: ConfigT, preset: str) -> ConfigT:
+    """A config of a task that knows NFM, with NFM in another published form.
+
+    Raises:
+        ValueError: unknown preset.
+    """
+    return dataclasses.replace(config, **{"nfm": vars(config)["nfm"].with_preset(preset)})
+
+
 def read_config(run: Path, cls: type[ConfigT], *, task: str) -> ConfigT:
-    """The config a run folder was started with.
+    """The config a run folder was started with, perhaps by an earlier version.
 
     Raises:
         ValueError: no run of this task is in the folder.
@@ -106,7 +117,7 @@ def read_config(run: Path, cls: type[ConfigT], *, task: str) -> ConfigT:
         raise ValueError(f"resume: {run} holds no supervised run (no {CONFIG_FILE})") from None
     if found != task:
         raise ValueError(f"resume: {run} holds a run of task {found!r}, not {task!r}")
-    return validate(cls, values, where=str(run / CONFIG_FILE))
+    return validate(cls, with_current_names(cls, values), where=str(run / CONFIG_FILE))
 
 
 def write_config(run: Path, config: RunConfig, *, task: str) -> None:

@@ -82,12 +82,12 @@ class SeedBatch:
 
         return vmap(run)(self.parameters, self.buffers, *args)
 
-    def update(self, losses: Tensor, clip_value: float = 0.0) -> None:
-        """One step of each seed on its loss, [S]; gradients are cut at +-`clip_value` if not 0."""
+    def update(self, losses: Tensor, max_grad_value: float | None = None) -> None:
+        """One step of each seed on its loss, [S]; gradients are clipped to +-`max_grad_value`."""
         self.optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()
-        if clip_value > 0:
-            nn.utils.clip_grad_value_(self.parameters.values(), clip_value)
+        if max_grad_value is not None:
+            nn.utils.clip_grad_value_(self.parameters.values(), max_grad_value)
         self.optimizer.step()
 
     def save(self, target: Path, meta: Mapping[str, Any], more: Mapping[str, Tensor]) -> None:

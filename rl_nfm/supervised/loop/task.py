@@ -16,17 +16,23 @@ from rl_nfm.supervised.loop.options import RunConfig
 class LoopConfig(RunConfig):
     """Options of every task that the shared loop trains."""
 
+    FORMER_NAMES: ClassVar = {"clip_norm": "max_grad_norm", "eval_every": "eval_every_epochs"}
+    FORMER_VALUES: ClassVar = {
+        "max_grad_norm": {0: None},
+        "precision": {"float32": "fp32", "bfloat16": "bf16"},
+    }
+
     epochs: Annotated[int, Ge(0)] = 1
     """Passes over the training set (or `updates_per_epoch` batches of a generated one)."""
     batch_size: Annotated[int, Gt(0)] = 64
     """Examples an update."""
     learning_rate: Annotated[float, Gt(0)] = 1e-3
     """Step size at the start."""
-    clip_norm: Annotated[float, Ge(0)] = 0.0
-    """Largest norm of the gradient over all parameters; 0: not clipped."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: autocast, with weights, optimiser and losses in float32."""
-    eval_every: Annotated[int, Gt(0)] = 1
+    max_grad_norm: Annotated[float, Gt(0)] | None = None
+    """Global gradient norm is clipped to this; none: not clipped."""
+    precision: Literal["bf16", "fp32"] = "fp32"
+    """bf16: autocast, with weights, optimiser and losses in fp32."""
+    eval_every_epochs: Annotated[int, Gt(0)] = 1
     """Epochs between evaluations (and checkpoints); the last epoch is always evaluated."""
 
 

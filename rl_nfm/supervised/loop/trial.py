@@ -57,7 +57,7 @@ class Trial:
             loss = self._train_epoch(progress)
             self.seconds += time.perf_counter() - start
             progress.expect(self.updates // self.epoch * self.config.epochs)
-            if self.epoch % self.config.eval_every == 0 or self.epoch == self.config.epochs:
+            if self.epoch % self.config.eval_every_epochs == 0 or self.epoch == self.config.epochs:
                 metrics = {"train_loss": loss, **self._evaluate()}
                 log.write(self.epoch, metrics)
                 progress.write(f"{self.folder.name} epoch {self.epoch}: {_one_line(metrics)}")
@@ -77,8 +77,8 @@ class Trial:
                 loss = self.task.loss(self.model, batch)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            if self.config.clip_norm > 0:
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+            if self.config.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
             self.optimizer.step()
             total += loss.detach()
             count += 1
@@ -89,7 +89,7 @@ class Trial:
         if not math.isfinite(mean):
             raise ValueError(
                 f"the loss of epoch {self.epoch} is {mean}: lower learning_rate "
-                f"(now {self.config.learning_rate}) or set clip_norm"
+                f"(now {self.config.learning_rate}) or set max_grad_norm"
             )
         return mean
 
@@ -99,7 +99,7 @@ class Trial:
             return self.task.evaluate(self.model)
 
     def _autocast(self) -> torch.autocast:
-        enabled = self.config.precision == "bfloat16"
+        enabled = self.config.precision == "bf16"
         return torch.autocast(self.task.device.type, torch.bfloat16, enabled=enabled)
 
     def _result(self) -> dict[str, Any]:

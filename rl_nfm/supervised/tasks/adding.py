@@ -16,6 +16,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import Metrics, Task, register_loop_task
 from rl_nfm.supervised.tasks.recurrent import USED_BY, RecurrentConfig, SequenceModel
 
@@ -30,8 +31,8 @@ class AddingConfig(RecurrentConfig):
     """Evaluations, each after `updates_per_epoch` batches."""
     updates_per_epoch: Annotated[int, Gt(0)] = 200
     """New batches an epoch."""
-    clip_norm: Annotated[float, Ge(0)] = 0.1
-    """Largest norm of the gradient; 0: not clipped."""
+    max_grad_norm: Annotated[float, Gt(0)] | None = 0.1
+    """Global gradient norm is clipped to this; none: not clipped."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.2
     """Dropout before the output layer."""
     train_steps: Annotated[int, Ge(2)] = 50
@@ -42,10 +43,7 @@ class AddingConfig(RecurrentConfig):
     """Test sequences of either length."""
 
 
-PRESETS = {
-    "small": AddingConfig(preset="small", hidden=120, epochs=30, updates_per_epoch=100),
-    "paper": AddingConfig(preset="paper"),
-}
+PRESETS = Presets("adding", AddingConfig)
 
 
 def make_sequences(

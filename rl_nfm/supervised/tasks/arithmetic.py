@@ -40,6 +40,7 @@ from rl_nfm.supervised.loop.options import (
     run_folder,
     write_config,
 )
+from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.reporting import MetricsLog, versions, write_result
 from rl_nfm.supervised.loop.seed_batch import SeedBatch, seed_generator
 from rl_nfm.supervised.registry import register_task
@@ -53,10 +54,7 @@ TEST_SAMPLES = 10_000
 CHUNK = 100
 """Updates whose batches are drawn at once."""
 
-PRESETS = {
-    "small": ArithmeticConfig(preset="small", trials=10, updates=50_000),
-    "paper": ArithmeticConfig(preset="paper", task="subsets", trials=100, updates=5_000_000),
-}
+PRESETS = Presets("arithmetic", ArithmeticConfig)
 USED_BY = {
     "share_weights": ("nalu",),
     "regularizer": ("inalu", "nau", "nmu"),
@@ -158,7 +156,7 @@ class Run:
         progress = Progress(config.updates, begun=self.updates, unit="update", name=folder.name)
         while self.updates < config.updates:
             start = time.perf_counter()
-            count = min(config.eval_every, config.updates - self.updates)
+            count = min(config.eval_every_updates, config.updates - self.updates)
             self._train_updates(count, progress)
             self.seconds += time.perf_counter() - start
             self.evaluate()
@@ -208,7 +206,7 @@ class Run:
             losses = (outputs - targets).square().mean(1) + factor * penalties
         else:
             losses = (self.batch(inputs) - targets).square().mean(1)
-        self.batch.update(losses, self.config.clip_value)
+        self.batch.update(losses, self.config.max_grad_value)
         project_(self.batch.model, self.batch.parameters)
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ See `arithmetic` for the sources.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -23,6 +23,9 @@ Positive = Annotated[float, Gt(0)]
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArithmeticConfig(RunConfig):
     """Options of the arithmetic task."""
+
+    FORMER_NAMES: ClassVar = {"eval_every": "eval_every_updates", "clip_value": "max_grad_value"}
+    FORMER_VALUES: ClassVar = {"max_grad_value": {0: None}}
 
     op: Literal["add", "sub", "mul", "div"] = "mul"
     """Of the two sums a and b."""
@@ -46,14 +49,14 @@ class ArithmeticConfig(RunConfig):
     """NALU: one weight for both paths, as in its paper."""
     updates: Annotated[int, Gt(0)] = 200_000
     """Updates of each seed."""
-    eval_every: Annotated[int, Gt(0)] = 1000
+    eval_every_updates: Annotated[int, Gt(0)] = 1000
     """Updates between evaluations (and checkpoints)."""
     batch_size: Annotated[int, Gt(0)] = 128
     """Examples of a seed's update."""
     learning_rate: Positive = 1e-3
     """Step size of Adam."""
-    clip_value: Annotated[float, Ge(0)] = 0.0
-    """Gradients are cut at plus or minus this (iNALU: 0.1); 0: not cut."""
+    max_grad_value: Positive | None = None
+    """Each entry of a gradient is clipped to plus or minus this (iNALU: 0.1); none: not clipped."""
     regularizer: Annotated[float, Ge(0)] = 10.0
     """Factor of the units' own regulariser (inalu, nau, nmu), once the ramp is over."""
     ramp_start: Annotated[int, Ge(0)] = 1_000_000

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from rl_nfm.backbones.matching import same_params_as
 from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, TaskNFMConfig
 from rl_nfm.supervised.data.datasets import load_images
+from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
 
 CHUNK = 250
@@ -57,9 +58,7 @@ class AutoencodingConfig(LoopConfig):
     """Options of NFM (nfm; cnn_matched takes its size from it)."""
 
 
-PRESETS = {
-    "small": AutoencodingConfig(preset="small", epochs=60, eval_every=10),
-}
+PRESETS = Presets("autoencoding", AutoencodingConfig)
 
 
 def log_bins(pixels: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:

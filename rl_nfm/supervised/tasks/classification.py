@@ -38,6 +38,7 @@ from rl_nfm.supervised.data.augmentation import (
     random_flip,
 )
 from rl_nfm.supervised.data.datasets import load_images
+from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
 
 CHUNK = 200
@@ -81,19 +82,7 @@ class ClassificationConfig(LoopConfig):
     own (nfm; a variant in the authors' ResNet); `nfm.share_passes` shares all."""
 
 
-PRESETS = {
-    "small": ClassificationConfig(
-        preset="small",
-        data="digits",
-        depth=10,
-        width=8,
-        epochs=30,
-        flip=False,
-        crop_padding=1,
-        occlusion=4,
-    ),
-    "paper": ClassificationConfig(preset="paper", nfm=CLASSIFICATION_NFM.with_preset("paper")),
-}
+PRESETS = Presets("classification", ClassificationConfig)
 
 
 class Classifier(nn.Module):

@@ -19,10 +19,11 @@ from rl_nfm.supervised.loop.options import (
     read_config,
     run_folder,
 )
+from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.reporting import write_result
 from rl_nfm.supervised.loop.run import run_trials
 from rl_nfm.supervised.registry import register_task
-from rl_nfm.supervised.tasks.classification import PRESETS, ClassificationConfig, ClassificationTask
+from rl_nfm.supervised.tasks.classification import ClassificationConfig, ClassificationTask
 
 NAME = "classification_sweep"
 TABLE_8 = {
@@ -41,10 +42,7 @@ TABLE_8 = {
 }
 """(heads, top-k, d_k, d_v) to the published accuracy in %."""
 BASELINE = 80.13
-SWEEP_PRESETS = {
-    "small": dataclasses.replace(PRESETS["small"], epochs=10),
-    "paper": dataclasses.replace(PRESETS["paper"], data="cifar100", depth=34),
-}
+PRESETS = Presets(NAME, ClassificationConfig)
 
 
 def rows(config: ClassificationConfig) -> dict[str, tuple[ClassificationConfig, float | None]]:
@@ -65,7 +63,7 @@ def rows(config: ClassificationConfig) -> dict[str, tuple[ClassificationConfig, 
 @register_task(NAME, "table 8: NFM's heads, top-k and sizes on one data set, with the baseline")
 def main(argv: Sequence[str]) -> int:
     """Run all rows and write one table."""
-    config = parse_config(argv, task=NAME, presets=SWEEP_PRESETS, description=__doc__ or "")
+    config = parse_config(argv, task=NAME, presets=PRESETS, description=__doc__ or "")
     if config.resume is not None:
         raise ValueError("resume: start the sweep again with the same --out instead")
     if config.model != "nfm":

@@ -16,13 +16,14 @@ the model is in training mode while it trains.
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import Metrics, Task, register_loop_task
 from rl_nfm.supervised.tasks.recurrent import USED_BY, RecurrentConfig, SequenceModel
 
@@ -37,15 +38,17 @@ CHUNK = 250
 class CopyingConfig(RecurrentConfig):
     """Options of the copying task."""
 
+    FORMER_NAMES: ClassVar = {"embedding": "embedding_size"}
+
     epochs: Annotated[int, Ge(0)] = 100
     """Evaluations, each after `updates_per_epoch` batches."""
     updates_per_epoch: Annotated[int, Gt(0)] = 200
     """New batches an epoch."""
-    clip_norm: Annotated[float, Ge(0)] = 1.0
-    """Largest norm of the gradient; 0: not clipped."""
+    max_grad_norm: Annotated[float, Gt(0)] | None = 1.0
+    """Global gradient norm is clipped to this; none: not clipped."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.5
     """Dropout on the embedded symbols and before the output layer."""
-    embedding: Annotated[int, Gt(0)] = 600
+    embedding_size: Annotated[int, Gt(0)] = 600
     """Size of a symbol's embedding."""
     train_blanks: Annotated[int, Gt(0)] = 50
     """T in training."""
@@ -55,12 +58,7 @@ class CopyingConfig(RecurrentConfig):
     """Test sequences of either length."""
 
 
-PRESETS = {
-    "small": CopyingConfig(
-        preset="small", hidden=120, embedding=32, dropout=0.0, epochs=30, updates_per_epoch=100
-    ),
-    "paper": CopyingConfig(preset="paper"),
-}
+PRESETS = Presets("copying", CopyingConfig)
 
 
 def make_sequences(
@@ -90,7 +88,7 @@ class CopyingTask(Task[CopyingConfig]):
     def build_model(self) -> nn.Module:
         """See `Task.build_model`."""
         return SequenceModel(
-            self.config, inputs=SYMBOLS, input_size=self.config.embedding, outputs=SYMBOLS
+            self.config, inputs=SYMBOLS, input_size=self.config.embedding_size, outputs=SYMBOLS
         )
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -12,7 +12,7 @@ is compared is how exactly each does.
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from rl_nfm.arithmetic import BuildHead
 from rl_nfm.supervised.data.datasets import load_images
+from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
 
 CLASSES = 10
@@ -31,6 +32,8 @@ CHUNK = 250
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CountingConfig(LoopConfig):
     """Options of the counting task."""
+
+    FORMER_NAMES: ClassVar = {"hidden": "hidden_size"}
 
     model: Literal["linear", "nac", "nalu"] = "nac"
     """The head behind the CNN."""
@@ -48,7 +51,7 @@ class CountingConfig(LoopConfig):
     """Least and greatest number of digits beyond training."""
     channels: Annotated[int, Gt(0)] = 32
     """Of the CNN's first convolution; the others have twice as many."""
-    hidden: Annotated[int, Gt(0)] = 16
+    hidden_size: Annotated[int, Gt(0)] = 16
     """Inputs of the head."""
     updates_per_epoch: Annotated[int, Gt(0)] = 200
     """New batches an epoch."""
@@ -56,10 +59,7 @@ class CountingConfig(LoopConfig):
     """Test images of either kind."""
 
 
-PRESETS = {
-    "small": CountingConfig(preset="small", channels=16, epochs=15),
-    "paper": CountingConfig(preset="paper", data="mnist", epochs=200),
-}
+PRESETS = Presets("counting", CountingConfig)
 
 
 def make_grids(
@@ -146,7 +146,7 @@ class CountingTask(Task[CountingConfig]):
         return BuildHead(
             backbone,
             2 * width,
-            [self.config.hidden],
+            [self.config.hidden_size],
             task="regression",
             num_outputs=CLASSES if self.config.target == "count" else 1,
             head_type=HEADS[self.config.model],  # pyright: ignore[reportArgumentType]

@@ -1,15 +1,16 @@
-"""Options of the modular task, under the names of the published command line, and their checks."""
+"""Options of the modular task, mostly named as on the published command line, and their checks."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 
 from rl_nfm.modular import BooleanTask
 from rl_nfm.modular.tasks import IMAGE_MODULARITY
 from rl_nfm.supervised.loop.options import RunConfig
+from rl_nfm.supervised.loop.presets import Presets
 
 Size = Annotated[int, Gt(0)]
 MODULAR = ("hierarchically_modular", "hierarchically_modular_shared_modules")
@@ -19,6 +20,14 @@ SHARED = MODULAR[1:]
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModularConfig(RunConfig):
     """Options of the modular task."""
+
+    FORMER_NAMES: ClassVar = {
+        "lr": "learning_rate",
+        "lr_module_input": "learning_rate_module_input",
+        "lr_module_location": "learning_rate_module_location",
+        "eval_every": "eval_every_epochs",
+        "search_every": "search_every_epochs",
+    }
 
     experiment: Literal["generalization"] = "generalization"
     """Train on some rows of the truth table, test on the others."""
@@ -78,11 +87,11 @@ class ModularConfig(RunConfig):
     loss: Literal["BCE", "MSE", "CE"] = "BCE"
     """Of the outputs' probabilities: binary cross-entropy, squared error, or cross-entropy after a
     softmax over them, all as published."""
-    lr: Annotated[float, Gt(0)] = 0.01
+    learning_rate: Annotated[float, Gt(0)] = 0.01
     """Step size of the optimiser for weights."""
-    lr_module_input: Annotated[float, Ge(0)] = 0.1
+    learning_rate_module_input: Annotated[float, Ge(0)] = 0.1
     """Step size for what modules read; 0: moved by the search alone."""
-    lr_module_location: Annotated[float, Ge(0)] = 0.1
+    learning_rate_module_location: Annotated[float, Ge(0)] = 0.1
     """Step size for which module works at a slot; 0: moved by the search alone."""
     scheduler: Literal["exp", "cosine"] = "exp"
     """All step sizes are multiplied by `gamma` after each epoch, or fall to 0 along half a cosine
@@ -95,18 +104,15 @@ class ModularConfig(RunConfig):
     """Examples of an update."""
     epochs: Size = 1000
     """Passes over the training rows."""
-    eval_every: Size = 50
+    eval_every_epochs: Size = 50
     """Epochs between evaluations (and checkpoints)."""
     routing_candidates: Size = 1
     """Networks of a seed among which its routing is searched; 1: no search, as published."""
-    search_every: Size = 50
+    search_every_epochs: Size = 50
     """Epochs between replacing the worst candidates."""
 
 
-PRESETS = {
-    "small": ModularConfig(preset="small"),
-    "paper": ModularConfig(preset="paper", trials=5),
-}
+PRESETS = Presets("modular", ModularConfig)
 USED_BY = {
     "arch": ("mlp",),
     "pruning_ratio": ("mlp",),
@@ -121,10 +127,10 @@ USED_BY = {
     "use_gumbel": MODULAR,
     "tau": MODULAR,
     "per_sample_routing": MODULAR,
-    "lr_module_input": MODULAR,
-    "lr_module_location": SHARED,
+    "learning_rate_module_input": MODULAR,
+    "learning_rate_module_location": SHARED,
     "routing_candidates": MODULAR,
-    "search_every": MODULAR,
+    "search_every_epochs": MODULAR,
 }
 
 

@@ -119,9 +119,9 @@ class Run:
             lambda: build_model(config, self.tasks),
             [seed + 1_000_003 * candidate for seed in self.seeds for candidate in candidates],
             learning_rates={
-                "module_input_logits": config.lr_module_input,
-                "location_logits": config.lr_module_location,
-                "": config.lr,
+                "module_input_logits": config.learning_rate_module_input,
+                "location_logits": config.learning_rate_module_location,
+                "": config.learning_rate,
             },
             weight_decay=config.weight_decay,
             optimizer=config.optimizer,
@@ -151,7 +151,7 @@ class Run:
             self.train_epoch(progress)
             self._search()
             self.seconds += time.perf_counter() - start
-            if self.epoch % config.eval_every == 0 or self.epoch == config.epochs:
+            if self.epoch % config.eval_every_epochs == 0 or self.epoch == config.epochs:
                 log.write(self.epoch, means(self.figures()))
                 meta = {"config": plain(config), "epoch": self.epoch, "seconds": self.seconds}
                 self.batch.save(folder / "checkpoint", meta, {})
@@ -185,7 +185,7 @@ class Run:
     def _search(self) -> None:
         """Where it is due, replace bad candidates; none in the last quarter of the epochs."""
         config, model = self.config, self.batch.model
-        due = self.epoch % config.search_every == 0 and self.epoch <= 0.75 * config.epochs
+        due = self.epoch % config.search_every_epochs == 0 and self.epoch <= 0.75 * config.epochs
         if config.routing_candidates == 1 or not due:
             return
         assert isinstance(model, HierarchicallyModular)

@@ -1,7 +1,7 @@
 """The recurrent models that the sequence tasks compare: nn.LSTM, nn.GRU and RIMs, by name."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
@@ -10,20 +10,22 @@ from rl_nfm.rims import RIM_GRU, RIM_LSTM
 from rl_nfm.supervised.loop.run import LoopConfig
 
 RIM_MODELS = ("rim_lstm", "rim_gru")
-USED_BY = {"rims": RIM_MODELS, "active": RIM_MODELS, "rim_dropout": RIM_MODELS}
+USED_BY = {"num_rims": RIM_MODELS, "num_active": RIM_MODELS, "rim_dropout": RIM_MODELS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecurrentConfig(LoopConfig):
     """Options of a task with a recurrent model."""
 
+    FORMER_NAMES: ClassVar = {"hidden": "hidden_size", "rims": "num_rims", "active": "num_active"}
+
     model: Literal["lstm", "gru", "rim_lstm", "rim_gru"] = "rim_lstm"
     """The recurrent core."""
-    hidden: Annotated[int, Gt(0)] = 600
+    hidden_size: Annotated[int, Gt(0)] = 600
     """Size of the hidden state, over all modules."""
-    rims: Annotated[int, Gt(0)] = 6
-    """Modules (rim_lstm, rim_gru); `hidden` must be a multiple of it."""
-    active: Annotated[int, Gt(0)] = 4
+    num_rims: Annotated[int, Gt(0)] = 6
+    """Modules (rim_lstm, rim_gru); `hidden_size` must be a multiple of it."""
+    num_active: Annotated[int, Gt(0)] = 4
     """Modules active at a step (rim_lstm, rim_gru)."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Dropout on the embedded symbols (where there are any) and before the output layer."""
@@ -38,15 +40,15 @@ def make_core(config: RecurrentConfig, input_size: int) -> nn.Module:
         ValueError: RIM sizes that do not fit each other.
     """
     if config.model == "lstm":
-        return nn.LSTM(input_size, config.hidden, batch_first=True)
+        return nn.LSTM(input_size, config.hidden_size, batch_first=True)
     if config.model == "gru":
-        return nn.GRU(input_size, config.hidden, batch_first=True)
+        return nn.GRU(input_size, config.hidden_size, batch_first=True)
     rim = RIM_LSTM if config.model == "rim_lstm" else RIM_GRU
     return rim(
         input_size,
-        config.hidden,
-        config.rims,
-        config.active,
+        config.hidden_size,
+        config.num_rims,
+        config.num_active,
         batch_first=True,
         rim_dropout=config.rim_dropout,
     )
@@ -73,7 +75,7 @@ class SequenceModel(nn.Module):
             else nn.Sequential(nn.Embedding(inputs, input_size), dropout)
         )
         self.core = make_core(config, input_size)
-        self.head = nn.Sequential(dropout, nn.Linear(config.hidden, outputs))
+        self.head = nn.Sequential(dropout, nn.Linear(config.hidden_size, outputs))
 
     def forward(self, sequence: Tensor, last: int) -> Tensor:
         """Outputs [B, last, outputs] of the last steps of `sequence` [B, T] or [B, T, F]."""

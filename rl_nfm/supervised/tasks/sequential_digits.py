@@ -13,7 +13,7 @@ the training size (there: one best epoch for each size).
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Len, Lt
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rl_nfm.supervised.data.datasets import load_images
+from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import Metrics, Task, register_loop_task
 from rl_nfm.supervised.tasks.recurrent import USED_BY, RecurrentConfig, SequenceModel
 
@@ -31,6 +32,8 @@ CHUNK = 200
 class SequentialDigitsConfig(RecurrentConfig):
     """Options of sequential digits."""
 
+    FORMER_NAMES: ClassVar = {"embedding": "embedding_size"}
+
     data: Literal["digits", "mnist"] = "mnist"
     """digits: embedded in scikit-learn; mnist: IDX files in `data_folder`."""
     data_folder: Path | None = None
@@ -39,11 +42,11 @@ class SequentialDigitsConfig(RecurrentConfig):
     """Passes over the training set."""
     learning_rate: Annotated[float, Gt(0)] = 7e-4
     """Step size."""
-    clip_norm: Annotated[float, Ge(0)] = 1.0
-    """Largest norm of the gradient; 0: not clipped."""
+    max_grad_norm: Annotated[float, Gt(0)] | None = 1.0
+    """Global gradient norm is clipped to this; none: not clipped."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.5
     """Dropout on the embedded symbols and before the output layer."""
-    embedding: Annotated[int, Gt(0)] = 600
+    embedding_size: Annotated[int, Gt(0)] = 600
     """Size of a pixel's embedding."""
     validation: Annotated[float, Gt(0), Lt(1)] = 0.2
     """Share of the training set that chooses the reported epoch."""
@@ -53,20 +56,7 @@ class SequentialDigitsConfig(RecurrentConfig):
     """Pixels a side at test, besides `train_size`."""
 
 
-PRESETS = {
-    "small": SequentialDigitsConfig(
-        preset="small",
-        data="digits",
-        hidden=120,
-        embedding=32,
-        dropout=0.1,
-        learning_rate=1e-3,
-        epochs=30,
-        train_size=8,
-        test_sizes=(9, 11, 14),
-    ),
-    "paper": SequentialDigitsConfig(preset="paper"),
-}
+PRESETS = Presets("sequential_digits", SequentialDigitsConfig)
 
 
 def to_tokens(images: Tensor, size: int) -> Tensor:
@@ -95,7 +85,9 @@ class SequentialDigitsTask(Task[SequentialDigitsConfig]):
 
     def build_model(self) -> nn.Module:
         """See `Task.build_model`."""
-        return SequenceModel(self.config, inputs=2, input_size=self.config.embedding, outputs=10)
+        return SequenceModel(
+            self.config, inputs=2, input_size=self.config.embedding_size, outputs=10
+        )
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Task.batches`."""

@@ -39,6 +39,7 @@ from rl_nfm.supervised.data.clevr_data import (
     make_scenes,
     touches_held_out,
 )
+from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
 from rl_nfm.supervised.tasks.relational import ConvAnswerer, NFMAnswerer, RelationNetwork
 
@@ -84,19 +85,7 @@ class SortOfClevrConfig(LoopConfig):
     """Options of NFM (nfm; cnn_matched takes its size from it)."""
 
 
-PRESETS = {
-    "small": SortOfClevrConfig(
-        preset="small",
-        epochs=10,
-        questions_per_image=2,
-        test_images=500,
-        rn_width=128,
-        rn_layers=3,
-        anneal=True,  # so few epochs at a fixed step size end up and down by 20 points
-        eval_every=5,
-    ),
-    "paper": SortOfClevrConfig(preset="paper", nfm=CLEVR_NFM.with_preset("paper"), trials=3),
-}
+PRESETS = Presets("sort_of_clevr", SortOfClevrConfig)
 
 
 class SortOfClevrTask(Task[SortOfClevrConfig]):

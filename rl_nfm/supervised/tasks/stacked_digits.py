@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from rl_nfm.backbones.matching import same_params_as
 from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, TaskNFMConfig
 from rl_nfm.supervised.data.datasets import load_images
+from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
 
 FRAME = 64
@@ -70,20 +71,7 @@ class StackedDigitsConfig(LoopConfig):
     """Options of NFM (nfm; cnn_matched takes its size from it)."""
 
 
-PRESETS = {
-    "small": StackedDigitsConfig(
-        preset="small",
-        data="digits",
-        epochs=20,
-        batch_size=16,  # the first thousand updates learn nothing yet
-        train_frames=6000,
-        validation_frames=400,
-        test_frames=1500,
-        width=8,
-        eval_every=4,
-    ),
-    "paper": StackedDigitsConfig(preset="paper", nfm=STACKED_NFM.with_preset("paper")),
-}
+PRESETS = Presets("stacked_digits", StackedDigitsConfig)
 
 
 def make_frames(

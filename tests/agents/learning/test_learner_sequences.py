@@ -206,7 +206,7 @@ def test_quantiles_and_munchausen_on_sequences(
     options = {"double": False, "munchausen": munchausen, "munchausen_temperature": 0.3}
     learner = make_learner(toys, **options)
     # Weights that make the values independent of the fractions, which are drawn at random.
-    config = HeadConfig(**{"hidden": 4, "num_cosines": 3, **PLAIN, "distribution": "iqn"})
+    config = HeadConfig(**{"hidden_size": 4, "num_cosines": 3, **PLAIN, "distribution": "iqn"})
     for network in (learner.online, learner.target):
         plain = network.head.state_dict()
         network.head = type(network.head)(5, 3, config)

@@ -58,7 +58,7 @@ def test_nfm_attention_in_video_still_and_tensorboard(tmp_path, capsys):
 
 def test_summary_is_the_recorded_attention():
     """Shares of all sources add up to 1 at every position and belong to the given observations."""
-    config = make_config({"encoder": "nfm", **NFM, "head": {"hidden": 8}})
+    config = make_config({"encoder": "nfm", **NFM, "head": {"hidden_size": 8}})
     network = checkpoint.build_network(config, (4, 84, 84), 9).eval()
     obs = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
     weights, image = attention.summary(network, obs)

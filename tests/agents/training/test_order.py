@@ -41,7 +41,7 @@ def config_of(lag: int) -> Config:
                 "learning_rate_final": 0.001,
                 "target_every_updates": 5,
             },
-            "head": {"hidden": 8, "noisy": True, "num_cosines": 4},
+            "head": {"hidden_size": 8, "noisy": True, "num_cosines": 4},
             "exploration": {"epsilon_final": 0.1, "epsilon_decay_steps": 60},
             "run": {
                 "log_every_steps": 90,

@@ -184,7 +184,7 @@ def test_a_run_is_never_overwritten_or_trained_twice(tmp_path):
 def test_resume_refuses_what_does_not_fit(tmp_path):
     old = debug()
     check_resumable(old, dataclasses.replace(old, steps=900, device="cpu"))
-    for change in ({"game": "alien"}, {"head": {"hidden": 64}}, {"env": {"num_envs": 5}}):
+    for change in ({"game": "alien"}, {"head": {"hidden_size": 64}}, {"env": {"num_envs": 5}}):
         with pytest.raises(ValueError, match=f"{next(iter(change))}.*cannot change"):
             check_resumable(old, debug(**change))
     folder = train.train(debug(steps=200), out=tmp_path / "run")

@@ -102,7 +102,7 @@ def test_published_sizes() -> None:
     """Beyond The Rainbow: 2.9 million parameters. Impoola: 83.76 % of them in one linear layer."""
     btr = build(width=32, pool="max6", spectral_norm=True)
     assert (btr.feature_dim, count_parameters(btr)) == (2304, 389_024)
-    head = ValueHead(btr.feature_dim, 9, HeadConfig(hidden=512, noisy=True, num_cosines=64))
+    head = ValueHead(btr.feature_dim, 9, HeadConfig(hidden_size=512, noisy=True, num_cosines=64))
     means = sum(p.numel() for name, p in head.named_parameters() if "sigma" not in name)
     # the public network, executed: 2,904,234 without the scales of the noise
     assert count_parameters(btr) + means == 2_904_234

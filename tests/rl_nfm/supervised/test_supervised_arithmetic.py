@@ -16,7 +16,7 @@ from rl_nfm.supervised.tasks.arithmetic_function import (
 )
 
 MODELS = ("linear", "nac", "nalu", "inalu", "nau", "nmu")
-TINY = ["--updates", "60", "--eval-every", "20", "--batch-size", "7", "--device", "cpu"]
+TINY = ["--updates", "60", "--eval-every-updates", "20", "--batch-size", "7", "--device", "cpu"]
 
 
 def run(out, *flags):

@@ -331,7 +331,7 @@ def test_classification_refuses_what_does_not_fit(tmp_path):
 
 
 def test_sweep_has_the_rows_of_table_8_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
-    rows = classification_sweep.rows(classification_sweep.SWEEP_PRESETS["paper"])
+    rows = classification_sweep.rows(classification_sweep.PRESETS["paper"])
     assert len(rows) == 13
     config, published = rows["heads2_top4_key8_value32"]
     assert (config.nfm.heads, config.nfm.top_k, config.nfm.key_size) == (2, 4, 8)

@@ -13,7 +13,7 @@ from rl_nfm.supervised.tasks import adding
 TINY = [
     "--model",
     "gru",
-    "--hidden",
+    "--hidden-size",
     "7",
     "--updates-per-epoch",
     "3",
@@ -34,7 +34,7 @@ def run(tmp_path, name, *flags):
 def test_result_holds_what_is_needed_to_repeat_the_run(tmp_path):
     result = run(tmp_path, "a", "--trials", "2", "--seed", "3", "--json", str(tmp_path / "j.json"))
     assert [row["seed"] for row in result["trials"]] == [3, 4]
-    assert result["config"]["hidden"] == 7
+    assert result["config"]["hidden_size"] == 7
     assert result["versions"]["torch"] == torch.__version__
     assert result["trials"][0]["updates"] == 30 * 3  # the small preset's 30 epochs of 3 batches
     assert json.loads((tmp_path / "j.json").read_text()) == result
@@ -59,7 +59,7 @@ def test_resumed_run_repeats_an_unbroken_one_bit_for_bit(tmp_path):
 
 
 def test_evaluation_is_due_every_n_epochs_and_at_the_end(tmp_path):
-    run(tmp_path, "a", "--epochs", "5", "--eval-every", "2")
+    run(tmp_path, "a", "--epochs", "5", "--eval-every-epochs", "2")
     assert [row["epoch"] for row in read_metrics(tmp_path / "a" / "trial0")] == [2, 4, 5]
 
 
@@ -73,10 +73,10 @@ def test_zero_epochs_report_the_untrained_model(tmp_path):
     ("flags", "message"),
     [
         (["--hidden-sizes", "3"], "hidden-sizes"),
-        (["--hidden", "0"], "hidden: 0"),
+        (["--hidden-size", "0"], "hidden_size: 0"),
         (["--preset", "huge"], "preset: 'huge' is unknown .allowed: small, paper"),
         (["--preset"], "need a value"),
-        (["--rims", "3", "--model", "lstm"], "rims: has no effect on model 'lstm'"),
+        (["--num-rims", "3", "--model", "lstm"], "num_rims: has no effect on model 'lstm'"),
         (["--resume", "nowhere"], "nowhere holds no supervised run"),
         (["--learning-rate", "1e30", "--epochs", "2"], "loss of epoch . is (nan|inf)"),
     ],
@@ -99,8 +99,8 @@ def test_a_run_is_not_overwritten_and_not_resumed_differently(tmp_path):
     run(tmp_path, "a", "--epochs", "1")
     with pytest.raises(ValueError, match="already holds a run; continue it with --resume"):
         run(tmp_path, "a", "--epochs", "1")
-    with pytest.raises(ValueError, match="hidden: 8 differs from the resumed run's 7"):
-        main(["adding", "--resume", str(tmp_path / "a"), "--hidden", "8"])
+    with pytest.raises(ValueError, match="hidden_size: 8 differs from the resumed run's 7"):
+        main(["adding", "--resume", str(tmp_path / "a"), "--hidden-size", "8"])
     with pytest.raises(ValueError, match=r"out: .*elsewhere.* differs from the resumed run's"):
         main(["adding", "--resume", str(tmp_path / "a"), "--out", str(tmp_path / "elsewhere")])
     content = json.loads((tmp_path / "a" / "config.json").read_text())

@@ -22,17 +22,17 @@ COMMON = (
     "--result_path ./results/ --modularity 6 3 2 2 "
 )
 MLP = (
-    "--model mlp --arch 6 36 36 36 2 --pruning_ratio 50.0 --lr 0.1 --batch_size 8 --epochs 200 "
-    "--seed 1"
+    "--model mlp --arch 6 36 36 36 2 --pruning_ratio 50.0 --learning_rate 0.1 --batch_size 8 "
+    "--epochs 200 --seed 1"
 )
 OWN = (
-    "--model hierarchically_modular --num_modules 3 2 --module_arch 2 12 1 --lr 0.01 "
-    "--lr_module_input 0.1 --batch_size 8 --epochs 200 --seed 1"
+    "--model hierarchically_modular --num_modules 3 2 --module_arch 2 12 1 --learning_rate 0.01 "
+    "--learning_rate_module_input 0.1 --batch_size 8 --epochs 200 --seed 1"
 )
 SHARED = (
     "--model hierarchically_modular_shared_modules --num_shared_modules 2 --num_slots 3 2 "
-    "--module_arch 2 12 1 --lr 0.01 --lr_module_input 0.1 --lr_module_location 0.1 "
-    "--batch_size 8 --epochs 200 --seed 1"
+    "--module_arch 2 12 1 --learning_rate 0.01 --learning_rate_module_input 0.1 "
+    "--learning_rate_module_location 0.1 --batch_size 8 --epochs 200 --seed 1"
 )
 GUMBEL = " --use_gumbel --tau 1.0 --per_sample_routing"
 PUBLISHED = {
@@ -222,7 +222,7 @@ def test_known_routing_learns_the_task_from_half_of_the_rows(tmp_path, model):
     flags = ["--model", model, "--known_module_input", "--trials", "2", "--dataset_split", "0.5"]
     if "shared" in model:
         flags += ["--known_module_locations"]
-    flags += ["--epochs", "250", "--batch_size", "16", "--lr", "0.03"]
+    flags += ["--epochs", "250", "--batch_size", "16", "--learning_rate", "0.03"]
     result = run(tmp_path / "a", *flags)
     assert result["splits"][0]["mean"]["all_rows"] == 1.0
     assert result["splits"][0]["mean"]["right_modules"] == 1.0
@@ -232,7 +232,7 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path, monkeypatch):
     flags = [
         "--epochs",
         "8",
-        "--eval_every",
+        "--eval_every_epochs",
         "2",
         "--trials",
         "2",
@@ -240,7 +240,7 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path, monkeypatch):
         "0.25",
         "0.5",
     ]
-    flags += ["--use_gumbel", "--routing_candidates", "4", "--search_every", "3"]
+    flags += ["--use_gumbel", "--routing_candidates", "4", "--search_every_epochs", "3"]
     whole = run(tmp_path / "whole", *flags)
     save = SeedBatch.save
 
@@ -371,7 +371,7 @@ def test_each_seed_is_updated_as_alone(name):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_run_with_another_optimiser_goes_on_where_it_stopped(tmp_path, name):
-    flags = ["--optimizer", name, "--gamma", "0.9", "--loss", "MSE", "--eval_every", "3"]
+    flags = ["--optimizer", name, "--gamma", "0.9", "--loss", "MSE", "--eval_every_epochs", "3"]
     flags += ["--epochs", "6", "--trials", "2", "--dataset_split", "0.5"]
     whole = run(tmp_path / "whole", *flags)
     parts = [*flags]

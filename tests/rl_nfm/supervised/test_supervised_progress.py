@@ -7,7 +7,7 @@ import pytest
 from rl_nfm.supervised.cli import main
 
 RUNS = {
-    "arithmetic": "--updates 60 --eval-every 20 --batch-size 7 --trials 2",
+    "arithmetic": "--updates 60 --eval-every-updates 20 --batch-size 7 --trials 2",
     "modular": "--epochs 1 --trials 2",
     "classification": "--epochs 2 --width 2 --batch-size 800",
 }

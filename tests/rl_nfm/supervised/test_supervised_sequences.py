@@ -13,7 +13,7 @@ from rl_nfm.supervised.tasks import copying, sequential_digits
 from rl_nfm.supervised.tasks.recurrent import RecurrentConfig, SequenceModel
 
 MODELS = ["lstm", "gru", "rim_lstm", "rim_gru"]
-TINY = ["--hidden", "12", "--batch-size", "5", "--epochs", "1", "--device", "cpu"]
+TINY = ["--hidden-size", "12", "--batch-size", "5", "--epochs", "1", "--device", "cpu"]
 
 
 def metrics_of(folder):
@@ -104,7 +104,16 @@ def test_copying_smoke(tmp_path, model):
 
 
 def test_baselines_are_printed_beside_the_results(tmp_path, capsys):
-    flags = ["--model", "gru", "--epochs", "0", "--hidden", "5", "--out", str(tmp_path / "run")]
+    flags = [
+        "--model",
+        "gru",
+        "--epochs",
+        "0",
+        "--hidden-size",
+        "5",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert main(["adding", *flags]) == 0
     assert "(baseline: 0.1667)" in capsys.readouterr().out
 
@@ -128,7 +137,7 @@ def test_sequential_digits_smoke(tmp_path, model):
 @pytest.mark.parametrize("model", MODELS)
 def test_cores_are_deterministic_in_eval_and_causal(model):
     torch.manual_seed(0)
-    config = RecurrentConfig(model=model, hidden=12, rims=3, active=2, dropout=0.5)
+    config = RecurrentConfig(model=model, hidden_size=12, num_rims=3, num_active=2, dropout=0.5)
     net = SequenceModel(config, inputs=4, input_size=5, outputs=3).eval()
     tokens = torch.randint(4, (2, 7))
     outputs = net(tokens, 7)
@@ -140,7 +149,7 @@ def test_cores_are_deterministic_in_eval_and_causal(model):
 
 
 def test_published_size_of_the_rim_core():
-    config = RecurrentConfig(model="rim_lstm", hidden=300)
+    config = RecurrentConfig(model="rim_lstm", hidden_size=300)
     assert count_parameters(SequenceModel(config, inputs=None, input_size=600, outputs=1).core) == (
         544_100
     )
@@ -148,12 +157,12 @@ def test_published_size_of_the_rim_core():
 
 def test_rims_that_do_not_divide_the_hidden_size_are_refused(tmp_path):
     with pytest.raises(ValueError, match="7"):
-        main(["copying", "--model", "rim_lstm", "--rims", "7", "--out", str(tmp_path / "run")])
+        main(["copying", "--model", "rim_lstm", "--num-rims", "7", "--out", str(tmp_path / "run")])
 
 
 @pytest.mark.slow
 def test_gru_learns_to_copy_over_a_short_pause(tmp_path):
-    flags = ["--hidden", "100", "--train-blanks", "1", "--test-blanks", "2", "--epochs", "15"]
+    flags = ["--hidden-size", "100", "--train-blanks", "1", "--test-blanks", "2", "--epochs", "15"]
     flags += ["--model", "gru", "--learning-rate", "0.003", "--out", str(tmp_path / "run")]
     assert main(["copying", *flags]) == 0
     assert metrics_of(tmp_path / "run")["accuracy_1"] > 0.5  # chance: 12.5 %

@@ -9,7 +9,7 @@ from rl_nfm.values.heads import HeadConfig, NoisyLinear, PlainLinear, ValueHead
 
 def make_head(*, features: int = 5, actions: int = 3, **options: object) -> ValueHead:
     torch.manual_seed(0)
-    return ValueHead(features, actions, HeadConfig(hidden=7, num_cosines=4, **options))  # pyright: ignore
+    return ValueHead(features, actions, HeadConfig(hidden_size=7, num_cosines=4, **options))  # pyright: ignore
 
 
 def test_noisy_layer_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

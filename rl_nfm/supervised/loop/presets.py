@@ -1,0 +1,74 @@
+"""Presets of the supervised tasks: YAML files in `rl_nfm/supervised/presets/TASK/`.
+
+A file holds what differs from the defaults of the task's config. A preset is chosen by name, or by
+the path of a file of one's own.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic
+
+from rl_nfm.supervised.loop.options import ConfigT, with_nfm_preset
+from rl_nfm.support.configuration import validate
+from rl_nfm.support.yaml_file import read_yaml
+
+FOLDER = Path(__file__).parents[1] / "presets"
+DEFAULT = "small"
+
+
+class Presets(Mapping[str, ConfigT], Generic[ConfigT]):
+    """Preset to config; a file is read when it is asked for.
+
+    Args:
+        task: name of the folder.
+        config: class of the task's options.
+    """
+
+    def __init__(self, task: str, config: type[ConfigT]):
+        self._folder, self._config = FOLDER / task, config
+        self._read: dict[str, ConfigT] = {}
+
+    @cached_property
+    def _names(self) -> list[str]:
+        names = sorted(path.stem for path in self._folder.glob("*.yaml"))
+        return sorted(names, key=lambda name: name != DEFAULT)  # the default first
+
+    def __getitem__(self, preset: str) -> ConfigT:
+        """The config of a preset, by name or path.
+
+        Raises:
+            KeyError: neither a known name nor a path.
+            ValueError: the file cannot be read, or holds what the task does not know.
+        """
+        if preset not in self._read:
+            path = Path(preset)
+            if preset in self._names:
+                path = self._folder / f"{preset}.yaml"
+            elif path.suffix not in (".yaml", ".yml"):
+                raise KeyError(preset)
+            self._read[preset] = self._of(path, preset)
+        return self._read[preset]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _of(self, path: Path, preset: str) -> ConfigT:
+        values, start = read_yaml(path), self._config(preset=preset)
+        nfm = values.get("nfm")
+        if isinstance(nfm, Mapping) and "preset" in nfm:
+            start = with_nfm_preset(start, str(nfm["preset"]))
+        return validate(self._config, _over(dataclasses.asdict(start), values), where=str(path))
+
+
+def _over(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`defaults` with `values` in their place, group by group."""
+    merged = {**defaults, **values}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping):
+            merged[name] = _over(defaults[name], value)
+    return merged

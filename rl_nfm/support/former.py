@@ -1,0 +1,49 @@
+"""Options that had another name in an earlier version.
+
+A config class lists them beside its fields: `FORMER_NAMES` maps an option's former name to today's,
+`FORMER_VALUES` maps today's name to former values and what they are now. Whoever types a former
+name is told the new one; what earlier versions have saved is read under today's names.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+def renamed_options(cls: type, prefix: str = "") -> dict[str, str]:
+    """Former name to today's, dotted, of all fields of a dataclass and of those inside it."""
+    found = {
+        f"{prefix}{old}": f"{prefix}{new}" for old, new in _merged(cls, "FORMER_NAMES").items()
+    }
+    for field in dataclasses.fields(cls):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            found |= renamed_options(field.type, f"{prefix}{field.name}.")
+    return found
+
+
+def with_current_names(cls: type, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier version saved of a `cls`, as plain values under today's names."""
+    names, values = _merged(cls, "FORMER_NAMES"), _merged(cls, "FORMER_VALUES")
+    groups = {
+        field.name: field.type
+        for field in dataclasses.fields(cls)
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type)
+    }
+    found: dict[str, Any] = {}
+    for saved_name, value in saved.items():
+        name = names.get(saved_name, saved_name)
+        if name in groups and isinstance(value, Mapping):
+            value = with_current_names(groups[name], value)
+        elif isinstance(value, (str, int, float)) and value in (now := values.get(name, {})):
+            value = now[value]
+        found[name] = value
+    return found
+
+
+def _merged(cls: type, attribute: str) -> dict[str, Any]:
+    """A class's table together with those of its bases."""
+    return {
+        key: value
+        for base in reversed(cls.__mro__)
+        for key, value in vars(base).get(attribute, {}).items()
+    }
