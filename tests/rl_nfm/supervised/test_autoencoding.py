@@ -130,7 +130,7 @@ def test_models_are_what_their_names_say():
 def test_a_short_run_improves(tmp_path):
     out = tmp_path / "run"
     options = ["--model", "cnn", "--width", "8", "--importance-samples", "2"]
-    options += ["--epochs", "8", "--eval-every", "1", "--learning-rate", "3e-3"]
+    options += ["--epochs", "8", "--eval-every-epochs", "1", "--learning-rate", "3e-3"]
     assert main(["autoencoding", "--out", str(out), *options]) == 0
     result = json.loads((out / "result.json").read_text())
     lines = (out / "trial0" / "metrics.jsonl").read_text().splitlines()
