@@ -16,7 +16,7 @@ from agents.saving import checkpoint
 from agents.training import train
 from rl_nfm.support import storage
 
-KILLS = [3, pytest.param(20, marks=pytest.mark.slow)]
+KILLS = [3, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 
 
 def write_for_ever(target: Path) -> None:
