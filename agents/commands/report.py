@@ -10,12 +10,16 @@ import tyro
 
 from agents.reporting.kept import keep
 from agents.reporting.report import write_report
-from agents.reporting.supervised import is_supervised, write_supervised_report
+from rl_nfm.supervised.loop.options import CONFIG_FILE
+from rl_nfm.supervised.report.command import main as report_supervised
 from rl_nfm.support.flags import parse_flags
+from rl_nfm.support.yaml_file import read_yaml
 
 DESCRIPTION = """Learning curves (PNG) and tables of scores (Markdown, CSV, JSON) over seeds and
 games. A run adds its training curve and its scores.json, where it has one. Runs of one encoder are
-seeds of one method, unless their settings differ. Scores of different protocols are refused."""
+seeds of one method, unless their settings differ. Scores of different protocols are refused.
+Runs and sweeps of supervised tasks get the table of `rl-nfm supervised report`."""
+SWEEP_FILE = "sweep.yaml"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,13 +56,8 @@ def main(argv: Sequence[str]) -> int:
     options = parse_flags(Options, argv, prog="rl-nfm report", description=DESCRIPTION)
     if not options.path:
         raise ValueError("path: at least one run is needed, as in: rl-nfm report runs/* --out DIR")
-    if any(map(is_supervised, options.path)):
-        first, *others = options.path
-        if others:
-            raise ValueError("path: a sweep of a supervised task is reported alone")
-        files = write_supervised_report(first, options.out)
-        print(files[0].read_text(encoding="utf-8"))
-        return 0
+    if any(map(_is_supervised, options.path)):
+        return _supervised(options)
     files = write_report(
         options.path,
         options.out,
@@ -72,6 +71,22 @@ def main(argv: Sequence[str]) -> int:
     print(files[0].read_text(encoding="utf-8"))
     print("written: " + ", ".join(str(file) for file in files))
     return 0
+
+
+def _is_supervised(path: Path) -> bool:
+    """Whether a folder is a sweep, or a run, of a supervised task."""
+    file = path / SWEEP_FILE
+    return (file.is_file() and "supervised" in read_yaml(file)) or (path / CONFIG_FILE).is_file()
+
+
+def _supervised(options: Options) -> int:
+    for path in options.path:
+        if not _is_supervised(path):
+            raise ValueError(f"path: {path} holds agents; report them apart from supervised tasks")
+    for name in ("keep", "against", "references", "force"):
+        if getattr(options, name):
+            raise ValueError(f"{name}: has no effect on supervised tasks")
+    return report_supervised([*map(str, options.path), "--out", str(options.out)])
 
 
 if __name__ == "__main__":

@@ -5,11 +5,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-from annotated_types import Ge, Gt
-
+from agents.commands.sweep_options import DESCRIPTION, Options, split_flags
 from agents.config import chosen_encoders, config_class, read_preset
 from agents.reporting.kept import check_same, is_kept
 from agents.reporting.sizes import describe
@@ -21,95 +19,9 @@ from agents.sweeping.runs import PlannedRun
 from agents.sweeping.search import Search, SearchRequest, check_ends, import_optuna
 from agents.sweeping.space import parse_space, same_space
 from agents.sweeping.supervised import PREFIX, SupervisedPlan
-from agents.sweeping.sweep import FixedWork, Outcome, run_all
+from agents.sweeping.sweep import FixedWork, Outcome, drop_replays, run_all
 from rl_nfm.encoders import encoder_names
 from rl_nfm.support.flags import parse_flags
-
-DESCRIPTION = """Train every game with every encoder, setting and seed: a folder of ordinary runs,
-OUT/GAME/ENCODER/seed-N, each by `rl-nfm train` in a process of its own. The same command again goes
-on with what is unfinished and repeats nothing; with more games, encoders or seeds it adds runs.
-`rl-nfm report OUT` tells the results at any moment. Other options are those of `rl-nfm train
-PRESET`, and hold for all runs.
-
-Games may also be suites: mission, atari5, atari26, atari57 (`rl-nfm games`). Encoders may also be
-baselines as large as another encoder of the preset: resnet_matched (as many parameters as nfm),
-resnet_macs (multiply-accumulates), lstm_matched (rim).
-
-`rl-nfm sweep supervised:TASK --models A B --seeds 0..2 --out DIR` does the same for a supervised
-task; other options are then those of `rl-nfm supervised TASK`."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """What to run."""
-
-    preset: tyro.conf.Positional[str]
-    """Name of a preset, path of a YAML file, or supervised:TASK."""
-
-    out: Path
-    """Folder of the sweep: a new one, or one to go on with."""
-
-    games: tuple[str, ...] = ()
-    """Games and suites; none: the preset's game."""
-
-    encoders: tuple[str, ...] = ()
-    """Encoders and matched baselines; none: the preset's encoder."""
-
-    models: tuple[str, ...] = ()
-    """Models of a supervised task; none: its default."""
-
-    seeds: tuple[str, ...] = ()
-    """Numbers and ranges, as in: 0 1 2, or 0..4; none: the preset's seed."""
-
-    vary: tuple[str, ...] = ()
-    """Options with several values, all combined: learner.learning_rate=1e-4,2e-4."""
-
-    known: Path | None = None
-    """Results kept by `rl-nfm report OUT --keep DIR`: runs in them count as done."""
-
-    at_once: Annotated[int, Gt(0)] | None = None
-    """Runs side by side; none: one per processor core. Not with --ray."""
-
-    retries: Annotated[int, Ge(0)] = 2
-    """How often a run that fails goes on from its checkpoint before it is given up."""
-
-    ray: str | None = None
-    """Run on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; OUT must be on storage that all its
-    machines share. Needs rl-nfm[ray]."""
-
-    cpus_per_run: Annotated[int, Gt(0)] = 1
-    """Cores of one run, with --ray."""
-
-    gpus_per_run: Annotated[float, Ge(0)] = 0.0
-    """GPUs of one run, or a share of one, with --ray."""
-
-    search: tuple[str, ...] = ()
-    """Options to search by Optuna instead of trying all values, as in
-    learner.learning_rate=1e-5..1e-3:log replay.priority_exponent=0..1 head.dueling=True,False.
-    One encoder; a trial is every game and seed. The best config is written to OUT/best.yaml, a
-    preset. Needs rl-nfm[search]."""
-
-    trials: Annotated[int, Gt(0)] = 20
-    """Trials of a search in all; trials that fall behind the median are ended early."""
-
-    metric: str = "return_last_100"
-    """What a search makes large: a number in the runs' metrics.jsonl. Over several games it is
-    human-normalised first."""
-
-    def __post_init__(self) -> None:
-        for name, default in (("cpus_per_run", 1), ("gpus_per_run", 0.0)):
-            if self.ray is None and getattr(self, name) != default:
-                raise ValueError(f"{name}: has no effect without --ray")
-        if self.ray is not None and self.at_once is not None:
-            raise ValueError("at_once: not allowed with --ray, which fills the cluster")
-        for name, default in (("trials", 20), ("metric", "return_last_100")):
-            if not self.search and getattr(self, name) != default:
-                raise ValueError(f"{name}: has no effect without --search")
-        supervised = self.preset.startswith(PREFIX)
-        for name in ("games", "encoders", "search", "known") if supervised else ("models",):
-            if getattr(self, name):
-                where = "with a supervised task" if supervised else "with agents"
-                raise ValueError(f"{name}: not allowed {where}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -134,12 +46,17 @@ def _compare(options: Options, plan: Plan, executor: Executor) -> Outcome:
     runs = plan.runs(options.out, executor.threads)
     known = _known(options.known, plan, runs)
     board = Board(runs, known=known, at_once=executor.at_once)
-    open_runs = [run for run in runs if not board.is_done(run)]
-    check_space(options.out, open_runs, plan.configs())
+    done = [run for run in runs if board.is_done(run)]
+    open_runs = [run for run in runs if run not in done]
+    at_once = None if options.keep_replay else executor.at_once
+    check_space(options.out, open_runs, plan.configs(), at_once=at_once)
     plan.save(options.out)
+    if not options.keep_replay:
+        drop_replays(done, board)  # a sweep that was killed may not have come to it
     _print_sizes(plan)
     print(f"{len(runs)} runs, {len(runs) - len(open_runs)} done before; {_room(executor)}")
-    return run_all(FixedWork(open_runs, board), executor, board, options.retries)
+    work = FixedWork(open_runs, board)
+    return run_all(work, executor, board, options.retries, keep_replay=bool(options.keep_replay))
 
 
 def _search(options: Options, plan: Plan, executor: Executor) -> Outcome:
@@ -156,7 +73,7 @@ def _search(options: Options, plan: Plan, executor: Executor) -> Outcome:
     board = Board([], at_once=executor.at_once)
     work = Search(plan, request, out=options.out, executor=executor, board=board)
     print(f"{options.trials} trials in all; {_room(executor)}")
-    return run_all(work, executor, board, options.retries)
+    return run_all(work, executor, board, options.retries, keep_replay=bool(options.keep_replay))
 
 
 def _supervised(options: Options, others: Sequence[str]) -> int:
@@ -184,19 +101,6 @@ def _executor(options: Options) -> Executor:
     from agents.sweeping.cluster import RayExecutor
 
     return RayExecutor(options.ray, cpus=options.cpus_per_run, gpus=options.gpus_per_run)
-
-
-def split_flags(argv: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What concerns the flags of these names (and no flag at all), and what others."""
-    own: list[str] = []
-    others: list[str] = []
-    current = own
-    for word in argv:
-        if word.startswith("--") or word == "-h":
-            name = word.removeprefix("--").split("=")[0].replace("-", "_")
-            current = own if name in (*names, "help") or word == "-h" else others
-        current.append(word)
-    return own, others
 
 
 def _plan(options: Options, others: Sequence[str]) -> Plan:

@@ -34,29 +34,33 @@ def held(out: Path) -> Iterator[None]:
         yield
 
 
-def check_space(out: Path, runs: Sequence[PlannedRun], configs: Mapping[str, Config]) -> None:
+def check_space(
+    out: Path, runs: Sequence[PlannedRun], configs: Mapping[str, Config], *, at_once: int | None
+) -> None:
     """Refuse a disk without room for what the checkpoints of these runs will hold at least.
 
     Args:
         out: on that disk.
         runs: unfinished ones.
         configs: method to config.
+        at_once: how many hold a replay at a time, where it is dropped at the end; none: all.
 
     Raises:
         ValueError: with the space that is needed and that is there.
     """
-    needed = 0
+    sizes = []
     for run in runs:
         config = configs[run.method]
         if config.run.save_replay:
             frames = min(config.steps, config.replay.capacity_steps)
             frames -= min(frames, max(0, saved_steps(run.folder)))
             spec = step_spec(run.game, config.protocol)
-            needed += frames * spec.channels * spec.height * spec.width
+            sizes.append(frames * spec.channels * spec.height * spec.width)
+    needed = sum(sorted(sizes, reverse=True)[:at_once])
     free = shutil.disk_usage(out).free
     if needed > free:
         raise ValueError(
-            f"out: the replay buffers of {len(runs)} runs need {needed / 1e9:.1f} GB in {out}, "
-            f"where {free / 1e9:.1f} GB are free; see --run.save-replay and "
-            "--replay.capacity-steps, or begin fewer runs at a time"
+            f"out: the replay buffers of {len(sizes[:at_once])} runs need {needed / 1e9:.1f} GB in "
+            f"{out}, where {free / 1e9:.1f} GB are free; see --run.save-replay, "
+            "--replay.capacity-steps and --at-once"
         )

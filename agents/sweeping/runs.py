@@ -18,6 +18,7 @@ from typing import Literal
 
 from agents.reporting.kept import LOG_HEADER
 from agents.saving import checkpoint
+from agents.saving.dropping import drop_replay
 from agents.saving.run_folder import RunFolder, read_metrics
 from rl_nfm.support.commit import commit
 from rl_nfm.support.storage import CheckpointError
@@ -112,6 +113,17 @@ def saved_steps(folder: Path) -> int:
         return checkpoint.open_checkpoint(found[-1]).steps if found else -1
     except CheckpointError:
         return -1  # `train --resume` says what is wrong with it
+
+
+def drop_replay_of(run: PlannedRun) -> str:
+    """Drop the replay of a run that is over; why that was not possible, or nothing."""
+    if run.kind != "train" or not (run.folder / "config.yaml").is_file():
+        return ""
+    try:
+        drop_replay(run.folder)
+    except (ValueError, OSError) as error:
+        return str(error).strip().splitlines()[0]
+    return ""
 
 
 def execute(run: PlannedRun, threads: int, stop: StopRequest) -> int:

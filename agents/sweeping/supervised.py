@@ -28,7 +28,7 @@ class SupervisedPlan:
 
     task: str
     models: tuple[str, ...]
-    """None: the task's default."""
+    """None: the default of the task's preset."""
     seeds: tuple[int, ...]
     vary: Mapping[str, tuple[str, ...]]
     flags: tuple[str, ...]
@@ -48,17 +48,40 @@ class SupervisedPlan:
             if name in typed or name in self.vary:
                 raise ValueError(f"{name}: not an option of a sweep of a supervised task")
 
-    def runs(self, out: Path) -> list[PlannedRun]:
-        """All runs, those of the first seed first."""
-        values = itertools.product(*self.vary.values())
-        settings = [dict(zip(self.vary, chosen, strict=True)) for chosen in values]
-        runs = []
-        for seed, model, setting in itertools.product(self.seeds, self.models or ("",), settings):
-            method = method_name(model or "default", setting)
-            folder = out / self.task / method / f"seed-{seed}"
-            options = {"seed": str(seed), "out": str(folder), **setting}
-            options |= {"model": model} if model else {}
+    def _methods(self) -> dict[str, list[str]]:
+        """Name of each method to its flags, which the task has read and found good.
+
+        An option that is varied and that a model does not read is left out for that model.
+
+        Raises:
+            ValueError: what the task says of the first that is not allowed.
+        """
+        entry = task_entry(self.task)
+        models = self.models or (vars(entry.parse(self.flags)).get("model", ""),)
+        methods = {}
+        values = [*itertools.product(*self.vary.values())]
+        for model, chosen in itertools.product(models, values):
+            setting = {
+                option: value
+                for option, value in zip(self.vary, chosen, strict=True)
+                if model in entry.used_by.get(option.split(".")[0], [model])
+            }
+            options = {**setting, **({"model": model} if model else {})}
             flags = [word for name, text in options.items() for word in (f"--{name}", text)]
+            entry.parse([*self.flags, *flags])
+            methods[method_name(model or "default", setting)] = flags
+        return methods
+
+    def runs(self, out: Path) -> list[PlannedRun]:
+        """All runs, those of the first seed first.
+
+        Raises:
+            ValueError: an unknown model or option, or a value that is not allowed.
+        """
+        methods, runs = self._methods(), []
+        for seed, (method, chosen) in itertools.product(self.seeds, methods.items()):
+            folder = out / self.task / method / f"seed-{seed}"
+            flags = [*chosen, "--seed", str(seed), "--out", str(folder)]
             runs.append(
                 PlannedRun(
                     kind="supervised",

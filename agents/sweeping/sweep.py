@@ -4,13 +4,13 @@ import contextlib
 import dataclasses
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, Protocol
 
 from agents.sweeping.board import Board
 from agents.sweeping.executors import Executor
-from agents.sweeping.runs import PlannedRun, last_line
+from agents.sweeping.runs import PlannedRun, drop_replay_of, last_line
 
 _LOOK_SECONDS = 0.5
 """Between looks at signals while nothing ends."""
@@ -66,7 +66,9 @@ class FixedWork:
         """See `Work.give_up`."""
 
 
-def run_all(work: Work, executor: Executor, board: Board, retries: int) -> Outcome:
+def run_all(
+    work: Work, executor: Executor, board: Board, retries: int, *, keep_replay: bool = False
+) -> Outcome:
     """Bring every run to its end; those that fail too often are given up, the others go on.
 
     Args:
@@ -74,6 +76,7 @@ def run_all(work: Work, executor: Executor, board: Board, retries: int) -> Outco
         executor: where.
         board: shows how far the runs are.
         retries: how often a run that failed goes on from its checkpoint.
+        keep_replay: leave the replay in the checkpoints of runs that are over.
     """
     failures: Counter[str] = Counter()
     failed: dict[str, str] = {}
@@ -92,7 +95,11 @@ def run_all(work: Work, executor: Executor, board: Board, retries: int) -> Outco
             # not what `wait` returns: it overlooks cancelled ones
             for future in [future for future in futures if future.done()]:
                 run = futures.pop(future)
-                if work.is_over(run) or received:
+                if received:
+                    continue
+                if work.is_over(run):
+                    if not keep_replay:
+                        drop_replays([run], board)
                     continue
                 failures[run.name] += 1
                 reason = _reason(future, run)
@@ -106,6 +113,13 @@ def run_all(work: Work, executor: Executor, board: Board, retries: int) -> Outco
             board.show(failed)
     board.show(failed, last=True)
     return Outcome(failed=failed, signal=received[0] if received else None)
+
+
+def drop_replays(runs: Iterable[PlannedRun], board: Board) -> None:
+    """Drop the replays of runs that are over; one that cannot be dropped is told and stays."""
+    for run in runs:
+        if reason := drop_replay_of(run):
+            board.tell(f"{run.name}: its replay stays on disk: {reason}")
 
 
 def _obey(obeyed: int, number: int, executor: Executor, board: Board) -> None:

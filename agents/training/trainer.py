@@ -108,7 +108,12 @@ class Trainer:
     def _open(self, folder: RunFolder, last: checkpoint.Checkpoint | None) -> None:
         """Take over what the last checkpoint holds; make the run's writers."""
         if last is not None:
-            checkpoint.restore(last, self.learner, self.replay, self.others)
+            if not checkpoint.restore(last, self.learner, self.replay, self.others):
+                print(
+                    f"note: {last.path} holds no replay (run.save_replay was off, or a sweep "
+                    f"dropped it when the run was done); learning goes on when a new one holds "
+                    f"replay.min_steps ({self.config.replay.min_steps})"
+                )
             self.counters = Counters.of(last.counters, where=str(last.path))
         write_config(self.config, folder.config_path)  # a resumed run may have changed some of it
         self.saver = CheckpointWriter(

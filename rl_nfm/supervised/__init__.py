@@ -8,7 +8,6 @@ from rl_nfm.supervised.tasks import (  # noqa: F401  (each registers its task)
     arithmetic,
     autoencoding,
     classification,
-    classification_sweep,
     copying,
     counting,
     modular,

@@ -1,13 +1,21 @@
-"""The table of supervised tasks: a name, one line of description and a `main(argv) -> int`.
+"""The table of supervised tasks: a name, one line of description and how a run is begun.
 
-A task that fits the shared loop registers with `loop.register_loop_task`; one with a command line
-or a loop of its own (all seeds in one batch, say) registers its `main` with `register_task`.
+A task that fits the shared loop registers with `loop.run.register_loop_task`; one with a loop of
+its own (all seeds in one batch, say) registers its `main` with `register_task`. A package of its
+own registers tasks by an entry point of the group `rl_nfm.tasks` that names the module.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
 
+from rl_nfm.supervised.columns import Columns
 from rl_nfm.support.configuration import nearest
+
+_LOG = logging.getLogger(__name__)
 
 Main = Callable[[Sequence[str]], int]
 
@@ -20,29 +28,58 @@ class TaskEntry:
     summary: str
     main: Main
     """Parses its own flags, runs, returns the exit status; raises ValueError or OSError."""
+    parse: Callable[[Sequence[str]], Any]
+    """The checked config of a run from its flags; raises ValueError."""
+    presets: Mapping[str, Any]
+    """Name to config."""
+    used_by: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """Option to the models that read it; with any other model, setting it is refused."""
+    columns: Columns = dataclasses.field(default_factory=Columns)
+    """Of a table of its runs."""
+    write_table: Callable[[Path, Sequence[Mapping[str, Any]]], str] | None = None
+    """Writes a report's own table and pictures of results; none: the common table."""
+    task: Any = None
+    """What the shared loop trains, a `loop.task.Task`; none: a loop of its own."""
 
 
 _TASKS: dict[str, TaskEntry] = {}
+_plugins_loaded = False
 
 
-def register_task(name: str, summary: str) -> Callable[[Main], Main]:
-    """Decorator: register `main` as the task `name`.
+def register_task(entry: TaskEntry) -> None:
+    """Add a task to the table.
 
     Raises:
         ValueError: if the name is taken.
     """
-    if name in _TASKS:
-        raise ValueError(f"supervised task {name!r} is already registered")
+    if entry.name in _TASKS:
+        raise ValueError(f"supervised task {entry.name!r} is already registered")
+    _TASKS[entry.name] = entry
 
-    def register(main: Main) -> Main:
-        _TASKS[name] = TaskEntry(name=name, summary=summary, main=main)
-        return main
 
-    return register
+def _load_plugins() -> None:
+    """Import the modules of other packages that register tasks; a broken one is left out."""
+    global _plugins_loaded
+    if _plugins_loaded:
+        return
+    _plugins_loaded = True
+    for point in entry_points(group="rl_nfm.tasks"):
+        known = dict(_TASKS)
+        try:
+            point.load()
+        except (Exception, SystemExit) as error:  # whatever foreign code may raise
+            _TASKS.clear()
+            _TASKS.update(known)
+            reason = (str(error).splitlines() or [""])[0]
+            _LOG.warning(
+                "rl-nfm: the task plug-in %s (%s) is left out: %s: %s",
+                *(point.name, point.value, type(error).__name__, reason),
+            )
 
 
 def task_names() -> list[str]:
     """All registered names, in the order of registration."""
+    _load_plugins()
     return list(_TASKS)
 
 
@@ -52,6 +89,6 @@ def task_entry(name: str) -> TaskEntry:
     Raises:
         ValueError: for an unknown name, with the nearest one.
     """
-    if name not in _TASKS:
+    if name not in task_names():
         raise ValueError(nearest("task", name, task_names()))
     return _TASKS[name]

@@ -25,7 +25,7 @@ from rl_nfm.supervised.loop.reporting import (
 )
 from rl_nfm.supervised.loop.task import LoopConfig, Metrics, Task
 from rl_nfm.supervised.loop.trial import Trial
-from rl_nfm.supervised.registry import register_task
+from rl_nfm.supervised.registry import TaskEntry, register_task
 from rl_nfm.support.device import choose_device
 from rl_nfm.support.memory import keep_freed_memory
 
@@ -44,13 +44,28 @@ def register_loop_task(
         presets: name to config, the default one first.
     """
 
-    @register_task(name, summary)
-    def main(argv: Sequence[str]) -> int:
+    def parse(argv: Sequence[str]) -> LoopConfig:
         config = parse_config(argv, task=name, presets=presets, description=summary)
         if "model" in vars(config):
             refuse_unused(config, presets, task.used_by)
-        run_trials(name, task, config)
+        return config
+
+    def main(argv: Sequence[str]) -> int:
+        run_trials(name, task, parse(argv))
         return 0
+
+    register_task(
+        TaskEntry(
+            name=name,
+            summary=summary,
+            main=main,
+            parse=parse,
+            presets=presets,
+            used_by=task.used_by,
+            columns=task.columns,
+            task=task,
+        )
+    )
 
 
 def run_trials(name: str, task: type[Task[Any]], config: LoopConfig) -> dict[str, Any]:

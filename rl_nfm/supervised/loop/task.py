@@ -9,6 +9,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
+from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.loop.options import RunConfig
 
 
@@ -53,6 +54,9 @@ class Task(ABC, Generic[C]):
 
     used_by: ClassVar[Mapping[str, Sequence[str]]] = {}
     """Option to the models that read it; with any other model, setting it is refused."""
+
+    columns: ClassVar[Columns] = Columns()
+    """Of a table of runs."""
 
     def __init__(self, config: C, device: torch.device):
         self.config = config

@@ -9,13 +9,14 @@ One mark lies in each half of the sequence, and every batch is new.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import Metrics, Task, register_loop_task
 from rl_nfm.supervised.tasks.recurrent import USED_BY, RecurrentConfig, SequenceModel
@@ -65,6 +66,7 @@ class AddingTask(Task[AddingConfig]):
     """One trial of the adding task."""
 
     used_by = USED_BY
+    columns: ClassVar = Columns(shown=("mse_*",))
 
     def __init__(self, config: AddingConfig, device: torch.device):
         super().__init__(config, device)

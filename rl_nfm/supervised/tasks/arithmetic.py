@@ -33,6 +33,7 @@ from rl_nfm.arithmetic import (
     project_,
     sparsity_error,
 )
+from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.loop.options import (
     parse_config,
     plain,
@@ -43,7 +44,7 @@ from rl_nfm.supervised.loop.options import (
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.reporting import MetricsLog, versions, write_result
 from rl_nfm.supervised.loop.seed_batch import SeedBatch, seed_generator
-from rl_nfm.supervised.registry import register_task
+from rl_nfm.supervised.registry import TaskEntry, register_task
 from rl_nfm.supervised.tasks.arithmetic_function import ArithmeticConfig, FunctionTask, summarise
 from rl_nfm.support.bare_flags import spell_out
 from rl_nfm.support.device import choose_device
@@ -61,6 +62,10 @@ USED_BY = {
     "ramp_start": ("inalu", "nau", "nmu"),
     "ramp_end": ("inalu", "nau", "nmu"),
 }
+
+COLUMNS = Columns(
+    shown=("success", "solved_at", "extrapolation", "sparsity_error"), percent=("success",)
+)
 
 
 class UnitStack(nn.Module):
@@ -234,14 +239,19 @@ def _check(config: ArithmeticConfig) -> None:
         )
 
 
-@register_task(NAME, "add, sub, mul, div beyond the training range; all seeds in one batch")
-def main(argv: Sequence[str]) -> int:
-    """Train all seeds and write the result."""
+def parse(argv: Sequence[str]) -> ArithmeticConfig:
+    """See `TaskEntry.parse`."""
     config = parse_config(
         spell_out(argv, ArithmeticConfig), task=NAME, presets=PRESETS, description=__doc__ or ""
     )
     _check(config)
     refuse_unused(config, PRESETS, USED_BY)
+    return config
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train all seeds and write the result."""
+    config = parse(argv)
     run = Run(config)
     folder = run_folder(config, task=NAME)
     write_config(folder, config, task=NAME)
@@ -270,3 +280,16 @@ def main(argv: Sequence[str]) -> int:
             f"sparsity error {summary['sparsity_error_mean']:.2g} (mean)"
         )
     return 0
+
+
+register_task(
+    TaskEntry(
+        name=NAME,
+        summary="add, sub, mul, div beyond the training range; all seeds in one batch",
+        main=main,
+        parse=parse,
+        presets=PRESETS,
+        used_by=USED_BY,
+        columns=COLUMNS,
+    )
+)

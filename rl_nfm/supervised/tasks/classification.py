@@ -12,8 +12,8 @@ targets, which is not the usual cross-entropy.
 
 NFM after each stage, two passes: eight modules, which all read with the preset `paper` (the
 authors' code and the preset `small` read in the second pass alone: --nfm.preset official, none).
-Table 8's sweep is the task `classification_sweep`; table 9's nets are `--depth 10 --width 12|24|64`
-on any image folder.
+Table 8 is a sweep (docs/results_supervised.md); table 9's nets are `--depth 10 --width 12|24|64` on
+any image folder.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from rl_nfm.backbones.resnet import ResNetConfig, make_pass_networks
 from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, TaskNFMConfig
 from rl_nfm.nfm.places import Place
+from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.data.augmentation import (
     channel_statistics,
     mixup,
@@ -40,6 +41,7 @@ from rl_nfm.supervised.data.augmentation import (
 from rl_nfm.supervised.data.datasets import load_images
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
+from rl_nfm.supervised.tasks.published import CLASSIFICATION
 
 CHUNK = 200
 CLASSIFICATION_NFM = TaskNFMConfig(top_k=5, out_norm="batch")
@@ -131,6 +133,9 @@ class ClassificationTask(Task[ClassificationConfig]):
     """One trial of classification."""
 
     used_by: ClassVar = {"nfm": ("nfm",), "share_convolutions": ("nfm",)}
+    columns: ClassVar = Columns(
+        shown=("accuracy*",), percent=("accuracy*", "validation"), published=CLASSIFICATION
+    )
 
     def __init__(self, config: ClassificationConfig, device: torch.device):
         super().__init__(config, device)

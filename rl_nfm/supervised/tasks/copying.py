@@ -23,8 +23,10 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import Metrics, Task, register_loop_task
+from rl_nfm.supervised.tasks.published import COPYING
 from rl_nfm.supervised.tasks.recurrent import USED_BY, RecurrentConfig, SequenceModel
 
 SYMBOLS = 10
@@ -76,6 +78,9 @@ class CopyingTask(Task[CopyingConfig]):
     """One trial of the copying task."""
 
     used_by = USED_BY
+    columns: ClassVar = Columns(
+        shown=("last10_ce_*", "accuracy_*"), percent=("accuracy_*",), published=COPYING
+    )
 
     def __init__(self, config: CopyingConfig, device: torch.device):
         super().__init__(config, device)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rl_nfm.arithmetic import BuildHead
+from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.data.datasets import load_images
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
@@ -97,6 +98,8 @@ def make_grids(
 
 class CountingTask(Task[CountingConfig]):
     """One trial."""
+
+    columns: ClassVar = Columns(shown=("exact_*", "error_*", "baseline_*"), percent=("exact_*",))
 
     def __init__(self, config: CountingConfig, device: torch.device):
         super().__init__(config, device)

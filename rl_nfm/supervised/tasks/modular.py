@@ -22,7 +22,7 @@ from rl_nfm.supervised.loop.options import (
     write_config,
 )
 from rl_nfm.supervised.loop.reporting import versions, write_result
-from rl_nfm.supervised.registry import register_task
+from rl_nfm.supervised.registry import TaskEntry, register_task
 from rl_nfm.supervised.tasks.modular_config import PRESETS, USED_BY, ModularConfig
 from rl_nfm.supervised.tasks.modular_report import write_report
 from rl_nfm.supervised.tasks.modular_run import Run, means
@@ -31,13 +31,18 @@ from rl_nfm.support.bare_flags import spell_out
 NAME = "modular"
 
 
-@register_task(NAME, "hierarchically modular networks on Boolean tasks, from few rows")
-def main(argv: Sequence[str]) -> int:
-    """Train all seeds on all training-set sizes and write the result, a table and a plot."""
+def parse(argv: Sequence[str]) -> ModularConfig:
+    """See `TaskEntry.parse`."""
     config = parse_config(
         spell_out(argv, ModularConfig), task=NAME, presets=PRESETS, description=__doc__ or ""
     )
     refuse_unused(config, PRESETS, USED_BY)
+    return config
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train all seeds on all training-set sizes and write the result, a table and a plot."""
+    config = parse(argv)
     runs = {share: Run(config, share) for share in config.dataset_split}
     folder = run_folder(config, task=NAME, base=config.result_path)
     write_config(folder, config, task=NAME)
@@ -71,3 +76,16 @@ def main(argv: Sequence[str]) -> int:
     print(f"{NAME} {config.model}, {parameters} parameters: {folder / 'result.json'}")
     print(write_report(folder, [result]))
     return 0
+
+
+register_task(
+    TaskEntry(
+        name=NAME,
+        summary="hierarchically modular networks on Boolean tasks, from few rows",
+        main=main,
+        parse=parse,
+        presets=PRESETS,
+        used_by=USED_BY,
+        write_table=write_report,
+    )
+)

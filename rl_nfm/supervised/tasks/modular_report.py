@@ -1,58 +1,12 @@
 """One table and one plot of modular runs: test accuracy over the number of training rows."""
 
-import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import Len
+from rl_nfm.supervised.report.finished import distinguish, settings_of
 
-from rl_nfm.supervised.registry import register_task
-from rl_nfm.support.flags import parse_flags
-
-NAME = "modular_report"
-Result = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """Options of the report."""
-
-    results: Annotated[tuple[Path, ...], Len(1)]
-    """result.json of modular runs."""
-    out: Path
-    """Folder for table.md and accuracy.png."""
-
-
-@register_task(NAME, "one table and plot of several modular runs")
-def main(argv: Sequence[str]) -> int:
-    """Write the table and plot of finished runs."""
-    config = parse_flags(
-        ReportConfig, argv, prog=f"rl-nfm supervised {NAME}", description=__doc__ or ""
-    )
-    results = read_results(config.results)
-    config.out.mkdir(parents=True, exist_ok=True)
-    print(write_report(config.out, results))
-    return 0
-
-
-def read_results(paths: Sequence[Path]) -> list[Result]:
-    """Results of modular runs.
-
-    Raises:
-        ValueError: a file is none.
-    """
-    results = []
-    for path in paths:
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            if result["task"] != "modular":
-                raise ValueError
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ValueError(f"results: {path} is no result of a modular run") from None
-        results.append(result)
-    return results
+Result = Mapping[str, Any]
 
 
 def label(result: Result) -> str:
@@ -73,6 +27,19 @@ def label(result: Result) -> str:
     return ", ".join(words)
 
 
+def labels(results: Sequence[Result], notes: list[str]) -> list[str]:
+    """A label for each run; runs of different settings never have the same.
+
+    Args:
+        results: of runs.
+        notes: see `distinguish`.
+    """
+    settings = [settings_of(result["config"]) for result in results]
+    for own in settings:
+        own.pop("dataset_split", None)  # each share has a row, and a point of a line
+    return distinguish([label(result) for result in results], settings, notes)
+
+
 def write_report(folder: Path, results: Sequence[Result]) -> str:
     """Write table.md and accuracy.png into `folder`; returns the table."""
     table = format_table(results)
@@ -88,11 +55,12 @@ def format_table(results: Sequence[Result]) -> str:
     head += [f"output {i + 1}" for i in range(len(outputs))]
     head += ["rows right", "all 0", "perfect seeds", "right modules"]
     lines = [head, ["---"] * len(head)]
-    for result in results:
+    notes: list[str] = []
+    for result, name in zip(results, labels(results, notes), strict=True):
         for split in result["splits"]:
             mean, trials = split["mean"], split["trials"]
             tests = [trial["test_accuracy"] for trial in trials]
-            cells = [label(result), result["parameters"], split["train_rows"], len(trials)]
+            cells = [name, result["parameters"], split["train_rows"], len(trials)]
             cells += [_percent(mean["train_accuracy"]), _percent(mean["test_accuracy"])]
             cells += [f"{_percent(min(tests))} to {_percent(max(tests))}"]
             cells += [_percent(mean[name]) for name in outputs]
@@ -101,7 +69,8 @@ def format_table(results: Sequence[Result]) -> str:
             wired = [trial["right_modules"] for trial in trials if "right_modules" in trial]
             cells += [f"{sum(share == 1 for share in wired)}/{len(wired)}" if wired else "-"]
             lines.append([str(cell) for cell in cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    rows = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([*rows, *(f"\n* {note}" for note in notes)])
 
 
 def _percent(value: float) -> str:
@@ -118,8 +87,8 @@ def plot(results: Sequence[Result], path: Path) -> None:
     figure = Figure(figsize=(7.5, 6), layout="constrained")
     axes = figure.add_subplot()
     lines: dict[str, list[dict[str, Any]]] = {}
-    for result in results:
-        lines.setdefault(label(result), []).extend(result["splits"])
+    for result, name in zip(results, labels(results, []), strict=True):
+        lines.setdefault(name, []).extend(result["splits"])
     for index, (name, splits) in enumerate(lines.items()):
         splits.sort(key=lambda split: split["train_rows"])
         # beside each other, so that equal values stay visible

@@ -20,9 +20,11 @@ from annotated_types import Ge, Gt, Len, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.data.datasets import load_images
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import Metrics, Task, register_loop_task
+from rl_nfm.supervised.tasks.published import SEQUENTIAL_DIGITS
 from rl_nfm.supervised.tasks.recurrent import USED_BY, RecurrentConfig, SequenceModel
 
 CHUNK = 200
@@ -69,6 +71,9 @@ class SequentialDigitsTask(Task[SequentialDigitsConfig]):
     """One trial of sequential digits."""
 
     used_by = USED_BY
+    columns: ClassVar = Columns(
+        shown=("accuracy_*",), percent=("accuracy_*", "validation"), published=SEQUENTIAL_DIGITS
+    )
 
     def __init__(self, config: SequentialDigitsConfig, device: torch.device):
         super().__init__(config, device)

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from rl_nfm.backbones.matching import same_params_as
 from rl_nfm.nfm import TaskNFMConfig
+from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.data.clevr_data import (
     ANSWERS,
     QUESTION_BITS,
@@ -41,6 +42,7 @@ from rl_nfm.supervised.data.clevr_data import (
 )
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
+from rl_nfm.supervised.tasks.published import SORT_OF_CLEVR
 from rl_nfm.supervised.tasks.relational import ConvAnswerer, NFMAnswerer, RelationNetwork
 
 TEST_SEED = 2**31
@@ -96,6 +98,11 @@ class SortOfClevrTask(Task[SortOfClevrConfig]):
         "rn_layers": ("rn",),
         "nfm": ("nfm", "cnn_matched"),
     }
+    columns: ClassVar = Columns(
+        shown=("relational*", "non_relational", "held_out/*"),
+        percent=("*relational*", "validation"),
+        published=SORT_OF_CLEVR,
+    )
 
     def __init__(self, config: SortOfClevrConfig, device: torch.device):
         super().__init__(config, device)

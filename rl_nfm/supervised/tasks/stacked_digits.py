@@ -30,9 +30,11 @@ from torch.nn import functional as F
 
 from rl_nfm.backbones.matching import same_params_as
 from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, TaskNFMConfig
+from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.data.datasets import load_images
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
+from rl_nfm.supervised.tasks.published import STACKED_DIGITS
 
 FRAME = 64
 DIGIT = 16
@@ -139,6 +141,9 @@ class StackedDigitsTask(Task[StackedDigitsConfig]):
     """One trial of stacked digits."""
 
     used_by: ClassVar = {"nfm": ("nfm", "cnn_matched")}
+    columns: ClassVar = Columns(
+        shown=("exact_*",), percent=("exact_*", "label_*", "validation"), published=STACKED_DIGITS
+    )
 
     def __init__(self, config: StackedDigitsConfig, device: torch.device):
         super().__init__(config, device)

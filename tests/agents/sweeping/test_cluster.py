@@ -30,7 +30,7 @@ def test_options_of_a_cluster_are_refused_without_one(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3000)
 @pytest.mark.filterwarnings("ignore")  # of Ray's own
 def test_runs_of_a_lost_node_go_on_elsewhere(tmp_path):
     ray = pytest.importorskip("ray")

@@ -1,7 +1,5 @@
 """Sweeps over supervised tasks: what they run, what they refuse, their table."""
 
-import json
-
 import pytest
 
 from agents.commands import report as report_command
@@ -21,9 +19,32 @@ def test_runs_of_a_supervised_sweep(tmp_path):
     assert len(runs) == 8
     assert runs[1].name == "stacked_digits/cnn,learning_rate=1e-4/seed-0"
     begin = " ".join(runs[1].begin)
-    assert begin.startswith("supervised stacked_digits --epochs 3 --seed 0 --out ")
-    assert begin.endswith("--learning_rate 1e-4 --model cnn")
-    assert plan(models=()).runs(tmp_path)[0].name == "stacked_digits/default/seed-0"
+    options = "--learning_rate 1e-4 --model cnn --seed 0 --out"
+    assert begin == f"supervised stacked_digits --epochs 3 {options} {runs[1].folder}"
+    assert plan(models=()).runs(tmp_path)[0].name == "stacked_digits/nfm/seed-0"
+
+
+def test_what_a_model_does_not_read_is_not_varied_for_it(tmp_path):
+    runs = plan(vary={"nfm.heads": ("2", "4")}, seeds=(5,)).runs(tmp_path)
+    assert [run.method for run in runs] == ["cnn", "nfm,nfm.heads=2", "nfm,nfm.heads=4"]
+    assert "--nfm.heads" not in runs[0].begin
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": ("cnn", "rn")}, r"--model: 'rn' is not allowed \(allowed: cnn, nfm"),
+        ({"flags": ("--epochs", "-1")}, "epochs: -1 is not allowed"),
+        ({"flags": ("--epoch", "1")}, "--epoch: unknown"),
+        ({"vary": {"width": ("8", "0")}}, "width: 0 is not allowed"),
+        ({"models": ("cnn",), "flags": ("--nfm.heads", "2")}, "nfm: has no effect on model 'cnn'"),
+    ],
+)
+def test_what_the_task_does_not_take_is_refused_before_anything_starts(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as told:
+        plan(**changes).runs(tmp_path)
+    assert "\n" not in str(told.value)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -57,26 +78,17 @@ def test_options_of_agents_are_refused(tmp_path):
         command.main(["debug", "--out", str(tmp_path), "--models", "cnn"])
 
 
-def write_result(folder, seed, accuracy):
-    run = folder / f"seed-{seed}"
-    run.mkdir(parents=True)
-    row = {"seed": seed, "parameters": 1234, "metrics": {"accuracy": accuracy}}
-    (run / "result.json").write_text(json.dumps({"task": "digits", "trials": [row]}))
-
-
-def test_the_table_is_mean_and_deviation_over_seeds(tmp_path, capsys):
-    sweep = tmp_path / "sweep"
-    for seed, accuracy in enumerate((0.5, 0.7, 0.9)):
-        write_result(sweep / "digits/cnn", seed, accuracy)
-    write_result(sweep / "digits/nfm", 0, 0.8)
+def test_a_report_of_agents_and_supervised_tasks_together_is_refused(tmp_path):
+    sweep, agent = tmp_path / "sweep", tmp_path / "agent"
+    for folder in (sweep, agent):
+        folder.mkdir()
     (sweep / "sweep.yaml").write_text("supervised: digits\n")
-    assert report_command.main([str(sweep), "--out", str(tmp_path / "report")]) == 0
-    text = capsys.readouterr().out
-    assert "| cnn | 3 | 1,234 | 0.7000 ± 0.2000 |" in text
-    assert "| nfm | 1 | 1,234 | 0.8000 |" in text
-    (sweep / "digits/cnn/seed-0/result.json").write_text("{")
-    with pytest.raises(ValueError, match="damaged"):
-        report_command.main([str(sweep), "--out", str(tmp_path / "report")])
+    with pytest.raises(ValueError, match=r"path: .*agent holds agents; report them apart"):
+        report_command.main([str(sweep), str(agent)])
+    with pytest.raises(ValueError, match="against: has no effect on supervised tasks"):
+        report_command.main([str(sweep), "--against", "cnn"])
+    with pytest.raises(ValueError, match=r"no supervised run in .*sweep is finished"):
+        report_command.main([str(sweep)])
 
 
 @pytest.mark.slow
@@ -89,4 +101,7 @@ def test_a_supervised_sweep_runs_and_is_reported(tmp_path, capsys):
     assert command.main(words) == 0
     assert [path.stat().st_mtime_ns for path in results] == before
     assert report_command.main([str(tmp_path / "sweep"), "--out", str(tmp_path / "report")]) == 0
-    assert "| lstm | 2 |" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "| 0, 1 |" in text
+    assert "| *baseline: nothing learned* |  |  | 0.1667 | 0.1667 |  |" in text
+    assert (tmp_path / "report/curves_adding.png").is_file()

@@ -37,7 +37,8 @@ def works_on(pid: int, out: Path, seed: int) -> bool:
     return str(folder(out, seed)).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def wait_until(condition, seconds: float = 200.0) -> None:
+def wait_until(condition, seconds: float = 1500.0) -> None:
+    """Long enough for a machine that is busy with twenty other things."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it took too long"
@@ -63,6 +64,7 @@ def is_gone(pid: int) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(6000)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("victim", ["sweep", "run", "all"])
 def test_killed_sweeps_go_on_and_repeat_nothing(victim, tmp_path):
@@ -79,9 +81,9 @@ def test_killed_sweeps_go_on_and_repeat_nothing(victim, tmp_path):
             os.kill(pid, signal.SIGKILL)
         if victim != "run":
             process.wait()
-            wait_until(lambda: all(map(is_gone, runs)), 60)  # runs do not outlive their sweep
+            wait_until(lambda: all(map(is_gone, runs)), 900)  # runs do not outlive their sweep
             process = begin(out, log)
-        assert process.wait(280) == 0, log.read_text()
+        assert process.wait(1500) == 0, log.read_text()
     finally:
         process.kill()
         process.wait()
@@ -90,6 +92,7 @@ def test_killed_sweeps_go_on_and_repeat_nothing(victim, tmp_path):
         steps = [line["steps"] for line in lines]
         assert steps == sorted(set(steps))
         assert lines[-1]["steps"] >= STEPS
+        assert not list(folder(out, seed).glob("checkpoints/*/replay-*")), "of a run that is done"
         if saved[seed] >= STEPS:
             assert lines == before[seed], "a finished run was touched"
         kept = [line for line in before[seed] if line["steps"] <= saved[seed]]
@@ -99,6 +102,7 @@ def test_killed_sweeps_go_on_and_repeat_nothing(victim, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(6000)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_control_c_leaves_a_checkpoint_of_each_run(tmp_path):
     out, log = tmp_path / "sweep", tmp_path / "log"
@@ -107,14 +111,14 @@ def test_control_c_leaves_a_checkpoint_of_each_run(tmp_path):
         wait_until(lambda: under_way(out))
         runs = children(process.pid)
         process.send_signal(signal.SIGINT)
-        assert process.wait(100) == 128 + signal.SIGINT, log.read_text()
+        assert process.wait(900) == 128 + signal.SIGINT, log.read_text()
         assert all(map(is_gone, runs))
         for seed in SEEDS:
             lines = metrics(out, seed)
             assert not lines or saved_steps(folder(out, seed)) == lines[-1]["steps"]
         assert "go on: the same command again" in log.read_text()
         process = begin(out, log)
-        assert process.wait(280) == 0, log.read_text()
+        assert process.wait(1500) == 0, log.read_text()
     finally:
         process.kill()
         process.wait()

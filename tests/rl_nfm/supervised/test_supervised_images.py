@@ -16,7 +16,7 @@ from rl_nfm.nfm import NeuralFunctionModule, NFMConfig
 from rl_nfm.supervised.cli import main
 from rl_nfm.supervised.data import augmentation
 from rl_nfm.supervised.data.datasets import load_images
-from rl_nfm.supervised.tasks import classification, classification_sweep, stacked_digits
+from rl_nfm.supervised.tasks import classification, stacked_digits
 
 
 def result_of(folder):
@@ -328,43 +328,6 @@ def test_classification_refuses_what_does_not_fit(tmp_path):
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"does not fit this model: .* is \(2"):
         main(["classification", "--resume", str(run), "--epochs", "2"])
-
-
-def test_sweep_has_the_rows_of_table_8_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
-    rows = classification_sweep.rows(classification_sweep.PRESETS["paper"])
-    assert len(rows) == 13
-    config, published = rows["heads2_top4_key8_value32"]
-    assert (config.nfm.heads, config.nfm.top_k, config.nfm.key_size) == (2, 4, 8)
-    assert published == 80.77
-    assert rows["baseline"][0].model == "resnet"
-    two = {(2, 3, 8, 16): 80.37}
-    monkeypatch.setattr(classification_sweep, "TABLE_8", two)
-    flags = ["classification_sweep", *CLASSIFICATION[1:], "--out", str(tmp_path)]
-    assert main(flags) == 0
-    table = json.loads((tmp_path / "table.json").read_text())
-    assert [row["published"] for row in table["rows"]] == [None, None]  # these are digits
-    assert [row["config"]["model"] for row in table["rows"]] == ["resnet", "nfm"]
-    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
-    assert main(flags) == 0
-    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
-    assert "published" not in capsys.readouterr().out
-
-
-def test_sweep_refuses_to_mix_runs_of_other_options(tmp_path, monkeypatch):
-    monkeypatch.setattr(classification_sweep, "TABLE_8", {(2, 3, 8, 16): 80.37})
-    flags = ["classification_sweep", *CLASSIFICATION[1:], "--out", str(tmp_path)]
-    assert main(flags) == 0
-    table = (tmp_path / "table.json").read_bytes()
-    with pytest.raises(ValueError, match=r"learning_rate: 0.2 is not allowed, .*baseline was run"):
-        main([*flags, "--learning-rate", "0.2"])
-    with pytest.raises(ValueError, match=r"epochs: .*choose another --out"):
-        main([*flags, "--epochs", "2"])
-    (tmp_path / "baseline" / "result.json").unlink()  # as if stopped within it: not extended
-    with pytest.raises(ValueError, match=r"epochs: .*choose another --out"):
-        main([*flags, "--epochs", "2"])
-    assert (tmp_path / "table.json").read_bytes() == table
-    assert main(flags) == 0
-    assert (tmp_path / "table.json").read_bytes() == table
 
 
 # --- stacked digits

@@ -7,7 +7,7 @@ import torch
 from rl_nfm.supervised.cli import main
 from rl_nfm.supervised.loop import options
 from rl_nfm.supervised.loop.reporting import mean_and_deviation, read_metrics
-from rl_nfm.supervised.registry import register_task, task_names
+from rl_nfm.supervised.registry import register_task, task_entry, task_names
 from rl_nfm.supervised.tasks import adding
 
 TINY = [
@@ -92,7 +92,7 @@ def test_unknown_task_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'adding'"):
         main(["adding_"])
     with pytest.raises(ValueError, match="already registered"):
-        register_task("adding", "again")
+        register_task(task_entry("adding"))
 
 
 def test_a_run_is_not_overwritten_and_not_resumed_differently(tmp_path):

@@ -7,12 +7,12 @@ from torch import nn, optim
 
 from rl_nfm.modular import HierarchicallyModular, boolean_task
 from rl_nfm.supervised.data.modular_data import BitRows, DigitRows, epoch_data, split_rows
-from rl_nfm.supervised.loop.options import parse_config
+from rl_nfm.supervised.loop.options import parse_config, plain
 from rl_nfm.supervised.loop.seed_batch import OPTIMIZERS, SeedBatch, seed_generator
+from rl_nfm.supervised.report.command import main as report
 from rl_nfm.supervised.tasks.modular import main
 from rl_nfm.supervised.tasks.modular_config import PRESETS, ModularConfig
-from rl_nfm.supervised.tasks.modular_report import format_table, label
-from rl_nfm.supervised.tasks.modular_report import main as report
+from rl_nfm.supervised.tasks.modular_report import format_table, label, labels
 from rl_nfm.supervised.tasks.modular_run import Run, batch_losses, build_model, rate_factor
 from rl_nfm.support.bare_flags import spell_out
 from rl_nfm.support.configuration import validate
@@ -262,8 +262,8 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path, monkeypatch):
 def test_a_report_joins_runs(tmp_path):
     run(tmp_path / "a", "--model", "mlp", "--epochs", "1", "--trials", "2")
     run(tmp_path / "b", "--epochs", "1", "--dataset_split", "0.25", "0.5")
-    files = [str(tmp_path / name / "result.json") for name in ("b", "a")]
-    assert report(["--results", *files, "--out", str(tmp_path / "c")]) == 0
+    files = [str(tmp_path / "b"), str(tmp_path / "a" / "result.json")]
+    assert report([*files, "--out", str(tmp_path / "c")]) == 0
     lines = (tmp_path / "c" / "table.md").read_text().splitlines()
     assert len(lines) == 2 + 2 + 1
     assert lines[2].startswith("| modules, learned routing | 271 | 16 | 1 |")
@@ -275,13 +275,22 @@ def test_a_report_joins_runs(tmp_path):
         assert len(picture) > 10_000
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"task": "adding"}'])
-def test_a_report_of_something_else_is_refused(tmp_path, content):
-    path = tmp_path / "result.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(ValueError, match=r"results: .*result.json is no result of a modular run"):
-        report(["--results", str(path), "--out", str(tmp_path / "c")])
+def test_runs_of_other_settings_have_other_labels():
+    base = plain(PRESETS["small"])
+    results = [
+        {"config": base | {"learning_rate": rate, "dataset_split": [s]}}
+        for rate, s in RATES_AND_SHARES
+    ]
+    learned = "modules, learned routing"
+    assert labels(results, []) == [
+        f"{learned} (learning_rate=0.1)",
+        f"{learned} (learning_rate=0.1)",
+        f"{learned} (learning_rate=1)",
+    ]
+    assert labels(results[:2], []) == [learned, learned]
+
+
+RATES_AND_SHARES = [(0.1, 0.5), (0.1, 0.8), (1, 0.5)]
 
 
 def test_a_table_by_hand():

@@ -1,0 +1,140 @@
+"""`rl-nfm supervised report RUN...`: the table of runs and sweeps as papers print it."""
+
+import csv
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from rl_nfm.supervised.registry import TaskEntry, task_entry
+from rl_nfm.supervised.report.curves import draw_curves
+from rl_nfm.supervised.report.finished import FinishedRun, Result, finished_runs, read_results
+from rl_nfm.supervised.report.table import Row, differences, make_rows, markdown
+from rl_nfm.support.flags import parse_flags
+from rl_nfm.support.output_files import check_file, write_json, written
+
+DESCRIPTION = """Tables of finished runs of supervised tasks: mean ± sample standard deviation over
+seeds, parameters, minutes of training, baselines, the published row where a run has its setting,
+and curves over updates. Runs of different settings never share a row."""
+_REPORT = "report.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to report."""
+
+    path: tyro.conf.Positional[tuple[Path, ...]]
+    """Runs' folders, folders of `rl-nfm sweep supervised:TASK`, and result.json files."""
+
+    out: Path = Path("report")
+    """Folder to write to; an earlier report in it is replaced."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    options = parse_flags(Options, argv, prog="rl-nfm supervised report", description=DESCRIPTION)
+    if not options.path:
+        raise ValueError("path: at least one run is needed, as in: rl-nfm supervised report runs/*")
+    files = write_report(options.path, options.out)
+    print(files[0].read_text(encoding="utf-8"))
+    print("written: " + ", ".join(map(str, files)))
+    return 0
+
+
+def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
+    """Read finished runs, and write report.md, report.json, runs.csv and pictures.
+
+    Args:
+        paths: runs' folders, sweeps' folders and result files.
+        out: folder; an earlier report in it is replaced.
+
+    Returns:
+        The files written, the one to read first.
+
+    Raises:
+        ValueError: see `read_results` and `rows_of`; an unknown task; `out` cannot be written.
+    """
+    notes: list[str] = []
+    results = read_results(paths, notes)
+    tasks = {name: task_entry(name) for name in dict.fromkeys(r["task"] for r in results.values())}
+    text: list[str] = []
+    content: dict[str, Any] = {}
+    runs: list[tuple[str, FinishedRun]] = []
+    files: list[Path] = []
+    sections = []
+    for name, entry in tasks.items():
+        own = {file: result for file, result in results.items() if result["task"] == name}
+        rows = [] if entry.write_table else _rows(entry, own, notes)
+        sections.append((entry, own, rows))
+    _make_folder(out)
+    for entry, own, rows in sections:
+        text += [f"# {entry.name}", ""]
+        if entry.write_table is not None:
+            text += [entry.write_table(out, list(own.values())), ""]
+            content[entry.name] = {"results": list(own.values())}
+            continue
+        picture = out / f"curves_{entry.name}.png"
+        drawn = draw_curves(entry.columns, rows, picture)
+        files += [picture] * drawn
+        text += _section(entry, rows, picture.name if drawn else "")
+        content[entry.name] = {"rows": [row.to_plain() for row in rows]}
+        runs += [(row.name, run) for row in rows for run in row.runs]
+    if notes:
+        text += ["## Notes", "", *(f"* {note}" for note in notes), ""]
+    _write_csv(out / "runs.csv", runs)
+    write_json(out / _REPORT, {"supervised": content, "notes": notes})
+    with written(out / "report.md") as partial:
+        partial.write_text("\n".join(text), encoding="utf-8")
+    return [out / "report.md", out / _REPORT, out / "runs.csv", *files]
+
+
+def _rows(entry: TaskEntry, results: dict[Path, Result], notes: list[str]) -> list[Row]:
+    runs = [run for file, result in results.items() for run in finished_runs(file, result)]
+    return make_rows(entry, runs, notes)
+
+
+def _section(entry: TaskEntry, rows: Sequence[Row], picture: str) -> list[str]:
+    shares = "; accuracies in %" if entry.columns.percent else ""
+    lines = [
+        f"Mean ± sample standard deviation over seeds{shares}.",
+        "",
+        *markdown(entry, rows),
+        "",
+    ]
+    if told := differences(rows):
+        lines += ["Not at the published setting, whose values are in parentheses:", ""]
+        lines += [*(f"* {line}" for line in told), ""]
+    if picture:
+        lines += [f"![{picture}]({picture})", ""]
+    return lines
+
+
+def _make_folder(out: Path) -> None:
+    """Make the folder, or find it empty or with a report of supervised tasks."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()) and not _is_report(out / _REPORT):
+            raise ValueError(f"out: {out} is not empty and holds no report of supervised tasks")
+    except OSError as error:
+        raise ValueError(f"out: {out} cannot be made ({error.strerror})") from None
+    check_file("out", out / "report.md")
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        return "supervised" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _write_csv(path: Path, runs: Sequence[tuple[str, FinishedRun]]) -> None:
+    names = list(dict.fromkeys(name for _, run in runs for name in run.metrics))
+    with written(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["task", "model", "seed", "parameters", "minutes", *names])
+        for name, run in runs:
+            values = [run.metrics.get(metric) for metric in names]
+            writer.writerow([run.task, name, run.seed, run.parameters, run.minutes, *values])

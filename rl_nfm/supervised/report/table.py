@@ -1,0 +1,160 @@
+"""One row per setting: mean ± sample standard deviation over seeds, beside the published row."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rl_nfm.supervised.columns import Columns, Published
+from rl_nfm.supervised.loop.options import plain
+from rl_nfm.supervised.loop.reporting import mean_and_deviation
+from rl_nfm.supervised.registry import TaskEntry
+from rl_nfm.supervised.report.finished import FinishedRun, distinguish, rows_of, settings_of
+
+_MAX_SEEDS_LISTED = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """Runs of equal settings."""
+
+    name: str
+    runs: Sequence[FinishedRun]
+    mean: Mapping[str, float]
+    deviation: Mapping[str, float]
+    """Empty for a single run."""
+    published: Published | None
+    differs: Mapping[str, tuple[Any, Any]]
+    """Option to (value, value of the preset `paper`), where the two differ."""
+
+    @property
+    def minutes(self) -> float | None:
+        """Mean time of training."""
+        known = [run.minutes for run in self.runs if run.minutes is not None]
+        return sum(known) / len(known) if known else None
+
+    def to_plain(self) -> dict[str, Any]:
+        """JSON values."""
+        published = self.published
+        return {
+            "name": self.name,
+            "settings": dict(self.runs[0].settings),
+            "seeds": [run.seed for run in self.runs],
+            "parameters": self.runs[0].parameters,
+            "minutes": self.minutes,
+            "mean": dict(self.mean),
+            "deviation": dict(self.deviation),
+            "published": None
+            if published is None
+            else {
+                "source": published.source,
+                "mean": dict(published.mean),
+                "deviation": dict(published.deviation),
+            },
+            "differs_from_paper": {name: list(pair) for name, pair in self.differs.items()},
+        }
+
+
+def make_rows(entry: TaskEntry, runs: Sequence[FinishedRun], notes: list[str]) -> list[Row]:
+    """The rows of one task.
+
+    Args:
+        entry: of the task.
+        runs: of it.
+        notes: gets what does not fit into a row's name.
+
+    Raises:
+        ValueError: see `rows_of`.
+    """
+    groups = rows_of(runs)
+    settings = [group[0].settings for group in groups]
+    names = distinguish([str(own.get("model", entry.name)) for own in settings], settings, notes)
+    rows = []
+    for name, group in zip(names, groups, strict=True):
+        mean, deviation = mean_and_deviation([run.metrics for run in group])
+        rows.append(
+            Row(
+                name=name,
+                runs=group,
+                mean=mean,
+                deviation=deviation,
+                published=_published(entry.columns, group[0].settings),
+                differs=_differences(entry, group[0].settings),
+            )
+        )
+    return rows
+
+
+def _published(columns: Columns, settings: Mapping[str, Any]) -> Published | None:
+    """The most special row whose setting is that of a run."""
+    fitting = [
+        row
+        for row in columns.published
+        if all(settings.get(name) == value for name, value in row.setting.items())
+    ]
+    return max(fitting, key=lambda row: len(row.setting), default=None)
+
+
+def _differences(entry: TaskEntry, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What a run has otherwise than the published setting of the same model."""
+    if "paper" not in entry.presets:
+        return {}
+    paper = settings_of(plain(entry.presets["paper"]))
+    return {
+        name: (value, paper[name])
+        for name, value in settings.items()
+        if name != "model"
+        and settings.get("model") in entry.used_by.get(name.split(".")[0], [settings.get("model")])
+        and name in paper
+        and value != paper[name]
+    }
+
+
+def markdown(entry: TaskEntry, rows: Sequence[Row]) -> list[str]:
+    """The lines of one task's table."""
+    columns = entry.columns
+    found = dict.fromkeys(name for row in rows for name in row.mean)
+    names = columns.choose(list(found))
+    head = ["model", "parameters", "seeds"]
+    head += [f"{name} %" if columns.is_share(name) else name for name in names]
+    lines = [[*head, "minutes"], ["---"] * (len(head) + 1)]
+    for row in rows:
+        size = row.runs[0].parameters
+        cells = [row.name, "-" if size is None else f"{size:,}", _seeds(row)]
+        cells += [_cell(columns, name, row.mean, row.deviation) for name in names]
+        lines.append([*cells, "-" if row.minutes is None else f"{row.minutes:.1f}"])
+        if (beside := row.published) is not None:
+            cells = [f"*{row.name}, published: {beside.source}*", "", ""]
+            cells += [_cell(columns, name, beside.mean, beside.deviation) for name in names]
+            lines.append([*cells, ""])
+    baselines = {k: v for row in rows for k, v in row.runs[0].baselines.items()}
+    if baselines:
+        cells = ["*baseline: nothing learned*", "", ""]
+        cells += [_cell(columns, name, baselines, {}) for name in names]
+        lines.append([*cells, ""])
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def differences(rows: Sequence[Row]) -> list[str]:
+    """A line for each row that is not at the published setting; equal ones together."""
+    told: dict[str, list[str]] = {}
+    for row in rows:
+        if row.differs:
+            text = ", ".join(f"{name} {old} ({new})" for name, (old, new) in row.differs.items())
+            told.setdefault(text, []).append(row.name)
+    return [f"{', '.join(names)}: {text}" for text, names in told.items()]
+
+
+def _seeds(row: Row) -> str:
+    seeds = [run.seed for run in row.runs]
+    return ", ".join(map(str, seeds)) if len(seeds) <= _MAX_SEEDS_LISTED else f"{len(seeds)} seeds"
+
+
+def _cell(
+    columns: Columns, name: str, mean: Mapping[str, float], deviation: Mapping[str, float]
+) -> str:
+    if name not in mean:
+        return "-"
+    spread = deviation.get(name)
+    if columns.is_share(name):
+        return f"{100 * mean[name]:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
+    return f"{mean[name]:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
