@@ -81,6 +81,10 @@ class LearnerConfig(Bounded):
     """1: acting uses the weights from before the updates in flight, so that both run at the same
     time; 0: it waits for them. None: 1 on a GPU, 0 on a CPU."""
 
+    auxiliary: dict[str, Annotated[float, Gt(0)]] = dataclasses.field(default_factory=dict)
+    """Auxiliary losses and their weights, such as future_frame 1.0: the prediction of a small
+    picture of the frame n steps ahead."""
+
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast where the processor computes in it natively, else fp32. With bf16 on a
     GPU, matrix products that autocast leaves alone take TF32."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from agents.learning.config import LearnerConfig, autocast_dtype
 from agents.learning.network import QNetwork
-from agents.learning.objective import Objective
+from agents.learning.objective import LossTerms, Objective
 from agents.replay.batch import Batch
 from rl_nfm.support.optimizer import load_optimizer_state, optimizer_state
 
@@ -51,7 +51,9 @@ class Learner:
             torch.set_float32_matmul_precision("high")
         self.objective = Objective(config, online, target, device=device, dtype=self.dtype)
         self._loss = self.objective.__call__
-        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+        auxiliary = (f"loss/{name}" for name in online.auxiliary)
+        self._metrics = ("loss", "td_error", "q_value", "grad_norm", *auxiliary)
+        self._sums = torch.zeros(len(self._metrics), dtype=torch.float64, device=device)
         self._summed_updates = 0
         target.eval()
 
@@ -89,8 +91,9 @@ class Learner:
     def gradient_step(self, batch: Batch) -> Tensor:
         """The part of `update` that runs on the device alone, and so can be captured as a graph."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss, td_error, q_value = self._loss(batch)
+        terms = self._loss(batch)
         positions = batch.mask.sum(0).clamp(min=1)
+        loss = sum(terms.auxiliary.values(), start=terms.loss)
         per_sequence = (loss * batch.mask).sum(0) / positions
         total = (per_sequence * batch.weight).mean()
         total.backward()
@@ -99,8 +102,8 @@ class Learner:
         self.optimizer.step()
         if self.config.target_tau is not None:
             self._mix_target(self.config.target_tau)
-        self._record(total, td_error, q_value, norm, batch.mask)
-        return loss.detach() if self.config.priority == "loss" else td_error
+        self._record(total, norm, terms, batch.mask)
+        return terms.loss.detach() if self.config.priority == "loss" else terms.td_error
 
     def count_update(self) -> None:
         """The part of `update` that the host decides: a hard copy to the target when it is due."""
@@ -135,22 +138,23 @@ class Learner:
         return bool(torch.isfinite(torch.stack([*weights, self._sums.abs().sum().float()])).all())
 
     def metrics(self) -> dict[str, float]:
-        """Means since the last call: loss, |TD error|, value of the action taken, gradient norm."""
+        """Means since the last call; docs/metrics.md says of what."""
         count, self._summed_updates = self._summed_updates, 0
         if count == 0:
             return {}
         values = (self._sums / count).tolist()
         self._sums.zero_()
-        return dict(zip(("loss", "td_error", "q_value", "grad_norm"), values, strict=True))
+        return dict(zip(self._metrics, values, strict=True))
 
-    def _record(
-        self, loss: Tensor, td_error: Tensor, q_value: Tensor, norm: Tensor, mask: Tensor
-    ) -> None:
+    def _record(self, loss: Tensor, norm: Tensor, terms: LossTerms, mask: Tensor) -> None:
         count = mask.sum().clamp(min=1)
-        now = torch.stack(
-            [loss.detach(), (td_error * mask).sum() / count, (q_value * mask).sum() / count, norm]
-        ).double()
-        self._sums.add_(now)
+
+        def mean(term: Tensor) -> Tensor:
+            return (term.detach() * mask).sum() / count
+
+        extra = map(mean, terms.auxiliary.values())
+        now = [loss.detach(), mean(terms.td_error), mean(terms.q_value), norm, *extra]
+        self._sums.add_(torch.stack(now).double())
 
     @torch.no_grad()
     def _mix_target(self, share: float) -> None:

@@ -1,20 +1,31 @@
-"""The whole network of the agent: an encoder by name and a value head."""
+"""The whole network of the agent: an encoder by name, a value head, and auxiliary losses."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
+from agents.learning.auxiliary import AuxiliaryLoss
 from rl_nfm.encoders import Encoder, Extras, State
 from rl_nfm.values.heads import HeadConfig, Noise, ValueHead
 
 
 class QNetwork(nn.Module):
-    """Encoder and head; T steps, B batch, A actions, N quantiles."""
+    """Encoder, head and auxiliary losses; T steps, B batch, A actions, N quantiles."""
 
-    def __init__(self, encoder: Encoder, num_actions: int, head: HeadConfig):
+    def __init__(
+        self,
+        encoder: Encoder,
+        num_actions: int,
+        head: HeadConfig,
+        auxiliary: Mapping[str, AuxiliaryLoss] = MappingProxyType({}),
+    ):
         super().__init__()
         self.encoder = encoder
         self.head = ValueHead(encoder.feature_dim, num_actions, head)
         self.quantiles = head.distribution == "iqn"
+        self.auxiliary = nn.ModuleDict(dict(auxiliary))
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def initial_state(self, batch_size: int) -> State:

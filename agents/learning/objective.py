@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from agents.learning.auxiliary import Latents
 from agents.learning.config import LearnerConfig
 from agents.learning.network import QNetwork
 from agents.replay.batch import Batch
@@ -20,13 +21,16 @@ from rl_nfm.values import losses
 
 
 class LossTerms(NamedTuple):
-    """Of each position [T, B]; all but the loss detached."""
+    """Of each position [T, B]; TD error and value are detached."""
 
     loss: Tensor
+    """Of the values."""
     td_error: Tensor
     """Mean absolute TD error."""
     q_value: Tensor
     """Value of the action taken."""
+    auxiliary: dict[str, Tensor]
+    """Further terms by name, weighted; what is minimised is the sum of `loss` and these."""
 
 
 class Objective:
@@ -43,32 +47,49 @@ class Objective:
     ):
         self.config, self.online, self.target = config, online, target
         self.device, self.dtype = device, dtype
+        losses_of_run = online.auxiliary.values()
+        self._reads_maps = any(getattr(loss, "reads_maps", False) for loss in losses_of_run)
 
     def __call__(self, batch: Batch) -> LossTerms:
         """Of each position, without host synchronisation."""
         config = self.config
         first, positions = batch.burn_in_steps, batch.a_tm1.shape[0]
+        trained = slice(first, first + positions)
         autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
         with autocast:
             ahead = len(batch.obs) if config.double else first + positions
-            features = self.unroll(self.online, batch, 0, ahead)  # [S, B, D]
-            values, tau = self.online.values(
-                features[first : first + positions], config.num_quantiles, noise="batch"
-            )
+            features, maps = self._unroll(self.online, batch, 0, ahead, self._reads_maps)
+            values, tau = self.online.values(features[trained], config.num_quantiles, noise="batch")
             with torch.no_grad():
                 target_t = self.targets(batch, features)
+            latents = Latents(features[trained], None if maps is None else maps[trained])
+            auxiliary = self._auxiliary(batch, latents)
         taken = losses.take_action(values, batch.a_tm1)  # [T, B, N]
         if tau is None:
             loss, td_error = losses.td_loss(taken[..., 0], target_t[..., 0], config.kappa)
         else:
             loss, td_error = losses.quantile_huber_loss(taken, tau, target_t, config.kappa)
-        return LossTerms(loss=loss, td_error=td_error, q_value=taken.detach().mean(-1))
+        value = taken.detach().mean(-1)
+        return LossTerms(loss=loss, td_error=td_error, q_value=value, auxiliary=auxiliary)
+
+    def _auxiliary(self, batch: Batch, latents: Latents) -> dict[str, Tensor]:
+        """The terms of the auxiliary losses."""
+        return {
+            name: self.config.auxiliary[name] * loss(batch, latents, self.target.encoder).float()
+            for name, loss in self.online.auxiliary.items()
+        }
 
     def unroll(self, network: QNetwork, batch: Batch, begin: int, end: int) -> Tensor:
         """Features of observations begin..end; only the T trained ones carry gradient."""
+        return self._unroll(network, batch, begin, end, False)[0]
+
+    def _unroll(
+        self, network: QNetwork, batch: Batch, begin: int, end: int, with_maps: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Features as `unroll` gives them, and the feature maps where they are asked for."""
         first = batch.burn_in_steps
         last = first + batch.a_tm1.shape[0]
-        state, parts = batch.state, []
+        state, parts, maps = batch.state, [], []
         recurrent = len(state) > 0
         for piece in (slice(begin, first), slice(max(begin, first), last), slice(last, end)):
             if piece.stop <= piece.start:
@@ -76,14 +97,22 @@ class Objective:
             grad = first <= piece.start < last and torch.is_grad_enabled()
             with torch.set_grad_enabled(grad):
                 extras = {name: value[piece] for name, value in batch.extras.items()}
-                features, state = network.features(
-                    batch.obs[piece], state, batch.reset[piece] if recurrent else None, extras
+                inputs = (
+                    batch.obs[piece],
+                    state,
+                    batch.reset[piece] if recurrent else None,
+                    extras,
                 )
+                if with_maps:
+                    features, state, piece_maps = network.encoder.forward_with_maps(*inputs)
+                    maps.append(piece_maps)
+                else:
+                    features, state = network.features(*inputs)
             parts.append(features)
             if not grad:
                 # Casts cached without gradient would hide the weights from the next piece.
                 torch.clear_autocast_cache()
-        return torch.cat(parts)
+        return torch.cat(parts), torch.cat(maps) if maps else None
 
     def targets(self, batch: Batch, online_features: Tensor) -> Tensor:
         """Samples of the target distribution, [T, B, M]."""

@@ -22,6 +22,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from agents.config import Config, make_config
+from agents.learning.auxiliary import make_auxiliaries
 from agents.learning.network import QNetwork
 from rl_nfm.encoders import make_encoder
 from rl_nfm.support import storage
@@ -219,7 +220,10 @@ def build_network(config: Config, obs_shape: tuple[int, int, int], num_actions: 
         config=group,
         trunk_config=None if trunk is None else getattr(config, trunk),
     )
-    return QNetwork(encoder, num_actions, config.head)
+    auxiliary = make_auxiliaries(
+        config.learner.auxiliary, encoder, obs_shape=obs_shape, num_actions=num_actions
+    )
+    return QNetwork(encoder, num_actions, config.head, auxiliary)
 
 
 def load_network(checkpoint: Checkpoint, device: torch.device) -> QNetwork:

@@ -1,15 +1,5 @@
-"""The encoders and their registry: one file each, chosen by name."""
+"""The encoders, chosen by name: one file each, which registers itself."""
 
-from rl_nfm.encoders import (  # noqa: F401  (they register)
-    brims,
-    hadamax,
-    impala,
-    lstm,
-    nature,
-    nfm,
-    resnet,
-    rim,
-)
 from rl_nfm.encoders.base import (
     Encoder,
     Extras,
@@ -25,6 +15,9 @@ from rl_nfm.encoders.registry import (
     make_encoder,
     register_encoder,
 )
+from rl_nfm.support.discovery import import_modules
+
+import_modules(__name__, __path__)
 
 __all__ = [
     "Encoder",

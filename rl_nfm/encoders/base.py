@@ -101,13 +101,42 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError
 
+    def forward_with_maps(
+        self,
+        obs: Tensor,
+        state: State = (),
+        reset: Tensor | None = None,
+        extras: Extras | None = None,
+    ) -> tuple[Tensor, State, Tensor]:
+        """As `forward`, and the feature maps from before pooling.
+
+        Returns:
+            features [T, B, D], the state after the last step, and maps [T, B, c, h, w].
+
+        Raises:
+            ValueError: the encoder has no feature maps.
+        """
+        raise ValueError(f"{type(self).__name__} has no feature maps")
+
 
 class FeedForwardEncoder(Encoder):
-    """An encoder without state: implements `embed`, and T is folded into B."""
+    """An encoder without state, which folds T into B.
+
+    Implements `feature_maps`, and `pool` where its features are more than the flattened maps; or,
+    where it has no maps, `embed` alone.
+    """
+
+    def feature_maps(self, pixels: Tensor) -> Tensor:
+        """Maps [N, c, h, w], before they are pooled, of pixels as `embed` takes them."""
+        raise ValueError(f"{type(self).__name__} has no feature maps")
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """Features [N, D] of maps [N, c, h, w]; here: flattened."""
+        return maps.flatten(1)
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Features [N, D] of pixels in [0, 1], float [N, C, H, W]."""
-        raise NotImplementedError
+        return self.pool(self.feature_maps(pixels))
 
     def forward(
         self,
@@ -121,6 +150,20 @@ class FeedForwardEncoder(Encoder):
         check_observations(obs)
         steps, batch = obs.shape[:2]
         return self.embed(scale_pixels(obs.flatten(0, 1))).view(steps, batch, -1), state
+
+    def forward_with_maps(
+        self,
+        obs: Tensor,
+        state: State = (),
+        reset: Tensor | None = None,
+        extras: Extras | None = None,
+    ) -> tuple[Tensor, State, Tensor]:
+        """See `Encoder.forward_with_maps`."""
+        del reset, extras
+        check_observations(obs)
+        leading = obs.shape[:2]
+        maps = self.feature_maps(scale_pixels(obs.flatten(0, 1)))
+        return self.pool(maps).unflatten(0, leading), state, maps.unflatten(0, leading)
 
 
 def check_observations(obs: Tensor) -> None:

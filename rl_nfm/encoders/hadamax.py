@@ -85,11 +85,10 @@ class HadamaxEncoder(FeedForwardEncoder):
             _Block(obs_shape[0], w, 8, (4, 4)),
             _Block(w, 2 * w, 4, (2, 2)),
             _Block(2 * w, 2 * w, 3, (3, 1)),
-            nn.Flatten(),
         )
         with torch.no_grad():
-            self.feature_dim = self.blocks(torch.zeros(1, *obs_shape)).shape[1]
+            self.feature_dim = self.blocks(torch.zeros(1, *obs_shape)).numel()
 
-    def embed(self, pixels: Tensor) -> Tensor:
-        """See `FeedForwardEncoder.embed`."""
+    def feature_maps(self, pixels: Tensor) -> Tensor:
+        """See `FeedForwardEncoder.feature_maps`."""
         return self.blocks(pixels)

@@ -113,11 +113,17 @@ class ImpalaEncoder(FeedForwardEncoder):
                 _Residual(outputs, config),
             ]
             channels = outputs
-        self.layers = nn.Sequential(*layers, nn.ReLU(), _POOLS[config.pool](), nn.Flatten())
+        self.layers = nn.Sequential(*layers, nn.ReLU())
+        self.pooling = _POOLS[config.pool]()
         with torch.no_grad():
-            self.feature_dim = self.layers.eval()(torch.zeros(1, *obs_shape)).shape[1]
+            maps = self.layers.eval()(torch.zeros(1, *obs_shape))
+            self.feature_dim = self.pool(maps).shape[1]
         self.layers.train()
 
-    def embed(self, pixels: Tensor) -> Tensor:
-        """See `FeedForwardEncoder.embed`."""
+    def feature_maps(self, pixels: Tensor) -> Tensor:
+        """See `FeedForwardEncoder.feature_maps`."""
         return self.layers(pixels)
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """See `FeedForwardEncoder.pool` and `ImpalaConfig.pool`."""
+        return self.pooling(maps).flatten(1)

@@ -39,11 +39,10 @@ class NatureEncoder(FeedForwardEncoder):
             nn.ReLU(),
             nn.Conv2d(2 * w, 2 * w, 3, stride=1),
             nn.ReLU(),
-            nn.Flatten(),
         )
         with torch.no_grad():
-            self.feature_dim = self.convs(torch.zeros(1, *obs_shape)).shape[1]
+            self.feature_dim = self.convs(torch.zeros(1, *obs_shape)).numel()
 
-    def embed(self, pixels: Tensor) -> Tensor:
-        """See `FeedForwardEncoder.embed`."""
+    def feature_maps(self, pixels: Tensor) -> Tensor:
+        """See `FeedForwardEncoder.feature_maps`."""
         return self.convs(pixels)

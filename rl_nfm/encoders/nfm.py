@@ -72,8 +72,8 @@ class NFMEncoder(FeedForwardEncoder):
         self.tail = make_tail(config.norm, channels[-1])
         self.feature_dim = shape[1:].numel()
 
-    def embed(self, pixels: Tensor) -> Tensor:
-        """See `FeedForwardEncoder.embed`."""
+    def feature_maps(self, pixels: Tensor) -> Tensor:
+        """See `FeedForwardEncoder.feature_maps`."""
         return self.tail(self.network(pixels))
 
 

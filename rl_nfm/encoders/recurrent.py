@@ -97,11 +97,29 @@ class RecurrentEncoder(Encoder):
         state = state or self.initial_state(obs.shape[1])
         return self.unroll(self.core_inputs(obs, extras), state, reset)
 
+    def forward_with_maps(
+        self,
+        obs: Tensor,
+        state: State = (),
+        reset: Tensor | None = None,
+        extras: Extras | None = None,
+    ) -> tuple[Tensor, State, Tensor]:
+        """See `Encoder.forward_with_maps`: the maps are the trunk's."""
+        check_observations(obs)
+        state = state or self.initial_state(obs.shape[1])
+        seen, _, maps = self.trunk.forward_with_maps(obs, (), None, extras)
+        features, state = self.unroll(self._with_extras(seen, extras), state, reset)
+        return features, state, maps
+
     def core_inputs(self, obs: Tensor, extras: Extras | None) -> Tensor:
         """What the core reads, float32 [T, B, input_size]."""
-        parts = [self.trunk(obs, (), None, extras)[0].float()]
+        return self._with_extras(self.trunk(obs, (), None, extras)[0], extras)
+
+    def _with_extras(self, seen: Tensor, extras: Extras | None) -> Tensor:
+        """The trunk's features and what else the config asks for, float32 [T, B, input_size]."""
+        parts = [seen.float()]
         if self.config.last_action:
-            actions = torch.arange(self.num_actions, device=obs.device)
+            actions = torch.arange(self.num_actions, device=seen.device)
             parts.append((_extra(extras, "last_action").unsqueeze(-1) == actions).float())
         if self.config.last_reward:
             parts.append(_extra(extras, "last_reward").sign().unsqueeze(-1).float())

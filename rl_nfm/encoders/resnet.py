@@ -37,8 +37,8 @@ class ResNetEncoderConfig(FrameResNetConfig):
 
 
 def make_tail(norm: Norm, channels: int) -> nn.Module:
-    """From the last stage [N, C, H, W] to features [N, C * H * W]."""
-    return FusedSequential(make_norm(norm, channels), nn.ReLU(), nn.Flatten())
+    """What follows the last stage [N, C, H, W], of which the shape stays."""
+    return FusedSequential(make_norm(norm, channels), nn.ReLU())
 
 
 @register_encoder("resnet", ResNetEncoderConfig)
@@ -59,8 +59,8 @@ class ResNetEncoder(FeedForwardEncoder):
         self.backbone.train()
         self.feature_dim = shape[1:].numel()
 
-    def embed(self, pixels: Tensor) -> Tensor:
-        """See `FeedForwardEncoder.embed`."""
+    def feature_maps(self, pixels: Tensor) -> Tensor:
+        """See `FeedForwardEncoder.feature_maps`."""
         return self.tail(self.backbone(pixels))
 
 

@@ -61,7 +61,7 @@ class Backbone(nn.Module):
             for layer in layers:
                 h = layer(h)
             results.append(h)
-        return self.tail(torch.stack(results).sum(dim=0))
+        return self.tail(torch.stack(results).sum(dim=0)).flatten(1)
 
 
 def make_encoder_pair(args: argparse.Namespace, width: int, kernel: int) -> list[nn.Module]:

@@ -217,6 +217,7 @@ def test_metrics_of_the_glossary_are_emitted(tmp_path):
         steps=400,
         env={"max_num_frames_per_episode": 100},
         run={"eval_episodes": 2, "eval_every_steps": 200},
+        learner={"auxiliary": {"future_frame": 0.5}},
     )
     lines = read_metrics(train.train(config, out=tmp_path / "run") / "metrics.jsonl")
     assert {key for line in lines for key in line} == documented

@@ -1,0 +1,47 @@
+"""Predict the frame from which the return bootstraps, n steps ahead, from features and action.
+
+An auxiliary task in the manner of action-conditional frame prediction (Oh et al. 2015), with one
+linear decoder and a small picture. Chosen here: a picture of at most 12x12 means of pixels scaled
+to [0, 1], the mean squared error over them, and the action of the first of the n steps alone.
+Positions whose return ends before the bootstrap have no such frame and do not count.
+
+Letters: T positions, B batch, D features, A actions, h x w pixels of the small picture.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from agents.learning.auxiliary.base import AuxiliaryLoss, Latents, register_auxiliary
+from agents.replay.batch import Batch
+from rl_nfm.encoders import Encoder
+
+MAX_SIDE = 12
+"""Pixels of a side of the predicted picture."""
+
+
+@register_auxiliary("future_frame")
+class FutureFrameLoss(AuxiliaryLoss):
+    """Mean squared error of a small picture of the newest stacked frame, n steps ahead."""
+
+    def __init__(self, encoder: Encoder, *, obs_shape: tuple[int, int, int], num_actions: int):
+        super().__init__(encoder, obs_shape=obs_shape, num_actions=num_actions)
+        self.num_actions = num_actions
+        _, height, width = obs_shape
+        self.size = (min(MAX_SIDE, height), min(MAX_SIDE, width))
+        self.decoder = nn.Linear(encoder.feature_dim + num_actions, self.size[0] * self.size[1])
+
+    def forward(self, batch: Batch, latents: Latents, target: Encoder) -> Tensor:
+        """See `AuxiliaryLoss.forward`."""
+        actions = torch.arange(self.num_actions, device=batch.a_tm1.device)
+        action = (batch.a_tm1.unsqueeze(-1) == actions).to(latents.features)  # [T, B, A]
+        predicted = self.decoder(torch.cat([latents.features, action], -1))  # [T, B, h w]
+        error = (predicted.float() - self.picture(batch)).square().mean(-1)
+        return error * (batch.discount_t > 0)
+
+    def picture(self, batch: Batch) -> Tensor:
+        """The small pictures to be predicted, float [T, B, h w] in [0, 1]."""
+        newest = batch.obs[:, :, -1]  # [S, B, H, W]
+        index = batch.bootstrap[..., None, None].expand(-1, -1, *newest.shape[2:])
+        ahead = newest.gather(0, index).float() / 255.0
+        return F.adaptive_avg_pool2d(ahead, self.size).flatten(2)
