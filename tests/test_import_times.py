@@ -11,6 +11,8 @@ from torch import nn
 from rl_nfm.nfm import NeuralFunctionModule
 NeuralFunctionModule([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)], channels=(4, 4))
 """
+COMPILERS = ("torch._dynamo", "torch._inductor", "triton", "sympy")
+"""What takes as long to import as PyTorch without them."""
 
 
 def loaded(code, *modules):
@@ -19,7 +21,7 @@ def loaded(code, *modules):
     found = subprocess.run(
         [sys.executable, "-c", told], capture_output=True, text=True, check=True, timeout=100
     )
-    return found.stdout.split()
+    return found.stdout.splitlines()[-1].split()
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,8 @@ def loaded(code, *modules):
         ("import agents", ("torch", "cv2", "tensorboard", "matplotlib")),
         ("import agents; agents.load", ("cv2", "tensorboard", "matplotlib", "imageio")),
         ("import agents.cli", ("torch", "numpy", "tyro")),
+        ("import agents.training.train, agents.commands.evaluate", COMPILERS),
+        ("import rl_nfm.nfm, rl_nfm.rims, rl_nfm.supervised.cli", COMPILERS),
         ("import envs", ("torch", "cv2", "tyro", "yaml")),
         ("import rl_nfm.nfm", ("tyro", "yaml", "tensorboard")),
         (PLAIN_MODULE, ("tyro", "yaml", "tensorboard", "cv2")),
@@ -35,6 +39,16 @@ def loaded(code, *modules):
 )
 def test_what_is_not_needed_is_not_loaded(code, modules):
     assert loaded(code, *modules) == []
+
+
+def test_a_run_begins_without_the_compiler(tmp_path):
+    """It comes with the optimiser, that is with the first update or the first checkpoint."""
+    argv = ["train", "memory_cue", "--steps", "16", "--out", str(tmp_path / "run")]
+    code = (
+        "from agents.training.trainer import Trainer\nTrainer._finish = lambda self: None\n"
+        f"from agents.cli import main\nassert main({argv}) == 0"
+    )
+    assert loaded(code, *COMPILERS) == []
 
 
 def test_the_probe_sees_what_is_loaded():

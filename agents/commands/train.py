@@ -80,6 +80,8 @@ def _take(argv: list[str], flag: str) -> str | None:
 
 def _flags(default: Config, argv: Sequence[str], prog: str) -> Config:
     """The config with what the user typed, which must concern the chosen encoder."""
+    if not argv:
+        return default  # the parser takes a third of a second to say so
     description = EPILOG
     if not prog.startswith("--"):
         header = preset_path(prog).read_text(encoding="utf-8").splitlines()

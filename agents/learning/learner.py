@@ -8,6 +8,7 @@ Letters: T positions, B batch.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -35,13 +36,8 @@ class Learner:
         target.requires_grad_(False)
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
         cuda = device.type == "cuda"
-        self.optimizer = torch.optim.Adam(
-            online.parameters(),
-            lr=self.learning_rate if cuda else config.learning_rate,
-            eps=config.adam_eps,
-            fused=True,
-            capturable=cuda,
-        )
+        if cuda:
+            _ = self.optimizer
         self._names = [name for name, _ in online.named_parameters()]
         self.updates = 0
         self.dtype = autocast_dtype(config.precision, device)
@@ -56,6 +52,21 @@ class Learner:
         self._sums = torch.zeros(len(self._metrics), dtype=torch.float64, device=device)
         self._summed_updates = 0
         target.eval()
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Adam:
+        """Adam; on a CPU made when first needed, since with it PyTorch imports its compiler.
+
+        That takes as long as to import PyTorch, and the environments need not wait for it.
+        """
+        cuda = self.device.type == "cuda"
+        return torch.optim.Adam(
+            self.online.parameters(),
+            lr=self.learning_rate if cuda else self.config.learning_rate,
+            eps=self.config.adam_eps,
+            fused=True,
+            capturable=cuda,
+        )
 
     @property
     def wants_compile(self) -> bool:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -22,6 +21,8 @@ def count_macs(run: Callable[[], object]) -> int:
 
     What NFM's kernels on a CPU compute is not seen (0.3 % of the default `nfm` encoder).
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, where there is one
+
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() // 2

@@ -141,6 +141,10 @@ def _check(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Tensor, T
 guard = TritonGuard("group norm", _check)
 
 
-@torch.compiler.assume_constant_result
 def _ready(device: torch.device, dtype: torch.dtype) -> bool:
     return guard.ready(device, dtype)
+
+
+# What `torch.compiler.assume_constant_result` does; but that imports the compiler, which takes as
+# long as to import PyTorch itself, in processes too that compile nothing.
+_ready._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]

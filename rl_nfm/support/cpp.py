@@ -9,6 +9,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -105,6 +106,8 @@ def build(source: Path, compiler: Sequence[str]) -> Path:
         path.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         built = Path(scratch) / "built.so"
+        what = f"{source.parent.name}/{source.name}"
+        print(f"compiling {what}, once on this machine: ten seconds to a minute", file=sys.stderr)
         _compile([*compiler, *_FLAGS, str(source), "-o", str(built)], scratch)
         return built.replace(folder / f"{name}-{_digest(built)}.so")
 

@@ -42,12 +42,14 @@ def answer(source: Path) -> int | None:
     return None if library is None else library.answer()
 
 
-def test_built_once_and_kept_in_a_folder_of_this_user_alone(source, tmp_path):
+def test_built_once_and_kept_in_a_folder_of_this_user_alone(source, tmp_path, capsys):
     built = cpp.build(source, ["g++"])
+    assert capsys.readouterr().err.startswith("compiling answers/answer.cpp, once ")
     assert built.parent == tmp_path / "cache" / "rl_nfm" / "kernels"
     assert built.parent.stat().st_mode & 0o777 == 0o700
     first = built.stat()
     assert cpp.build(source, ["g++"]) == built
+    assert capsys.readouterr().err == ""  # said only while it is made
     assert built.stat().st_mtime_ns == first.st_mtime_ns
     assert [path.name for path in built.parent.iterdir()] == [built.name]
     assert answer(source) == 42
