@@ -19,6 +19,7 @@ from agents.config import (
 from agents.training import train
 from rl_nfm.encoders import encoder_names
 from rl_nfm.support.flags import parse_flags
+from rl_nfm.support.ranks import OwnError, Ranks
 
 USAGE = """usage: rl-nfm train PRESET [options]
        rl-nfm train --resume RUN [--steps N]
@@ -46,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
             return 0
         names = ", ".join(preset_names())
         raise ValueError(f"train: a preset or --resume RUN is needed (presets: {names})")
+    ranks = Ranks.of_torchrun()
     try:
         if run is not None:
             folder = train.resume(Path(run), lambda old: _flags(old, argv, f"--resume {run}"))
@@ -54,12 +56,18 @@ def main(argv: Sequence[str]) -> int:
             config = _flags(read_preset(preset), argv, preset)
             folder = train.train(config, out=None if out is None else Path(out))
     except train.Stop as stop:
-        quoted = shlex.quote(str(stop.folder))
-        print(f"stopped by {stop} after a checkpoint; go on: rl-nfm train --resume {quoted}")
+        if ranks.first:
+            quoted = shlex.quote(str(stop.folder))
+            print(f"stopped by {stop} after a checkpoint; go on: rl-nfm train --resume {quoted}")
         return 128 + signal.Signals[str(stop)]
-    print(f"done: {folder}")
-    quoted = shlex.quote(str(folder))
-    print(f"next: rl-nfm evaluate {quoted}    curves: tensorboard --logdir {quoted}")
+    except ValueError as error:
+        if ranks.first or isinstance(error, OwnError):
+            raise
+        return 2  # rank 0 says the same
+    if ranks.first:
+        print(f"done: {folder}")
+        quoted = shlex.quote(str(folder))
+        print(f"next: rl-nfm evaluate {quoted}    curves: tensorboard --logdir {quoted}")
     return 0
 
 

@@ -18,6 +18,7 @@ from agents.learning.network import QNetwork
 from agents.learning.objective import LossTerms, Objective
 from agents.replay.batch import Batch
 from rl_nfm.support.optimizer import load_optimizer_state, optimizer_state
+from rl_nfm.support.ranks import ALONE, Ranks
 
 
 class Learner:
@@ -30,8 +31,11 @@ class Learner:
         target: QNetwork,
         *,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ):
         self.config, self.online, self.target, self.device = config, online, target, device
+        self.ranks = ranks
+        ranks.copy_first_(list(online.state_dict().values()))
         target.load_state_dict(online.state_dict())
         target.requires_grad_(False)
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
@@ -108,6 +112,8 @@ class Learner:
         per_sequence = (loss * batch.mask).sum(0) / positions
         total = (per_sequence * batch.weight).mean()
         total.backward()
+        if not self.ranks.alone:
+            self._average_gradients()
         limit = self.config.max_grad_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.online.parameters(), limit, foreach=True)
         self.optimizer.step()
@@ -149,13 +155,36 @@ class Learner:
         return bool(torch.isfinite(torch.stack([*weights, self._sums.abs().sum().float()])).all())
 
     def metrics(self) -> dict[str, float]:
-        """Means since the last call; docs/metrics.md says of what."""
+        """Means since the last call; docs/metrics.md says of what.
+
+        With several ranks all of them call it, for the means of what each of them has.
+        """
         count, self._summed_updates = self._summed_updates, 0
         if count == 0:
             return {}
-        values = (self._sums / count).tolist()
+        sums = self._sums.cpu()
+        self.ranks.average_([sums])
+        values = (sums / count).tolist()
         self._sums.zero_()
         return dict(zip(self._metrics, values, strict=True))
+
+    def _average_gradients(self) -> None:
+        """What one process with the batches of all ranks would have.
+
+        The statistics of batch norm go along: each rank saw those of its own batch.
+        """
+        gradients = []
+        for parameter in self.online.parameters():
+            if parameter.grad is None:  # unused in this batch, but perhaps not in another's
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        own = {name for name, _ in self.online.named_parameters()}
+        statistics = [
+            value
+            for name, value in self.online.state_dict().items()
+            if name not in own and value.is_floating_point()
+        ]
+        self.ranks.average_([*gradients, *statistics])
 
     def _record(self, loss: Tensor, norm: Tensor, terms: LossTerms, mask: Tensor) -> None:
         count = mask.sum().clamp(min=1)

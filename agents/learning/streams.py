@@ -6,7 +6,8 @@ stream is a CUDA stream. On the CPU work runs at once, so that every event has a
 the same code, where waiting does nothing.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -92,3 +93,15 @@ class CudaStream:
 def make_stream(device: torch.device, *, urgent: bool = False) -> Stream:
     """A stream of this device; an urgent one goes first where both have work."""
     return CudaStream(device, urgent=urgent) if device.type == "cuda" else HostStream()
+
+
+@contextlib.contextmanager
+def one_host_thread(device: torch.device) -> Iterator[None]:
+    """With a GPU the host computes nothing; threads that wait for work would slow the emulators."""
+    before = torch.get_num_threads()
+    if device.type == "cuda":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -29,6 +29,7 @@ from agents.replay.layout import FRAME, STATE, make_stores
 from agents.replay.priorities import Priorities, importance_weights
 from agents.replay.returns import ReturnConfig, n_step_returns
 from rl_nfm.encoders import State
+from rl_nfm.support.ranks import ALONE, Ranks
 
 
 class Replay:
@@ -44,6 +45,7 @@ class Replay:
         frame_channels: int = 1,
         device: torch.device,
         state: State = (),
+        ranks: Ranks = ALONE,
     ):
         """Allocate.
 
@@ -55,11 +57,15 @@ class Replay:
             frame_channels: c of C in one frame; C / c frames are stacked at sampling.
             device: where everything lives.
             state: an example of the encoder's recurrent state, each [1, ...].
+            ranks: of whose replays this is one; importance weights and the largest priority are
+                those over all of them.
 
         Raises:
             ValueError: if the capacity is too small for one sequence.
         """
         self.config, self.returns, self.num_envs, self.device = config, returns, num_envs, device
+        # priorities that are not used need no maxima either
+        self.ranks = ranks if config.priority_exponent else ALONE
         self.obs_shape = obs_shape
         self.frame_channels, self.stack_num = frame_channels, obs_shape[0] // frame_channels
         # before the burn-in: the rest of the stack, and at least the row of the last action
@@ -217,7 +223,7 @@ class Replay:
             mask=mask,
             index=index,
             probability=probability,
-            weight=importance_weights(probability, self.beta),
+            weight=importance_weights(probability, self.beta, self.ranks),
             burn_in_steps=burn_in,
         )
 
@@ -235,7 +241,8 @@ class Replay:
         mean = error.sum(0) / mask.sum(0).clamp(min=1)
         eta = self.config.max_weight
         priority = eta * error.amax(0) + (1 - eta) * mean + 1e-6
-        self.max_priority.copy_(torch.maximum(self.max_priority, priority.max()))
+        largest = torch.maximum(self.max_priority, priority.max())
+        self.max_priority.copy_(self.ranks.maximum(largest))
         self.priorities.write(index, priority**self.config.priority_exponent)
 
     def stacks(self, rows: Tensor, env: Tensor) -> Tensor:

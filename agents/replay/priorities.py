@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from rl_nfm.support.ranks import ALONE, Ranks
+
 WEIGHT = torch.float64
 """The type of weights."""
 
@@ -91,7 +93,12 @@ def _search(running: Tensor, point: Tensor) -> Tensor:
     return found.clamp(max=running.shape[-1] - 1)
 
 
-def importance_weights(probability: Tensor, beta: Tensor) -> Tensor:
-    """`(1 / P)^beta`, normalised by the batch maximum (Schaul et al. 2016), float32 [B]."""
+def importance_weights(probability: Tensor, beta: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """`(1 / P)^beta`, normalised by the batch maximum (Schaul et al. 2016), float32 [B].
+
+    Of W ranks each draws the same number from its own replay, so P of the run is that of the rank
+    over W, whatever the totals of the others are; W falls out of the division by the maximum over
+    the batches of all ranks.
+    """
     weights = probability.clamp(min=torch.finfo(torch.float64).tiny) ** -beta.double()
-    return (weights / weights.max()).float()
+    return (weights / ranks.maximum(weights.max())).float()

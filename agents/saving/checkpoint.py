@@ -95,6 +95,8 @@ class Meta:
     num_actions: Side
     torch: str
     replay: ReplayMeta | None = None
+    ranks: Annotated[int, Gt(0)] = 1
+    """Processes that trained the run, each with a checkpoint of its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,6 +247,8 @@ def restore(
     learner: LearnerPart,
     replay: ReplayPart,
     others: Mapping[str, Part] = MappingProxyType({}),
+    *,
+    of_rank: bool = True,
 ) -> bool:
     """Put networks, optimiser, replay and random states back; returns whether a replay was there.
 
@@ -253,6 +257,7 @@ def restore(
         learner: owner of the networks.
         replay: the ring of rows.
         others: further parts by name, which are told last.
+        of_rank: also what belongs to one rank: replay and random states.
 
     Raises:
         CheckpointError: if something is missing or does not fit.
@@ -267,8 +272,11 @@ def restore(
         _check_count(state, "updates", checkpoint.meta.counters["updates"])
         learner.online.load_state_dict(weights)
         learner.load_state(state)
-        _restore_random_states(state, learner.device)
-        if checkpoint.meta.replay is not None:
+        if of_rank:
+            _restore_random_states(state, learner.device)
+        else:
+            state = {}
+        if of_rank and checkpoint.meta.replay is not None:
             own = {f"replay.{name}": value for name, value in replay.state().items()}
             _check_like(own, state)
             _check_count(state, "replay.added_rows", checkpoint.meta.replay.added_rows)
@@ -278,7 +286,7 @@ def restore(
             prefix = f"{part}."
             told = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             other.load_state(told)
-    return checkpoint.meta.replay is not None
+    return of_rank and checkpoint.meta.replay is not None
 
 
 def _restore_random_states(state: Mapping[str, Tensor], device: torch.device) -> None:

@@ -33,6 +33,7 @@ from agents.saving.checkpoint import (
 )
 from rl_nfm.support import storage
 from rl_nfm.support.memory import free_bytes
+from rl_nfm.support.ranks import ALONE, Ranks
 
 CHUNK_BYTES = 64 * 2**20
 Files = dict[str, dict[str, Tensor]]
@@ -50,6 +51,7 @@ class CheckpointWriter:
         others: further parts by name.
         obs_shape: (C, H, W) of an observation, for whoever builds the network again.
         last: what the run goes on from.
+    ranks: that train the run, each with a writer and a folder of its own.
     """
 
     def __init__(
@@ -62,13 +64,15 @@ class CheckpointWriter:
         obs_shape: Sequence[int],
         others: Mapping[str, Part] = MappingProxyType({}),
         last: Checkpoint | None = None,
+        ranks: Ranks = ALONE,
     ):
         self.folder, self.config, self.obs_shape = folder, config, tuple(obs_shape)
-        self.learner, self.replay, self.others = learner, replay, others
+        self.learner, self.replay, self.others, self.ranks = learner, replay, others, ranks
         self.saved_steps = -1 if last is None else last.steps
         """Agent steps of the newest checkpoint, written or being written."""
         self._last = None if last is None else last.path
         self._last_files = {} if last is None else dict(last.meta.files)
+        self._needed: Path | None = None
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
 
@@ -84,6 +88,7 @@ class CheckpointWriter:
                 written; names the last good checkpoint.
         """
         self.wait()
+        self.ranks.agree()  # all have written the one before
         files = self._state()
         self._check_finite(files, counters["steps"])
         meta = self._meta(counters)
@@ -96,6 +101,8 @@ class CheckpointWriter:
             meta["replay"] = {"added_rows": self.replay.added_rows, "rows": self.replay.rows}
             files |= self._changed_chunks(draft)
         self.saved_steps = counters["steps"]
+        if not self.ranks.alone:
+            self._needed = self._last  # until the others have this one too
         copied = None if wait else _copies(files, self.learner.device)
         if copied is None:
             self._write(draft, files, meta)
@@ -175,6 +182,7 @@ class CheckpointWriter:
             "obs_shape": list(self.obs_shape),
             "num_actions": self.learner.online.head.num_actions,
             "torch": torch.__version__,
+            "ranks": self.ranks.size,
         }
 
     def _check_finite(self, files: Files, steps: int) -> None:
@@ -191,13 +199,28 @@ class CheckpointWriter:
                     draft.write(stem, tensors)
                 draft.commit(kind=KIND, meta=meta)
             self._last, self._last_files = draft.target, draft.digests
-            for path in list_checkpoints(self.folder):
-                # One that is a link, or younger, was put there by someone else.
-                if step_of(path) < step_of(draft.target) and not path.is_symlink():
-                    with contextlib.suppress(OSError):
-                        storage.remove(path)
+            self._drop_older(self._needed or draft.target)
         except Exception as error:  # of whatever kind: `check` ends the run with it
             self._failure = error
+
+    def finish(self) -> None:
+        """Wait for the last checkpoint, which is then the only one.
+
+        Raises:
+            ValueError: if it could not be written.
+        """
+        self.wait()
+        if not self.ranks.alone:
+            self.ranks.agree()
+            if self._last is not None:
+                self._drop_older(self._last)
+
+    def _drop_older(self, kept: Path) -> None:
+        for path in list_checkpoints(self.folder):
+            # One that is a link, or younger, was put there by someone else.
+            if step_of(path) < step_of(kept) and not path.is_symlink():
+                with contextlib.suppress(OSError):
+                    storage.remove(path)
 
     def _changed_chunks(self, draft: storage.Draft) -> Files:
         """Link the chunks that are as before into the draft; the others, to be written."""

@@ -1,5 +1,8 @@
 """The parts of a run, built from its config: environments, learner and replay."""
 
+import dataclasses
+import os
+
 import torch
 
 from agents.config import Config
@@ -12,6 +15,37 @@ from agents.saving import checkpoint
 from agents.training.memory_check import check_memory, out_of_memory_told
 from envs import GameVecEnv, make_env
 from rl_nfm.encoders import State
+from rl_nfm.support.ranks import ALONE, Ranks
+
+
+def share_of(config: Config, ranks: Ranks) -> Config:
+    """What one rank of a run is made from: its part of every total, and a seed of its own.
+
+    Raises:
+        ValueError: environments or batch cannot be split evenly.
+    """
+    if ranks.alone:
+        return config
+    env, replay = config.env, config.replay
+    threads = env.num_threads // ranks.size or max(1, (os.cpu_count() or 1) // ranks.local_size)
+    return dataclasses.replace(
+        config,
+        seed=ranks.seed(config.seed),
+        env=dataclasses.replace(
+            env,
+            num_envs=ranks.share("env.num_envs", env.num_envs),
+            num_threads=threads,
+        ),
+        replay=dataclasses.replace(
+            replay,
+            batch_size=ranks.share("replay.batch_size", replay.batch_size),
+            capacity_steps=replay.capacity_steps // ranks.size,
+            min_steps=-(-replay.min_steps // ranks.size),
+        ),
+        learner=dataclasses.replace(
+            config.learner, steps_per_update=config.learner.steps_per_update / ranks.size
+        ),
+    )
 
 
 def build_env(config: Config) -> GameVecEnv:
@@ -30,7 +64,9 @@ def obs_shape_of(env: GameVecEnv) -> tuple[int, int, int]:
     return env.step_spec.obs_shape
 
 
-def build_learner(config: Config, env: GameVecEnv, device: torch.device) -> Learner:
+def build_learner(
+    config: Config, env: GameVecEnv, device: torch.device, ranks: Ranks = ALONE
+) -> Learner:
     """Both networks, fresh, and what trains them.
 
     Raises:
@@ -40,10 +76,12 @@ def build_learner(config: Config, env: GameVecEnv, device: torch.device) -> Lear
     online = checkpoint.build_network(config, shape, num_actions).to(device)
     target = checkpoint.build_network(config, shape, num_actions).to(device)
     _check_sequences(config, online.initial_state(1))
-    return Learner(config.learner, online, target, device=device)
+    return Learner(config.learner, online, target, device=device, ranks=ranks)
 
 
-def build_replay(config: Config, env: GameVecEnv, state: State, device: torch.device) -> Replay:
+def build_replay(
+    config: Config, env: GameVecEnv, state: State, device: torch.device, ranks: Ranks = ALONE
+) -> Replay:
     """An empty replay.
 
     Args:
@@ -51,6 +89,7 @@ def build_replay(config: Config, env: GameVecEnv, state: State, device: torch.de
         env: whose steps it will hold.
         state: an example of the encoder's recurrent state, each [1, ...].
         device: where it lives.
+        ranks: of whose replays it is one.
 
     Raises:
         ValueError: it does not fit into memory.
@@ -65,10 +104,12 @@ def build_replay(config: Config, env: GameVecEnv, state: State, device: torch.de
     )
     check_memory(*size, device)
     with out_of_memory_told(size[0], device):
-        return _empty_replay(config, env, state, device)
+        return _empty_replay(config, env, state, device, ranks)
 
 
-def _empty_replay(config: Config, env: GameVecEnv, state: State, device: torch.device) -> Replay:
+def _empty_replay(
+    config: Config, env: GameVecEnv, state: State, device: torch.device, ranks: Ranks
+) -> Replay:
     return Replay(
         config.replay,
         ReturnConfig(
@@ -82,6 +123,7 @@ def _empty_replay(config: Config, env: GameVecEnv, state: State, device: torch.d
         frame_channels=env.step_spec.channels,
         device=device,
         state=state,
+        ranks=ranks,
     )
 
 

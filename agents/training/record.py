@@ -1,15 +1,37 @@
 """What a run counts, and the lines of metrics that it writes."""
 
 import dataclasses
+import io
 import time
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 from annotated_types import Ge, Lt
 
 from agents.saving.run_folder import RunFolder
 from rl_nfm.support.configuration import validate
 from rl_nfm.support.progress import Progress
+
+
+class Episode(NamedTuple):
+    """An episode of training that has ended."""
+
+    ended_at: int
+    """Agent steps of the run."""
+    total: float
+    """Raw return."""
+    steps: int
+    """Its length in agent steps."""
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any], now: int) -> "list[Episode]":
+        """Those that ended in the step after which the run had `now` agent steps."""
+        ended = info["episode_end"]
+        if not ended.any():
+            return []
+        returns, lengths = info["episode_return"][ended], info["episode_steps"][ended]
+        pairs = zip(returns.tolist(), lengths.tolist(), strict=True)
+        return [cls(now, total, steps) for total, steps in pairs]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -34,15 +56,13 @@ class Counters:
         names = {field.name for field in dataclasses.fields(cls)}
         return validate(cls, {k: v for k, v in saved.items() if k in names}, where=where)
 
-    def count_episodes(self, info: Mapping[str, Any]) -> None:
-        """Add the episodes that ended in this step."""
-        ended = info["episode_end"]
-        if ended.any():
-            returns = info["episode_return"][ended].tolist()
-            self.new_returns += returns
-            self.new_lengths += info["episode_steps"][ended].tolist()
-            self.last_returns = (self.last_returns + returns)[-100:]
-            self.episodes += len(returns)
+    def count_episodes(self, ended: Sequence[Episode]) -> None:
+        """Add episodes that have ended, in their order."""
+        returns = [episode.total for episode in ended]
+        self.new_returns += returns
+        self.new_lengths += [episode.steps for episode in ended]
+        self.last_returns = (self.last_returns + returns)[-100:]
+        self.episodes += len(returns)
 
     def updates_due(self, steps: int, steps_per_update: float) -> int:
         """Updates that these agent steps have paid for; a rest is kept."""
@@ -55,7 +75,15 @@ class Counters:
 class Recorder:
     """Writes one line of metrics per stretch of a run, and shows how far it is."""
 
-    def __init__(self, folder: RunFolder, counters: Counters, updates: int, *, steps: int):
+    def __init__(
+        self,
+        folder: RunFolder,
+        counters: Counters,
+        updates: int,
+        *,
+        steps: int,
+        silent: bool = False,
+    ):
         """Begin a stretch.
 
         Args:
@@ -63,14 +91,20 @@ class Recorder:
             counters: of the run.
             updates: made so far.
             steps: of the whole run.
+            silent: neither write nor show anything: another rank does.
         """
-        self.folder, self.counters = folder, counters
+        self.folder, self.counters, self.silent = folder, counters, silent
         self.begun_steps = counters.steps
         self._begun = (time.perf_counter(), counters.steps, updates)
         self._evaluation: float | None = None
         self._updates = self._shown_updates = updates
         self._shown_at = self._begun[0]
-        self.progress = Progress(steps, begun=counters.steps, values=self._values)
+        self.progress = Progress(
+            steps,
+            begun=counters.steps,
+            values=self._values,
+            stream=io.StringIO() if silent else None,
+        )
         self.progress.write(f"run: {folder.path}")
 
     def advance(self, steps: int, updates: int) -> None:
@@ -116,6 +150,7 @@ class Recorder:
         if counters.last_returns:
             line["return_last_100"] = sum(counters.last_returns) / len(counters.last_returns)
         self._evaluation = line.get("eval_return_mean", self._evaluation)
-        self.folder.log(line)
+        if not self.silent:
+            self.folder.log(line)
         counters.new_returns, counters.new_lengths = [], []
         self._begun, self.begun_steps = now, counters.steps

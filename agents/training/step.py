@@ -75,6 +75,10 @@ class GradientStep:
         """After the learner and the replay, whose new tensors a graph of before does not know."""
         if self.random is not None and "rng" in state:
             self.random.load_state(state["rng"])
+        self.forget_graph()
+
+    def forget_graph(self) -> None:
+        """Go on eagerly, and capture anew."""
         self._step.forget()
 
     def _run(self) -> None:

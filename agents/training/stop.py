@@ -4,9 +4,14 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+
+from rl_nfm.support.ranks import Ranks
+
+EXCHANGE_SECONDS = 1.0
 
 
 class Stop(Exception):
@@ -46,6 +51,13 @@ class StopRequest:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def agreed(self, ranks: Ranks) -> bool:
+        """Whether any rank was asked to end; all ranks call it at the same step."""
+        (number,) = ranks.agree(self.number or 0)
+        if number:  # otherwise a signal may have come since
+            self.number = number
+        return number > 0
+
     def raise_if_asked(self, folder: Path) -> None:
         """End the run of this folder as the signal wants.
 
@@ -60,3 +72,36 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.number = number
+
+
+class Meanwhile:
+    """Lets ranks wait for one that works alone for long, and hear of signals.
+
+    Without it they would take one that evaluates for hours for one that stands still.
+
+    Args:
+        asked: what this rank was asked.
+        ranks: all of them.
+    """
+
+    def __init__(self, asked: StopRequest, ranks: Ranks):
+        self._asked, self._ranks = asked, ranks
+        self._next = time.monotonic() + EXCHANGE_SECONDS
+
+    def __call__(self) -> bool:
+        """Whether to end; the one that works asks often."""
+        if not self._ranks.alone and time.monotonic() >= self._next:
+            self._exchange(working=True)
+            self._next = time.monotonic() + EXCHANGE_SECONDS
+        return self._asked()
+
+    def wait(self) -> None:
+        """Until no rank works any more: called by all of them, at the end or at once."""
+        while self._exchange(working=False):
+            pass
+
+    def _exchange(self, *, working: bool) -> bool:
+        others_work, number = self._ranks.agree(int(working), self._asked.number or 0)
+        if number:
+            self._asked.number = number
+        return others_work > 0

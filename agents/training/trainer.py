@@ -1,61 +1,79 @@
 """The training run: act, send, learn, receive, hand over, and what is due in between.
 
-One process. The emulators work (`send` .. `receive`) while the learner updates; on a GPU acting and
-learning overlap too, see `agents.training.collector`. All counts of steps are agent steps over all
-environments; the autoreset step of each episode counts as one.
+One process, or several ranks that each have a share of everything (`rl_nfm.support.ranks`) and take
+each step of this loop together. The emulators work (`send` .. `receive`) while the learner updates;
+on a GPU acting and learning overlap too, see `agents.training.collector`. All counts of steps are
+agent steps over all environments; the autoreset step of each episode counts as one.
 """
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from agents.config import Config, write_config
-from agents.learning.actor import frozen_statistics
 from agents.learning.random_stream import RandomStream
-from agents.playing import attention
-from agents.playing.evaluate import Interrupted, env_seed, play
-from agents.saving import checkpoint
+from agents.learning.streams import one_host_thread
+from agents.playing.evaluate import env_seed
+from agents.saving import checkpoint, shards
 from agents.saving.run_folder import RunFolder
 from agents.saving.writer import CheckpointWriter
 from agents.training import parts
 from agents.training.clock import Clock, Epsilon, Stopwatch
 from agents.training.collector import Collector, Streams
+from agents.training.evaluation import evaluate, picture_attention
 from agents.training.memory_check import out_of_memory_told
-from agents.training.record import Counters, Recorder
+from agents.training.record import Counters, Episode, Recorder
 from agents.training.step import GradientStep
 from agents.training.stop import StopRequest
 from rl_nfm.support.memory import keep_freed_memory
+from rl_nfm.support.ranks import ALONE, Ranks
+
+AGREE_EVERY_ROUNDS = 16
+"""Steps of every environment after which several ranks ask each other whether to end."""
 
 
 class Trainer:
     """Everything a run is made of."""
 
-    def __init__(self, config: Config, device: torch.device, *, streams: Streams | None = None):
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        *,
+        streams: Streams | None = None,
+        ranks: Ranks = ALONE,
+    ):
         """Build all parts.
 
         Args:
             config: of the run.
             device: where networks and replay live.
             streams: the queues of work; None: those of the device.
+            ranks: that train the run together, each with its share of it.
 
         Raises:
             ValueError: options that do not fit together, or too little memory.
         """
-        self.config, self.device = config, device
+        self.config, self.device, self.ranks = config, device, ranks
+        self.share = share = parts.share_of(config, ranks)
         self.streams = Streams.of(device) if streams is None else streams
         torch.manual_seed(config.seed)
-        self.env = parts.build_env(config)
-        self.learner = parts.build_learner(config, self.env, device)
+        self.env = parts.build_env(share)
+        self.learner = parts.build_learner(config, self.env, device, ranks)
+        if not ranks.alone:  # the weights are the same everywhere, all that follows differs
+            torch.manual_seed(share.seed)
         state = self.learner.online.initial_state(1)
-        self.replay = parts.build_replay(config, self.env, state, device)
-        own = RandomStream(device, config.seed + 1) if device.type == "cuda" else None
+        self.replay = parts.build_replay(share, self.env, state, device, ranks)
+        own = RandomStream(device, share.seed + 1) if device.type == "cuda" else None
         self.step = GradientStep(self.learner, self.replay, random=own)
         self.collector = Collector(
-            config,
+            share,
             self.learner,
             self.replay,
             self.streams,
@@ -74,6 +92,7 @@ class Trainer:
             save=run.checkpoint_every_steps,
         )
         self.counters, self.watch, self.asked = Counters(), Stopwatch(), StopRequest()
+        self._ended: list[Episode] = []
 
     def run(self, folder: RunFolder, last: checkpoint.Checkpoint | None) -> Path:
         """Train to the end, or until a signal; always ends with a checkpoint.
@@ -88,54 +107,66 @@ class Trainer:
             with (
                 contextlib.closing(self.env),
                 self.recorder.progress,
-                _one_host_thread(self.device),
+                one_host_thread(self.device),
             ):
                 try:
                     self._loop()
-                    self.saver.wait()
+                    self.saver.finish()
                 except Exception:
                     with contextlib.suppress(ValueError):  # what is raised already says more
                         self.saver.wait()
                     raise
+                finally:
+                    if not self.ranks.alone:  # a graph would outlive the ranks that it speaks to
+                        self.step.forget_graph()
         if self.learner.updates == 0:
             print(
                 f"note: this run made no update: learning begins at replay.min_steps "
                 f"({self.config.replay.min_steps})"
             )
+        if self.ranks.first and any(folder.checkpoints.glob("rank-*")):
+            shards.forget_former_ranks(folder.checkpoints, self.ranks)
         self.asked.raise_if_asked(folder.path)
         return folder.path
 
     def _open(self, folder: RunFolder, last: checkpoint.Checkpoint | None) -> None:
-        """Take over what the last checkpoint holds; make the run's writers."""
+        """Take over what the last checkpoint, that of rank 0, holds; make the run's writers."""
         if last is not None:
-            if not checkpoint.restore(last, self.learner, self.replay, self.others):
-                print(
-                    f"note: {last.path} holds no replay (run.save_replay was off, or a sweep "
-                    f"dropped it when the run was done); learning goes on when a new one holds "
-                    f"replay.min_steps ({self.config.replay.min_steps})"
-                )
+            last = shards.restore_part(last, self.ranks, self.learner, self.replay, self.others)
             self.counters = Counters.of(last.counters, where=str(last.path))
-        write_config(self.config, folder.config_path)  # a resumed run may have changed some of it
+        if self.ranks.first:
+            write_config(self.config, folder.config_path)  # a resumed run may have changed some
+            folder.cut(self.counters.steps)
+        if not self.ranks.alone or (last is not None and last.meta.ranks > 1):
+            folder.checkpoints.mkdir(exist_ok=True)
+            steps = -1 if last is None else last.steps
+            shards.forget_others(folder.checkpoints, self.ranks, steps)
         self.saver = CheckpointWriter(
-            folder.checkpoints,
+            shards.folder_of(folder.checkpoints, self.ranks.rank),
             self.config,
             self.learner,
             self.replay,
             others=self.others,
             obs_shape=parts.obs_shape_of(self.env),
             last=last,
+            ranks=self.ranks,
         )
-        folder.cut(self.counters.steps)
-        updates = self.learner.updates
-        self.recorder = Recorder(folder, self.counters, updates, steps=self.config.steps)
+        self.recorder = Recorder(
+            folder,
+            self.counters,
+            self.learner.updates,
+            steps=self.config.steps,
+            silent=not self.ranks.first,
+        )
+        self.ranks.agree()  # the folder is as it should be
 
     def _loop(self) -> None:
         counters, num_envs = self.counters, self.config.env.num_envs
-        obs, info = self.env.reset(seed=env_seed(self.config.seed, counters.steps))
+        obs, info = self.env.reset(seed=env_seed(self.share.seed, counters.steps))
         with self._paused():
             pass  # until all that was built is there
-        self.collector.begin(obs, info, epsilon=self.epsilon(counters.steps))
-        while counters.steps < self.config.steps and not self.asked():
+        self.collector.begin(obs, info, epsilon=self._epsilon())
+        while counters.steps < self.config.steps and not self._stops():
             self.env.send(self.collector.act())
             self.watch.lap("act")
             self._learn()
@@ -143,18 +174,37 @@ class Trainer:
             obs, reward, terminated, _, info = self.env.recv()
             self.watch.lap("recv")
             counters.steps += num_envs
-            epsilon = self.epsilon(counters.steps)
-            self.collector.receive(obs, reward, terminated, info, epsilon=epsilon)
-            counters.count_episodes(info)
+            self.collector.receive(obs, reward, terminated, info, epsilon=self._epsilon())
+            self._ended += Episode.of(info, counters.steps)
+            if self.ranks.alone:
+                self._count_episodes()
             self.watch.lap("add")
             self._housekeeping()
             self.watch.lap("other")
         self._finish()
 
+    def _stops(self) -> bool:
+        """Whether the run was asked to end; ranks agree about it now and then."""
+        rounds = self.counters.steps // self.config.env.num_envs
+        if not self.ranks.alone and rounds % AGREE_EVERY_ROUNDS:
+            return False
+        return self.asked.agreed(self.ranks)
+
+    def _epsilon(self) -> Tensor:
+        """Of this rank's environments; exploration is spread over those of all ranks."""
+        own = self.share.env.num_envs
+        return self.epsilon(self.counters.steps)[self.ranks.rank * own :][:own]
+
+    def _count_episodes(self) -> None:
+        """Those of all ranks, in the order in which they ended."""
+        ended = itertools.chain(*self.ranks.gather(self._ended))
+        self.counters.count_episodes(sorted(ended, key=lambda episode: episode.ended_at))
+        self._ended = []
+
     def _learn(self) -> None:
         """The updates that this step's frames have paid for."""
         config, replay = self.config, self.replay
-        if replay.steps < config.replay.min_steps or not replay.ready:
+        if replay.steps < self.share.replay.min_steps or not replay.ready:
             return
         due = self.counters.updates_due(config.env.num_envs, config.learner.steps_per_update)
         progress = min(1.0, self.counters.steps / config.steps)
@@ -177,17 +227,20 @@ class Trainer:
         if not due:
             return
         with self._paused():
+            self._count_episodes()
             self._require_numbers()
-            scores = self._evaluate() if "evaluate" in due else {}
+            scores = self._evaluated() if "evaluate" in due else {}
             if scores or "log" in due:
                 self._log(scores)
             if "save" in due:
                 self._save()
-                self._picture_attention()
+                if self.ranks.first:
+                    picture_attention(self.learner.online, self.replay, self.recorder.folder, now)
 
     def _finish(self) -> None:
         """Log the last stretch, and leave a checkpoint of the last step."""
         with self._paused():
+            self._count_episodes()
             self._require_numbers()
             if self.counters.steps > self.recorder.begun_steps:
                 self._log({})
@@ -208,7 +261,8 @@ class Trainer:
         Raises:
             ValueError: naming the stretch of steps and the checkpoint to go back to.
         """
-        if not self.learner.finite():
+        (diverged,) = self.ranks.agree(int(not self.learner.finite()))
+        if diverged:
             self.saver.wait()
             last = self.saver.last_good
             raise ValueError(
@@ -217,42 +271,10 @@ class Trainer:
                 f"{'no checkpoint was written' if last is None else f'last good one: {last}'}"
             )
 
-    def _evaluate(self) -> dict[str, Any]:
-        """Scores for the log; none where a signal cut them short."""
-        config = self.config
-        try:
-            scores = play(
-                self.learner.online,
-                config,
-                episodes=config.run.eval_episodes,
-                epsilon=config.run.eval_epsilon,
-                seed=config.seed + 1_000_000,
-                num_envs=config.env.num_envs,
-                stop=self.asked,
-            )
-        except Interrupted:
-            return {}
-        if self.saver.save_best(dataclasses.asdict(self.counters), scores.mean):
-            self.counters.best_return = scores.mean
-        return {"eval_return_mean": scores.mean, "eval_return_median": scores.median}
-
-    def _picture_attention(self) -> None:
-        """What the encoder attends to in the newest observations, to TensorBoard."""
-        network, replay, steps = self.learner.online, self.replay, self.counters.steps
-        if "attention" not in network.encoder.shows:
-            return
-        env = torch.arange(replay.num_envs, device=self.device)
-        obs = replay.stacks(torch.full_like(env, replay.added_rows - 1)[None], env)[0]
-        with frozen_statistics(network):
-            weights, image = attention.summary(network, obs, replay.frame_channels)
-        folder = self.recorder.folder
-        for name, values in weights.items():
-            folder.draw(
-                lambda board, tag=f"attention/{name}", values=values: board.add_histogram(
-                    tag, values, steps
-                )
-            )
-        folder.draw(lambda board: board.add_image("attention", image, steps, dataformats="HWC"))
+    def _evaluated(self) -> dict[str, Any]:
+        return evaluate(
+            self.learner.online, self.config, self.counters, self.saver, self.asked, self.ranks
+        )
 
     def _log(self, scores: dict[str, Any]) -> None:
         counters = self.counters
@@ -273,15 +295,3 @@ class Trainer:
         """Inside, running out of memory ends with one line that says what the replay takes."""
         stores = self.replay.row_stores.values()
         return out_of_memory_told(sum(store.nbytes for store in stores), self.device)
-
-
-@contextlib.contextmanager
-def _one_host_thread(device: torch.device) -> Iterator[None]:
-    """With a GPU the host computes nothing; threads that wait for work would slow the emulators."""
-    before = torch.get_num_threads()
-    if device.type == "cuda":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,0 +1,123 @@
+"""Where the ranks of one run keep their checkpoints, and which of them belong together.
+
+Each rank writes checkpoints of its own, whole and atomic by themselves: rank 0 in `checkpoints`, as
+a run of one process does, rank 1 in `checkpoints/rank-1`, ... They are written side by side, so
+after a crash some ranks may have the last one and others not; a run goes on from the youngest that
+all of them have.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from agents.saving.checkpoint import (
+    Checkpoint,
+    LearnerPart,
+    Part,
+    ReplayPart,
+    list_checkpoints,
+    open_checkpoint,
+    restore,
+    step_of,
+)
+from rl_nfm.support import storage
+from rl_nfm.support.ranks import Ranks
+
+
+def folder_of(checkpoints: Path, rank: int) -> Path:
+    """Where a rank keeps its own."""
+    return checkpoints / f"rank-{rank}" if rank else checkpoints
+
+
+def newest(checkpoints: Path) -> Path | None:
+    """The checkpoint of rank 0 to go on from; where no rank lacks it, if there is such a one.
+
+    Raises:
+        CheckpointError: a damaged one.
+    """
+    found = list_checkpoints(checkpoints)
+    if not any(checkpoints.glob("rank-*")):
+        return found[-1] if found else None
+    whole = (path for path in reversed(found) if is_whole(open_checkpoint(path)))
+    return next(whole, found[-1] if found else None)
+
+
+def is_whole(of_first: Checkpoint) -> bool:
+    """Whether all ranks that wrote this checkpoint of rank 0 have theirs of the same step."""
+    folder, name = of_first.path.parent, of_first.path.name
+    return all((folder_of(folder, rank) / name).is_dir() for rank in range(1, of_first.meta.ranks))
+
+
+def part_of(of_first: Checkpoint, ranks: Ranks) -> Checkpoint | None:
+    """The checkpoint that this rank goes on from exactly; None where as many ranks did not write.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if of_first.meta.ranks != ranks.size or not is_whole(of_first):
+        return None
+    if ranks.first:
+        return of_first
+    folder, name = of_first.path.parent, of_first.path.name
+    return open_checkpoint(folder_of(folder, ranks.rank) / name, replay=True)
+
+
+def restore_part(
+    of_first: Checkpoint,
+    ranks: Ranks,
+    learner: LearnerPart,
+    replay: ReplayPart,
+    others: Mapping[str, Part],
+) -> Checkpoint:
+    """Go on from this rank's part of a checkpoint, or with a replay that is to be filled anew.
+
+    Args:
+        of_first: that of rank 0.
+        ranks: of the run as it goes on.
+        learner: see `checkpoint.restore`; likewise the following.
+        replay: of this rank.
+        others: further parts by name.
+
+    Returns:
+        What a writer goes on from; without files where none of them is to be linked.
+
+    Raises:
+        CheckpointError: if something is missing or does not fit.
+    """
+    part = part_of(of_first, ranks)
+    held = restore(part or of_first, learner, replay, others, of_rank=part is not None)
+    if part is not None:
+        if not held:
+            print(
+                f"note: {part.path} holds no replay (run.save_replay was off, or a sweep "
+                f"dropped it when the run was done); learning goes on when a new one holds "
+                f"replay.min_steps ({part.config.replay.min_steps})"
+            )
+        return part
+    print(
+        f"note: going on with {ranks.size} processes from a checkpoint of {of_first.meta.ranks}: "
+        "weights, optimiser and counts go on, the replay is filled anew"
+    )
+    return dataclasses.replace(of_first, meta=dataclasses.replace(of_first.meta, files={}))
+
+
+def forget_others(checkpoints: Path, ranks: Ranks, steps: int) -> None:
+    """Remove this rank's checkpoints after `steps`, from which the ranks do not go on together.
+
+    Trained again, such a step would be another one, and not fit the older ones of other ranks.
+    """
+    for path in list_checkpoints(folder_of(checkpoints, ranks.rank)):
+        if step_of(path) > steps and not path.is_symlink():
+            storage.remove(path)
+
+
+def forget_former_ranks(checkpoints: Path, ranks: Ranks) -> None:
+    """Once the run goes on with fewer ranks, remove the checkpoints of those it has no more."""
+    last = newest(checkpoints)
+    if last is None or open_checkpoint(last).meta.ranks != ranks.size:
+        return
+    for path in checkpoints.glob("rank-*"):
+        number = path.name.removeprefix("rank-")
+        if number.isdecimal() and int(number) >= ranks.size and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
