@@ -47,7 +47,7 @@ def tiny(**changes):
         "env": {"num_envs": 4, "stack_num": 2},
         "replay": {"capacity_steps": 200, "min_steps": 40, "batch_size": 4},
         "learner": {"steps_per_update": 8},
-        "head": {"hidden": 8, "num_cosines": 4},
+        "head": {"hidden_size": 8, "num_cosines": 4},
         "run": {
             "log_every_steps": 16,
             "checkpoint_every_steps": 32,
@@ -57,7 +57,7 @@ def tiny(**changes):
     }
     for change in (base, changes):
         for key, value in change.items():
-            values[key] = {**values[key], **value} if isinstance(value, dict) else value
+            values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
     return make_config(values)
 
 
