@@ -143,8 +143,8 @@ def environment() -> dict[str, str]:
 
 
 def measured_runs(config: Config, steps: int, launches: list[list[str]]) -> list[float]:
-    """Seconds of processor time per agent step of each of three pairs of lengths."""
-    return [_difference(lambda n: _processor_time(config, n, launches), steps) for _ in range(3)]
+    """Seconds of processor time per agent step of each of two pairs of lengths."""
+    return [_difference(lambda n: _processor_time(config, n, launches), steps) for _ in range(2)]
 
 
 def _difference(spent: Callable[[int], float], steps: int) -> float:
