@@ -58,15 +58,15 @@ class Case:
 
 CASES = {
     "nfm_paper": Case(
-        num_envs=32, steps_per_update=160, update_seconds=41.9e-3, kernels=3311,
+        num_envs=32, steps_per_update=160, update_seconds=41.9e-3, kernels=3348,
         parameters=36_024_466, env_steps_per_second=16_030, measured=3_189,
     ),
     "resnet_paper": Case(
-        num_envs=32, steps_per_update=160, update_seconds=14.6e-3, kernels=1711,
+        num_envs=32, steps_per_update=160, update_seconds=14.6e-3, kernels=1723,
         parameters=22_244_682, env_steps_per_second=14_407, measured=7_773,
     ),
     "rim": Case(
-        num_envs=32, steps_per_update=160, update_seconds=10.0e-3, kernels=3143,
+        num_envs=32, steps_per_update=160, update_seconds=10.0e-3, kernels=3126,
         parameters=2_917_462, env_steps_per_second=15_518, measured=8_682,
     ),
     "r2d2": Case(
@@ -113,6 +113,17 @@ def steps_per_second(
     """Agent steps of one run."""
     power = fitted_overlap() if overlap is None else overlap
     return case.num_envs / round_seconds(case, ranks, cores_per_gpu=cores_per_gpu, overlap=power)
+
+
+def grown(case: Case, times: int) -> Case:
+    """Another run: so many times the environments and the batch, and as many steps per update."""
+    fixed = case.kernels * KERNEL_SECONDS
+    return dataclasses.replace(
+        case,
+        num_envs=case.num_envs * times,
+        steps_per_update=case.steps_per_update * times,
+        update_seconds=fixed + (case.update_seconds - fixed) * times,
+    )
 
 
 def fitted_overlap() -> float:
@@ -167,6 +178,10 @@ def print_ranks() -> None:
             fits = case.num_envs % count == 0
             print(f"{steps_per_second(case, count):9,.0f}" if fits else f"{'-':>9s}", end="")
         print()
+    print("\nthe same with W times the environments and the batch on W GPUs, which is another run")
+    for name, case in CASES.items():
+        rates = [steps_per_second(grown(case, count), count) for count in counts]
+        print(f"{name:14s}" + " " * 45 + "".join(f"{rate:9,.0f}" for rate in rates))
     print("\nms of one update: what shrinks with the batch, what does not, the all-reduces")
     for name, case in CASES.items():
         fixed = case.kernels * KERNEL_SECONDS
