@@ -1,6 +1,8 @@
 """What a sweep shows: one live table in a terminal, without one a line a minute."""
 
+import dataclasses
 import math
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,8 +79,12 @@ class Board:
             return
         self._next = time.monotonic() + (_TERMINAL_SECONDS if self._terminal else _PLAIN_SECONDS)
         found = {run.name: self._look(run) for run in self.runs}
+        if last:  # nothing runs any more, whatever was logged a moment ago
+            found = {k: dataclasses.replace(v, logged_at=0.0) for k, v in found.items()}
         lines = [*self.table(found, failed)] if self._terminal or last else []
         lines.append(self.summary(found, failed))
+        if self._terminal and not last:
+            lines = fit(lines, *shutil.get_terminal_size())
         self._erase()
         print("\n".join(lines), file=self._out, flush=True)
         self._height = len(lines) if self._terminal and not last else 0
@@ -157,6 +163,20 @@ class Board:
         return math.fsum(seconds) / min(self.at_once, max(1, len(seconds)))
 
 
+def fit(lines: Sequence[str], columns: int, rows: int) -> list[str]:
+    """Lines that can be erased again: none wraps, and together they do not scroll the screen.
+
+    Args:
+        lines: the last one is always shown.
+        columns: of the terminal.
+        rows: of the terminal.
+    """
+    kept = [*lines]
+    if len(lines) > (room := max(3, rows - 1)):
+        kept = [*lines[: room - 2], f"  ... {len(lines) - room + 1} more lines", lines[-1]]
+    return [line[: max(1, columns - 1)] for line in kept]
+
+
 def _is_under_way(state: Progress) -> bool:
     return not state.done and time.time() - state.logged_at < _QUIET_SECONDS
 
@@ -179,7 +199,7 @@ def _reference(game: str) -> str:
 def _against_human(game: str, score: float) -> str:
     """The return, and how much of the way from random play to a human's it is."""
     share = human_normalized_score(game, score)
-    return f"{score:.0f}" + ("" if share is None else f" {share:.1%}")
+    return f"{score:.{0 if abs(score) >= 10 else 1}f}" + ("" if share is None else f" {share:.1%}")
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -60,7 +60,12 @@ def check_space(
     free = shutil.disk_usage(out).free
     if needed > free:
         raise ValueError(
-            f"out: the replay buffers of {len(sizes[:at_once])} runs need {needed / 1e9:.1f} GB in "
-            f"{out}, where {free / 1e9:.1f} GB are free; see --run.save-replay, "
+            f"out: the replay buffers of {len(sizes[:at_once])} runs need {_size(needed)} in "
+            f"{out}, where {_size(free)} are free; see --run.save-replay, "
             "--replay.capacity-steps and --at-once"
         )
+
+
+def _size(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

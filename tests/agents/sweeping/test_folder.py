@@ -36,7 +36,7 @@ def test_space_is_asked_for_the_replays_that_are_there_together(
         check_space(tmp_path, runs, configs, at_once=at_once)
 
     with_free(needed)
-    with pytest.raises(ValueError, match=f"replay buffers of {counted} runs need"):
+    with pytest.raises(ValueError, match=rf"buffers of {counted} runs need {needed / 1e6:.1f} MB"):
         with_free(needed - 1)
 
 

@@ -1,12 +1,19 @@
 """The loop of a sweep, with runs that are a marker file: retries, giving up, signals."""
 
+import dataclasses
 import io
 import os
+import re
+import shutil
 import signal
+import textwrap
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import pytest
+
 from agents.sweeping.board import Board, duration
-from agents.sweeping.runs import PlannedRun
+from agents.sweeping.runs import PlannedRun, Progress
 from agents.sweeping.sweep import FixedWork, run_all
 
 
@@ -105,6 +112,67 @@ def test_a_signal_stops_the_runs_and_nothing_is_called_failed(tmp_path):
     assert outcome.signal == signal.SIGTERM
     assert not outcome.failed
     assert "the runs end with a checkpoint each" in text
+
+
+class Screen(io.StringIO):
+    """A terminal's screen, as far as a board uses it: rows that scroll, erasing upwards."""
+
+    def __init__(self, columns, rows):
+        super().__init__()
+        self.columns, self.height, self.rows, self.begun = columns, rows, [], ""
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        if erased := re.fullmatch(r"\x1b\[(\d+)F\x1b\[J", text):
+            assert int(erased[1]) < self.height, "what scrolled away cannot be erased"
+            del self.rows[len(self.rows) - int(erased[1]) :]
+        else:
+            *lines, self.begun = (self.begun + text).split("\n")
+            for line in lines:
+                self.rows += textwrap.wrap(line, self.columns, drop_whitespace=False)
+        return len(text)
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(120, 40), (30, 40), (120, 6), (20, 4)])
+def test_a_table_of_any_size_leaves_nothing_behind_on_a_terminal(
+    tmp_path, monkeypatch, columns, rows
+):
+    runs = [
+        dataclasses.replace(planned(tmp_path, 0), game=game, method=method)
+        for game in (f"game_{i}" for i in range(9))
+        for method in ("nature", "resnet_matched")
+    ]
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((columns, rows)))
+    screen = Screen(columns, rows)
+    board = Board(runs, at_once=2, out=screen)
+    for _ in range(3):
+        board._next = 0.0
+        board.show({})
+    last = "0 of 18 runs done, 0 given up, 0 under way, 0% of the steps"
+    assert screen.rows[-1] == last[: columns - 1]
+    assert sum(row.startswith("0 of 18") for row in screen.rows) == 1
+    assert len(screen.rows) == min(1 + 9 + 1, max(3, rows - 1))
+    board.tell("a line that stays")
+    board.show({}, last=True)
+    assert screen.rows[0] == "a line that stays"[:columns]
+    told = "".join(screen.rows)
+    assert all(f"game_{i}" in told for i in range(9)), "the last table is whole"
+    assert "..." not in told
+
+
+def test_no_run_is_called_under_way_when_the_sweep_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "agents.sweeping.board.progress", lambda _: Progress(steps=1, logged_at=time.time())
+    )
+    out = io.StringIO()
+    board = Board([planned(tmp_path, 0)], at_once=1, out=out)
+    board._next = 0.0
+    board.show({})
+    assert "1 under way" in out.getvalue()
+    board.show({}, last=True)
+    assert "0 under way" in out.getvalue().splitlines()[-1]
 
 
 def test_durations_are_told_in_words():
