@@ -1,16 +1,14 @@
 """Predicted and measured processor time per agent step: one run, two ranks, two runs, two nodes.
 
 Processor time, because a machine that others use gives no honest wall time. What is predicted comes
-from parts timed one by one in this process: an act, a step of the emulators, a row of replay, an
-update of the rank's share of the batch, and an all-reduce between two processes. What is measured
-are whole runs as a user begins them: of two lengths, whose difference leaves out how long they take
-to begin.
+from parts timed one by one in this process: a round of acting, emulating and adding to the replay,
+an update of the rank's share of the batch, and an all-reduce between two processes. What is
+measured are whole runs as a user begins them, once they learn.
 """
 
 import dataclasses
 import logging
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,25 +16,28 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
+import yaml
 
 from agents.config import Config, make_config, read_preset, to_plain
+from agents.saving.run_folder import read_metrics
 from agents.sweeping.runs import PlannedRun, StopRequest, execute
 from agents.training.parts import share_of
 from agents.training.trainer import Trainer
 from rl_nfm.support.ranks import Ranks
 
-FLAGS = {
+FLAGS: dict[str, Any] = {
     "encoder": "nature",
     "device": "cpu",
     "env": {"num_envs": 8, "num_threads": 1},
     "replay": {"capacity_steps": 8_000, "min_steps": 200},
-    "run": {"eval_episodes": 0, "checkpoint_every_steps": 10**9, "log_every_steps": 400},
+    "run": {"eval_episodes": 0, "checkpoint_every_steps": 10**9, "log_every_steps": 200},
 }
 REPEATS = 60
+FIRST, LAST = 400, 1000
+"""Agent steps between which a run is watched; learning begins at 200."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,22 +49,62 @@ class Parts:
     update: float
 
 
-def main(checks: list[str], steps: int) -> None:
+class Sample(NamedTuple):
+    """The parts, timed once."""
+
+    one: Parts
+    """Of a process with all environments and the whole batch."""
+    half: Parts
+    """Of a rank of two."""
+    reduce: float
+
+
+def main(checks: list[str], repeats: int) -> None:
     config = check_config()
-    one, half = parts(config), parts(share_of(config, Ranks(rank=1, size=2)))
-    reduce = all_reduce_seconds(config)
+    share = share_of(config, Ranks(rank=1, size=2))
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    measured: dict[str, list[float]] = {}
+    found: list[Sample] = []
+    for _ in range(repeats):  # in turn, since the machine may change meanwhile
+        found.append(Sample(parts(config), parts(share), all_reduce_seconds(config)))
+        measured.setdefault("one run", []).extend(measured_runs(config, [[]]))
+        if "ranks" in checks:
+            measured.setdefault("two ranks", []).extend(measured_runs(config, [launch]))
+        if "runs" in checks:
+            measured.setdefault("two runs at once", []).extend(measured_runs(config, [[], []]))
+        if "ray" in checks:
+            measured.setdefault("two runs, two Ray nodes", []).extend(measured_ray(config))
+        tell(config, found, measured)
+
+
+def tell(config: Config, found: list[Sample], measured: dict[str, list[float]]) -> None:
+    """What is known so far: medians."""
+    one = middle_of([sample.one for sample in found])
+    half = middle_of([sample.half for sample in found])
+    reduce = statistics.median(sample.reduce for sample in found)
+    print(
+        f"parts, ms: round {1e3 * one.round:.2f} of 8 environments, {1e3 * half.round:.2f} of 4; "
+        f"update {1e3 * one.update:.2f} of 32, {1e3 * half.update:.2f} of 16; "
+        f"all-reduce {1e3 * reduce:.2f}"
+    )
     alone = per_step(config, one, 1, 0.0)
-    print(f"parts, ms: round {1e3 * one.round:.2f} of 8 environments, {1e3 * half.round:.2f} of 4; "
-          f"update {1e3 * one.update:.2f} of 32, {1e3 * half.update:.2f} of 16; "
-          f"all-reduce {1e3 * reduce:.2f}")  # fmt: skip
-    tell("one run", alone, measured_runs(config, steps, [[]]))
-    if "ranks" in checks:
-        launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
-        tell("two ranks", per_step(config, half, 2, reduce), measured_runs(config, steps, [launch]))
-    if "runs" in checks:
-        tell("two runs at once", alone, measured_runs(config, steps, [[], []]))
-    if "ray" in checks:
-        tell("two runs on two Ray nodes", alone, measured_ray(config, steps))
+    for name, values in measured.items():
+        predicted = per_step(config, half, 2, reduce) if name == "two ranks" else alone
+        middle = statistics.median(values)
+        spread = ", ".join(f"{1e3 * value:.2f}" for value in sorted(values))
+        print(
+            f"{name:24s} predicted {1e3 * predicted:6.2f} ms of processor time per agent step, "
+            f"measured {1e3 * middle:6.2f} ({spread}): {predicted / middle - 1:+.0%}",
+            flush=True,
+        )
+
+
+def middle_of(timed: list[Parts]) -> Parts:
+    """Medians."""
+    return Parts(
+        round=statistics.median(part.round for part in timed),
+        update=statistics.median(part.update for part in timed),
+    )
 
 
 def check_config() -> Config:
@@ -142,95 +183,107 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
 
 
-def measured_runs(config: Config, steps: int, launches: list[list[str]]) -> list[float]:
-    """Seconds of processor time per agent step of each of two pairs of lengths."""
-    return [_difference(lambda n: _processor_time(config, n, launches), steps) for _ in range(2)]
-
-
-def _difference(spent: Callable[[int], float], steps: int) -> float:
-    short = steps // 4
-    return (spent(steps) - spent(short)) / (steps - short)
-
-
-def _processor_time(config: Config, steps: int, launches: list[list[str]]) -> float:
-    """Mean over the runs that are begun at once."""
+def measured_runs(config: Config, launches: list[list[str]]) -> list[float]:
+    """Seconds of processor time per agent step of each of the runs that are begun at once."""
     with tempfile.TemporaryDirectory() as folder:
-        before = _of_children()
+        outs = [Path(folder) / str(number) for number in range(len(launches))]
         begun = [
             subprocess.Popen(
-                [sys.executable, *launch, *arguments(config, steps, Path(folder) / str(number))],
+                [sys.executable, *launch, *arguments(config, out)],
                 env=environment(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-            for number, launch in enumerate(launches)
+            for launch, out in zip(launches, outs, strict=True)
         ]
-        assert [process.wait() for process in begun] == [0] * len(begun)
-        return (_of_children() - before) / len(begun)
+        try:
+            return watched(outs)
+        finally:
+            for process in begun:
+                process.terminate()
+                process.wait()
 
 
-def _of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def watched(outs: list[Path]) -> list[float]:
+    """Of each run, between the lines of metrics for `FIRST` and `LAST` steps."""
+    seen: dict[tuple[Path, int], float] = {}
+    deadline = time.monotonic() + 1200
+    while len(seen) < 2 * len(outs):
+        assert time.monotonic() < deadline, "the runs take too long"
+        time.sleep(0.02)
+        for out in outs:
+            done = max((line["steps"] for line in read_metrics(out / "metrics.jsonl")), default=0)
+            for step in (FIRST, LAST):
+                if done >= step and (out, step) not in seen:
+                    assert done < step + 2 * FLAGS["run"]["log_every_steps"], "looked too late"
+                    seen[out, step] = of_run(out)
+    return [(seen[out, LAST] - seen[out, FIRST]) / (LAST - FIRST) for out in outs]
 
 
-def arguments(config: Config, steps: int, out: Path) -> list[str]:
+def of_run(out: Path) -> float:
+    """Seconds of processor time so far of the processes that train in this folder."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            if str(out).encode() in words and b"torch.distributed.run" not in words:
+                fields = (path / "stat").read_text().rsplit(")", 1)[1].split()
+                ticks += int(fields[11]) + int(fields[12])
+        except OSError:  # ended meanwhile
+            continue
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def arguments(config: Config, out: Path) -> list[str]:
     """Of Python: the command that a user types."""
     preset = out.with_suffix(".yaml")
-    import yaml
-
-    preset.write_text(yaml.safe_dump({**to_plain(config), "steps": steps}))
+    preset.write_text(yaml.safe_dump({**to_plain(config), "steps": 10**6}))
     return ["-m", "agents.cli", "train", str(preset), "--out", str(out)]
 
 
-def measured_ray(config: Config, steps: int) -> list[float]:
-    """Two runs at once as the sweep places them: one on each of two nodes of a local cluster."""
+def measured_ray(config: Config) -> list[float]:
+    """Two runs as the sweep places them: one on each of two nodes of a local cluster."""
     import ray
     from ray.cluster_utils import Cluster
 
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     nodes.add_node(num_cpus=1)
     nodes.wait_for_nodes()
-    ray.init(address=nodes.address, log_to_driver=False, logging_level=logging.ERROR,
-             runtime_env={"env_vars": environment()})  # fmt: skip
-
-    def spent(steps: int) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            runs = [planned(config, steps, Path(folder) / str(number)) for number in range(2)]
-            task: Any = ray.remote(num_cpus=1)(_execute)
-            found = ray.get([task.remote(run) for run in runs])
-        assert all(code == 0 for code, _, _ in found), found
-        assert len({node for _, _, node in found}) == 2, "both runs were on one node"
-        return float(np.mean([seconds for _, seconds, _ in found]))
-
+    variables = {"env_vars": environment()}
+    ray.init(
+        address=nodes.address,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env=variables,
+    )
     try:
-        return [_difference(spent, steps) for _ in range(2)]
+        with tempfile.TemporaryDirectory() as folder:
+            runs = [planned(config, Path(folder) / str(number)) for number in range(2)]
+            task: Any = ray.remote(num_cpus=1)(_execute)
+            tasks = [task.remote(run) for run in runs]
+            found = watched([run.folder for run in runs])
+            for one in tasks:
+                ray.cancel(one)
+            ray.wait(tasks, num_returns=2, timeout=100)
+        return found
     finally:
         ray.shutdown()
         nodes.shutdown()
 
 
-def planned(config: Config, steps: int, out: Path) -> PlannedRun:
-    begin = tuple(arguments(config, steps, out)[2:])
+def planned(config: Config, out: Path) -> PlannedRun:
+    """One run as a sweep hands it to Ray."""
     return PlannedRun(
-        kind="train", game="check", method="nature", seed=int(out.name), folder=out,
-        begin=begin, resume=("train", "--resume", str(out)), steps=steps,
-    )  # fmt: skip
-
-
-def _execute(run: PlannedRun) -> tuple[int, float, str]:
-    import ray
-
-    before = _of_children()
-    code = execute(run, 1, StopRequest())
-    return code, _of_children() - before, ray.get_runtime_context().get_node_id()
-
-
-def tell(name: str, predicted: float, measured: list[float]) -> None:
-    middle = statistics.median(measured)
-    spread = ", ".join(f"{1e3 * value:.2f}" for value in sorted(measured))
-    print(
-        f"{name:28s} predicted {1e3 * predicted:6.2f} ms of processor time per agent step, "
-        f"measured {1e3 * middle:6.2f} ({spread}): {predicted / middle - 1:+.0%}",
-        flush=True,
+        kind="train",
+        game="check",
+        method="nature",
+        seed=int(out.name),
+        folder=out,
+        begin=tuple(arguments(config, out)[2:]),
+        resume=("train", "--resume", str(out)),
+        steps=10**6,
     )
+
+
+def _execute(run: PlannedRun) -> int:
+    return execute(run, 1, StopRequest())

@@ -208,12 +208,12 @@ def print_hosts() -> None:
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", nargs="+", choices=("ranks", "runs", "ray"), default=[])
-    parser.add_argument("--steps", type=int, default=800, help="of the longer run of each check")
+    parser.add_argument("--repeats", type=int, default=3, help="of each check")
     options = parser.parse_args(argv)
     if options.check:
         from benchmarks import _scaling_check
 
-        _scaling_check.main(options.check, options.steps)
+        _scaling_check.main(options.check, options.repeats)
     else:
         print_ranks()
         print_hosts()
