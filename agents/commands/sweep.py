@@ -173,6 +173,8 @@ def _end(outcome: Outcome, out: Path) -> int:
         name = signal.Signals(outcome.signal).name
         print(f"stopped by {name}; go on: the same command again")
         return 128 + outcome.signal
+    if outcome.failed:
+        print(f"{len(outcome.failed)} runs were given up; the same command again goes on with them")
     print(f"next: rl-nfm report {out}")
     return 1 if outcome.failed else 0
 

@@ -97,7 +97,7 @@ class Board:
     def summary(self, found: Mapping[str, Progress], failed: Mapping[str, str]) -> str:
         """One line on all runs."""
         done = sum(state.done for state in found.values())
-        running = sum(map(_is_under_way, found.values()))
+        running = sum(_is_under_way(s) and n not in failed for n, s in found.items())
         steps = sum(min(state.steps, run.steps) for run, state in self._pairs(found))
         total = sum(run.steps for run in self.runs)
         parts = [f"{done} of {len(found)} runs done", f"{len(failed)} given up"]
@@ -121,7 +121,7 @@ class Board:
         for row in rows:
             yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
         for run, state in self._pairs(found):
-            if _is_under_way(state):
+            if _is_under_way(state) and run.name not in failed:
                 yield f"  {run.name}: {_describe(run, state)}"
 
     def _cell(
@@ -160,6 +160,8 @@ class Board:
             for run, state in self._pairs(found)
             if not state.done and run.name not in failed
         ]
+        if not seconds:
+            return None
         return math.fsum(seconds) / min(self.at_once, max(1, len(seconds)))
 
 

@@ -208,4 +208,4 @@ def last_line(path: Path, limit: int = 300) -> str:
         return "nothing was printed"
     text = path.read_bytes()[-10_000:].decode("utf-8", "replace")
     lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
-    return lines[-1][:limit] if lines else "nothing was printed"
+    return lines[-1].removeprefix("rl-nfm: ")[:limit] if lines else "nothing was printed"

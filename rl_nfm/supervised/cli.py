@@ -10,6 +10,7 @@ HELP = """usage: rl-nfm supervised TASK --model MODEL [--preset small|paper] [--
                          [--out DIR] [--resume DIR] [--seed N] [--trials N]
                          [--device auto|cpu|cuda] [task options]
        rl-nfm supervised report RUN... [--out DIR]
+       rl-nfm supervised evaluate RUN [options of what is tested on]
 
 The supervised tasks NFM, RIMs, modular networks and arithmetic units were published with.
 `rl-nfm supervised TASK --help` lists a task's models and options;
@@ -19,6 +20,7 @@ tasks:
 """
 COMMANDS = {
     "report": "rl_nfm.supervised.report.command",
+    "evaluate": "rl_nfm.supervised.loop.evaluate",
 }
 
 

@@ -23,7 +23,9 @@ from rl_nfm.support.flags import parse_flags
 from rl_nfm.support.former import with_current_names
 
 CONFIG_FILE = "config.json"
-FREE_ON_RESUME = frozenset({"json", "resume", "device", "epochs", "updates", "trials"})
+FREE_ON_RESUME = frozenset(
+    {"json", "resume", "device", "epochs", "updates", "trials", "patience_epochs"}
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,8 @@ class RunConfig:
     out: Path | None = None
     """Folder of the run (default: runs/supervised/TASK-MODEL-TIME)."""
     resume: Path | None = None
-    """Continue the run in this folder; only epochs, updates, trials, device and json may differ."""
+    """Continue the run in this folder; only epochs, patience_epochs, updates, trials, device and
+    json may differ."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of the first trial; the next trials use the next seeds."""
     trials: Annotated[int, Gt(0)] = 1

@@ -35,6 +35,8 @@ class LoopConfig(RunConfig):
     """bf16: autocast, with weights, optimiser and losses in fp32."""
     eval_every_epochs: Annotated[int, Gt(0)] = 1
     """Epochs between evaluations (and checkpoints); the last epoch is always evaluated."""
+    patience_epochs: Annotated[int, Gt(0)] | None = None
+    """Stop when the validation has not improved for so many epochs; none: never."""
 
 
 C = TypeVar("C", bound=LoopConfig)
@@ -58,6 +60,12 @@ class Task(ABC, Generic[C]):
     columns: ClassVar[Columns] = Columns()
     """Of a table of runs."""
 
+    lower_is_better: ClassVar[bool] = False
+    """Whether the lowest `validation` is the best one."""
+
+    free_in_evaluation: ClassVar[Sequence[str]] = ()
+    """Options that say what a trained model is tested on, which an evaluation may change."""
+
     def __init__(self, config: C, device: torch.device):
         self.config = config
         self.device = device
@@ -76,7 +84,11 @@ class Task(ABC, Generic[C]):
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> Metrics:
-        """Figures after an epoch; the model is in eval mode and no gradient is recorded."""
+        """Figures after an epoch; the model is in eval mode and no gradient is recorded.
+
+        The one called `validation`, of data that are neither trained nor tested on, chooses the
+        epoch that is reported and kept in `best/`; without it that is the last one.
+        """
 
     def baselines(self) -> Metrics:
         """By metric: what a model reaches that has learned nothing of the task's point."""
@@ -88,8 +100,18 @@ class Task(ABC, Generic[C]):
         return {}
 
     def summarise(self, history: Sequence[Metrics]) -> Metrics:
-        """The trial's figures from those of all evaluations; here: the last ones."""
-        return dict(history[-1])
+        """The trial's figures from those of all evaluations; here: of the best validation."""
+        return dict(history[self.best_index(history)])
+
+    def best_index(self, history: Sequence[Metrics]) -> int:
+        """The evaluation of the best `validation`, the first of equal ones; without any the last.
+
+        Args:
+            history: of all evaluations, at least one.
+        """
+        known = [i for i, row in enumerate(history) if "validation" in row]
+        best = min if self.lower_is_better else max
+        return best(known, key=lambda i: history[i]["validation"], default=len(history) - 1)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimiser; here: Adam."""

@@ -7,7 +7,7 @@ states it holds.
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from rl_nfm.support.progress import Progress
 from rl_nfm.support.storage import load_meta, load_tensors, save_directory
 
 KIND = "rl-nfm supervised trial"
+CHECKPOINT, BEST = "checkpoint", "best"
 
 
 class Trial:
@@ -45,14 +46,15 @@ class Trial:
         self.epoch = 0
         self.updates = 0
         self.seconds = 0.0
-        if (folder / "checkpoint").is_dir():
+        if (folder / CHECKPOINT).is_dir():
             self._load()
 
     def run(self) -> dict[str, Any]:
-        """Train to the last epoch; the trial's row of the result."""
+        """Train to the last epoch, or as long as patience lasts; the trial's row of the result."""
         log = MetricsLog(self.folder, last_epoch=self.epoch)
+        history = read_metrics(self.folder)
         progress = Progress(None, begun=self.updates, unit="update", name=self.folder.name)
-        while self.epoch < self.config.epochs:
+        while self.epoch < self.config.epochs and not self._has_stopped(history):
             start = time.perf_counter()
             loss = self._train_epoch(progress)
             self.seconds += time.perf_counter() - start
@@ -61,10 +63,23 @@ class Trial:
                 metrics = {"train_loss": loss, **self._evaluate()}
                 log.write(self.epoch, metrics)
                 progress.write(f"{self.folder.name} epoch {self.epoch}: {_one_line(metrics)}")
+                history.append({"epoch": self.epoch, **metrics})
+                if "validation" in metrics and self._best(history) is history[-1]:
+                    self._save_best(metrics)
                 self._save()
         progress.close()
         log.close()
         return self._result()
+
+    def _best(self, history: Sequence[Metrics]) -> Metrics:
+        return history[self.task.best_index(history)]
+
+    def _has_stopped(self, history: Sequence[Metrics]) -> bool:
+        """Whether patience is over: the best evaluation lies too far back."""
+        patience = self.config.patience_epochs
+        if patience is None or not history:
+            return False
+        return self.epoch - self._best(history)["epoch"] >= patience
 
     def _train_epoch(self, progress: Progress) -> float:
         """One epoch; returns its mean loss."""
@@ -111,14 +126,24 @@ class Trial:
         self.model.eval()
         with torch.no_grad(), self._autocast():
             more = self.task.test(self.model)
+        best = self._best(read_metrics(self.folder) or [{"epoch": 0}])
         return {
             "seed": self.seed,
+            "best_epoch": best["epoch"],
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "epochs": self.epoch,
             "updates": self.updates,
             "train_seconds": round(self.seconds, 1),
             "metrics": {**self.task.summarise(history), **more},
         }
+
+    def _save_best(self, metrics: Metrics) -> None:
+        save_directory(
+            self.folder / BEST,
+            kind=KIND,
+            meta={"epoch": self.epoch, "updates": self.updates, "metrics": metrics},
+            tensors={"model": self.model.state_dict()},
+        )
 
     def _save(self) -> None:
         state = optimizer_state(self.optimizer)
@@ -129,7 +154,7 @@ class Trial:
         if self.task.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.task.device)
         save_directory(
-            self.folder / "checkpoint",
+            self.folder / CHECKPOINT,
             kind=KIND,
             meta={
                 "config": plain(self.config),
@@ -142,11 +167,8 @@ class Trial:
         )
 
     def _load(self) -> None:
-        folder = self.folder / "checkpoint"
-        meta = load_meta(folder, kind=KIND)
-        weights = load_tensors(folder / "model.safetensors")
-        _check_fit(folder, weights, self.model)
-        self.model.load_state_dict(weights)
+        folder = self.folder / CHECKPOINT
+        meta = load_weights(folder, self.model)
         moments = load_tensors(folder / "optimizer.safetensors")
         told = meta["optimizer"]
         load_optimizer_state(
@@ -159,6 +181,19 @@ class Trial:
         if self.task.device.type == "cuda" and "cuda" in rng:
             torch.cuda.set_rng_state(rng["cuda"], self.task.device)
         self.epoch, self.updates, self.seconds = meta["epoch"], meta["updates"], meta["seconds"]
+
+
+def load_weights(folder: Path, model: nn.Module) -> dict[str, Any]:
+    """Put the weights of a trial's `checkpoint` or `best` into a model; returns its meta data.
+
+    Raises:
+        ValueError: missing, damaged, or of another model.
+    """
+    meta = load_meta(folder, kind=KIND)
+    weights = load_tensors(folder / "model.safetensors")
+    _check_fit(folder, weights, model)
+    model.load_state_dict(weights)
+    return meta
 
 
 def _check_fit(folder: Path, weights: Mapping[str, Tensor], model: nn.Module) -> None:

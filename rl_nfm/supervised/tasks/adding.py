@@ -66,6 +66,8 @@ class AddingTask(Task[AddingConfig]):
     """One trial of the adding task."""
 
     used_by = USED_BY
+    lower_is_better = True
+    free_in_evaluation: ClassVar = ("test_steps", "test_examples")
     columns: ClassVar = Columns(shown=("mse_*",))
 
     def __init__(self, config: AddingConfig, device: torch.device):
@@ -75,6 +77,9 @@ class AddingTask(Task[AddingConfig]):
             steps: make_sequences(config.test_examples, steps, generator)
             for steps in (config.train_steps, config.test_steps)
         }
+        self.validation = make_sequences(
+            config.test_examples, config.train_steps, torch.Generator().manual_seed(1)
+        )
 
     def build_model(self) -> nn.Module:
         """See `Task.build_model`."""
@@ -97,15 +102,17 @@ class AddingTask(Task[AddingConfig]):
         return {f"mse_{steps}": BASELINE_MSE for steps in self.tests}
 
     def evaluate(self, model: nn.Module) -> Metrics:
-        """Mean squared error at both lengths."""
-        metrics = {}
-        for steps, (inputs, targets) in self.tests.items():
-            errors = [
-                F.mse_loss(model(x.to(self.device), 1)[:, 0, 0].cpu(), y, reduction="sum")
-                for x, y in zip(inputs.split(250), targets.split(250), strict=True)
-            ]
-            metrics[f"mse_{steps}"] = float(torch.stack(errors).sum()) / len(targets)
-        return metrics
+        """Mean squared error at both lengths, and on other sequences of the training length."""
+        metrics = {f"mse_{steps}": self._error(model, test) for steps, test in self.tests.items()}
+        return {**metrics, "validation": self._error(model, self.validation)}
+
+    def _error(self, model: nn.Module, test: tuple[Tensor, Tensor]) -> float:
+        inputs, targets = test
+        errors = [
+            F.mse_loss(model(x.to(self.device), 1)[:, 0, 0].cpu(), y, reduction="sum")
+            for x, y in zip(inputs.split(250), targets.split(250), strict=True)
+        ]
+        return float(torch.stack(errors).sum()) / len(targets)
 
 
 register_loop_task("adding", "add the two marked numbers of a long sequence", AddingTask, PRESETS)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -73,6 +73,9 @@ class ClassificationConfig(LoopConfig):
     """Mirror training images at random."""
     crop_padding: Annotated[int, Ge(0)] = 2
     """Training images are moved by up to so many pixels."""
+    validation: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of the training images that is held out to choose `best/`, and to stop early; the
+    published runs train on all of them and report the mean of the last epochs."""
     average_epochs: Annotated[int, Gt(0)] = 10
     """The reported accuracy is the mean over so many last epochs."""
     occlusion: Annotated[int, Ge(0)] = 16
@@ -133,6 +136,7 @@ class ClassificationTask(Task[ClassificationConfig]):
     """One trial of classification."""
 
     used_by: ClassVar = {"nfm": ("nfm",), "share_convolutions": ("nfm",)}
+    free_in_evaluation: ClassVar = ("data", "data_folder", "occlusion")
     columns: ClassVar = Columns(
         shown=("accuracy*",), percent=("accuracy*", "validation"), published=CLASSIFICATION
     )
@@ -147,6 +151,14 @@ class ClassificationTask(Task[ClassificationConfig]):
             raise ValueError(
                 f"occlusion: {config.occlusion} is larger than the images, whose side is {side}"
             )
+        if config.patience_epochs is not None and not config.validation:
+            raise ValueError("patience_epochs: has no effect without validation above 0")
+        count = len(self.data.train_images)
+        held = round(config.validation * count)
+        if held == count or (config.validation and not held):
+            raise ValueError(f"validation: {config.validation} leaves one of the two sets empty")
+        order = torch.randperm(count) if held else torch.arange(count)
+        self.held_out, self.kept = order[:held], order[held:]
         mean, deviation = channel_statistics(self.data.train_images)
         self.mean, self.deviation = mean.to(device), deviation.to(device)
 
@@ -181,7 +193,8 @@ class ClassificationTask(Task[ClassificationConfig]):
         """Augmented images and their soft labels."""
         del epoch
         config, data = self.config, self.data
-        for rows in torch.randperm(len(data.train_images)).split(config.batch_size):
+        for chosen in torch.randperm(len(self.kept)).split(config.batch_size):
+            rows = self.kept[chosen]
             images = self._normalise(data.train_images[rows])
             targets = F.one_hot(data.train_labels[rows], data.classes).float().to(self.device)
             if config.flip:
@@ -198,8 +211,13 @@ class ClassificationTask(Task[ClassificationConfig]):
         return soft_label_loss(model(images).float(), targets)
 
     def evaluate(self, model: nn.Module) -> Metrics:
-        """Test accuracy."""
-        return {"accuracy": self._accuracy(model, occlusion=0)}
+        """Test accuracy, and that on the held-out training images, where there are any."""
+        metrics = {"accuracy": self._accuracy(model, occlusion=0)}
+        if len(self.held_out):
+            images, labels = self.data.train_images, self.data.train_labels
+            held = (images[self.held_out], labels[self.held_out])
+            metrics["validation"] = self._accuracy(model, occlusion=0, of=held)
+        return metrics
 
     def test(self, model: nn.Module) -> Metrics:
         """Accuracy with one black box in each image, and with random attention (nfm)."""
@@ -221,10 +239,13 @@ class ClassificationTask(Task[ClassificationConfig]):
     def _normalise(self, images: Tensor) -> Tensor:
         return (images.to(self.device).float() / 255.0 - self.mean) / self.deviation
 
-    def _accuracy(self, model: nn.Module, *, occlusion: int) -> float:
+    def _accuracy(
+        self, model: nn.Module, *, occlusion: int, of: tuple[Tensor, Tensor] | None = None
+    ) -> float:
+        """Share of right classes of images and labels; none: the test set."""
         generator = torch.Generator().manual_seed(0)  # the same boxes for every model and seed
         right = 0
-        images, labels = self.data.test_images, self.data.test_labels
+        images, labels = of or (self.data.test_images, self.data.test_labels)
         for x, y in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
             if occlusion:
                 x = occlude(x, occlusion, generator)

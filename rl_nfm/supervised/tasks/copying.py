@@ -78,6 +78,8 @@ class CopyingTask(Task[CopyingConfig]):
     """One trial of the copying task."""
 
     used_by = USED_BY
+    lower_is_better = True
+    free_in_evaluation: ClassVar = ("test_blanks", "test_examples")
     columns: ClassVar = Columns(
         shown=("last10_ce_*", "accuracy_*"), percent=("accuracy_*",), published=COPYING
     )
@@ -89,6 +91,9 @@ class CopyingTask(Task[CopyingConfig]):
             blanks: make_sequences(config.test_examples, blanks, generator)
             for blanks in (config.train_blanks, config.test_blanks)
         }
+        self.validation = make_sequences(
+            config.test_examples, config.train_blanks, torch.Generator().manual_seed(1)
+        )
 
     def build_model(self) -> nn.Module:
         """See `Task.build_model`."""
@@ -117,17 +122,25 @@ class CopyingTask(Task[CopyingConfig]):
         return {f"{name}_{blanks}": x for blanks in self.tests for name, x in chance.items()}
 
     def evaluate(self, model: nn.Module) -> Metrics:
-        """Cross-entropy and accuracy of the last ten steps."""
+        """Cross-entropy and accuracy of the last ten steps.
+
+        `validation` is the cross-entropy on other sequences of the training length.
+        """
         metrics = {}
-        for blanks, (inputs, symbols) in self.tests.items():
-            loss, right = 0.0, 0
-            for x, y in zip(inputs.split(CHUNK), symbols.split(CHUNK), strict=True):
-                logits = model(x.to(self.device), COPIED).float().cpu()
-                loss += float(F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum"))
-                right += int((logits.argmax(-1) == y).sum())
-            metrics[f"last10_ce_{blanks}"] = loss / symbols.numel()
-            metrics[f"accuracy_{blanks}"] = right / symbols.numel()
-        return metrics
+        for blanks, test in self.tests.items():
+            loss, accuracy = self._last_steps(model, test)
+            metrics |= {f"last10_ce_{blanks}": loss, f"accuracy_{blanks}": accuracy}
+        return {**metrics, "validation": self._last_steps(model, self.validation)[0]}
+
+    def _last_steps(self, model: nn.Module, test: tuple[Tensor, Tensor]) -> tuple[float, float]:
+        """Mean cross-entropy and accuracy of the last ten steps."""
+        inputs, symbols = test
+        loss, right = 0.0, 0
+        for x, y in zip(inputs.split(CHUNK), symbols.split(CHUNK), strict=True):
+            logits = model(x.to(self.device), COPIED).float().cpu()
+            loss += float(F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum"))
+            right += int((logits.argmax(-1) == y).sum())
+        return loss / symbols.numel(), right / symbols.numel()
 
 
 register_loop_task(

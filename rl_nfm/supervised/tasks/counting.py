@@ -99,6 +99,8 @@ def make_grids(
 class CountingTask(Task[CountingConfig]):
     """One trial."""
 
+    lower_is_better = True
+    free_in_evaluation: ClassVar = ("data", "data_folder", "test_digits", "test_examples")
     columns: ClassVar = Columns(shown=("exact_*", "error_*", "baseline_*"), percent=("exact_*",))
 
     def __init__(self, config: CountingConfig, device: torch.device):
@@ -110,12 +112,23 @@ class CountingTask(Task[CountingConfig]):
                     f"{name}: ({low}, {high}) does not fit "
                     f"(allowed: least <= greatest <= {config.grid**2} cells)"
                 )
-        self.data = load_images(config.data, config.data_folder)
+        data = load_images(config.data, config.data_folder)
+        order = torch.randperm(len(data.train_images))
+        held = max(1, len(order) // 10)  # digits of the validation images alone
+        images, labels = data.train_images, data.train_labels
+        self.digits = {
+            "train": (images[order[held:]], labels[order[held:]]),
+            "validation": (images[order[:held]], labels[order[:held]]),
+            "test": (data.test_images, data.test_labels),
+        }
         generator = torch.Generator().manual_seed(0)  # the same test set for every seed
         self.tests = {
-            name: self._draw(digits, config.test_examples, generator, test=True)
+            name: self._draw(digits, config.test_examples, generator, of="test")
             for name, digits in (("inside", config.train_digits), ("beyond", config.test_digits))
         }
+        self.validation = self._draw(
+            config.train_digits, config.test_examples, generator, of="validation"
+        )
 
     def _draw(
         self,
@@ -123,13 +136,10 @@ class CountingTask(Task[CountingConfig]):
         count: int,
         generator: torch.Generator | None = None,
         *,
-        test: bool = False,
+        of: Literal["train", "validation", "test"] = "train",
     ) -> tuple[Tensor, Tensor]:
         """Images uint8 [B, 1, H, W] and targets float [B, outputs]."""
-        data = self.data
-        images, labels = (
-            (data.test_images, data.test_labels) if test else (data.train_images, data.train_labels)
-        )
+        images, labels = self.digits[of]
         grids, counts = make_grids(images, labels, digits, count, self.config.grid, generator)
         if self.config.target == "sum":
             counts = (counts * torch.arange(CLASSES)).sum(1, keepdim=True)
@@ -170,18 +180,24 @@ class CountingTask(Task[CountingConfig]):
     def evaluate(self, model: nn.Module) -> Metrics:
         """Mean absolute error and share of exact answers (rounded), inside and beyond training.
 
-        `baseline` is the error of the mean target of the training range.
+        `baseline` is the error of the mean target of the training range; `validation` the error
+        inside, of other digits.
         """
-        metrics = {}
+        metrics = {"validation": self._error(model, self.validation)[0]}
         guess = self.tests["inside"][1].mean(0)
-        for name, (grids, targets) in self.tests.items():
-            outputs = torch.cat(
-                [model(part.to(self.device).float() / 255).cpu() for part in grids.split(CHUNK)]
-            )
-            metrics[f"error_{name}"] = float((outputs - targets).abs().mean())
-            metrics[f"exact_{name}"] = float((outputs.round() == targets).all(1).float().mean())
-            metrics[f"baseline_{name}"] = float((guess - targets).abs().mean())
+        for name, test in self.tests.items():
+            metrics[f"error_{name}"], metrics[f"exact_{name}"] = self._error(model, test)
+            metrics[f"baseline_{name}"] = float((guess - test[1]).abs().mean())
         return metrics
+
+    def _error(self, model: nn.Module, test: tuple[Tensor, Tensor]) -> tuple[float, float]:
+        """Mean absolute error, and share of exact answers."""
+        grids, targets = test
+        outputs = torch.cat(
+            [model(part.to(self.device).float() / 255).cpu() for part in grids.split(CHUNK)]
+        )
+        exact = (outputs.round() == targets).all(1).float().mean()
+        return float((outputs - targets).abs().mean()), float(exact)
 
 
 register_loop_task(

@@ -11,7 +11,7 @@ the training size (there: one best epoch for each size).
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -71,6 +71,7 @@ class SequentialDigitsTask(Task[SequentialDigitsConfig]):
     """One trial of sequential digits."""
 
     used_by = USED_BY
+    free_in_evaluation: ClassVar = ("data", "data_folder", "test_sizes")
     columns: ClassVar = Columns(
         shown=("accuracy_*",), percent=("accuracy_*", "validation"), published=SEQUENTIAL_DIGITS
     )
@@ -116,10 +117,6 @@ class SequentialDigitsTask(Task[SequentialDigitsConfig]):
             )
             metrics[name] = right / len(labels)
         return metrics
-
-    def summarise(self, history: Sequence[Metrics]) -> Metrics:
-        """The figures of the epoch of the best validation accuracy."""
-        return dict(max(history, key=lambda row: row["validation"]))
 
 
 register_loop_task(

@@ -70,6 +70,8 @@ class SortOfClevrConfig(LoopConfig):
     """Training images."""
     test_images: Annotated[int, Gt(0)] = 2000
     """Test images, each with all its 20 questions."""
+    validation_images: Annotated[int, Gt(0)] = 500
+    """Images, drawn as the training images are, that choose the reported epoch."""
     questions_per_image: Annotated[int, Ge(2), Le(2 * QUESTIONS), MultipleOf(2)] = 2 * QUESTIONS
     """Questions drawn for an image each epoch, half of them relational."""
     batch_of: Literal["images", "questions"] = "images"
@@ -98,6 +100,7 @@ class SortOfClevrTask(Task[SortOfClevrConfig]):
         "rn_layers": ("rn",),
         "nfm": ("nfm", "cnn_matched"),
     }
+    free_in_evaluation: ClassVar = ("test_images", "held_out")
     columns: ClassVar = Columns(
         shown=("relational*", "non_relational", "held_out/*"),
         percent=("*relational*", "validation"),
@@ -110,6 +113,10 @@ class SortOfClevrTask(Task[SortOfClevrConfig]):
         self.train = _on_device(
             make_scenes(config.train_images, seed=seed, held_out=config.held_out), device
         )
+        validation = make_scenes(
+            config.validation_images, seed=TEST_SEED + 1, held_out=config.held_out
+        )
+        self.validation_set = _on_device(validation, device)
         scenes = make_scenes(config.test_images, seed=TEST_SEED)
         self.test_set = _on_device(scenes, device)
         self.test_subtypes = torch.from_numpy(scenes.subtypes)
@@ -172,16 +179,12 @@ class SortOfClevrTask(Task[SortOfClevrConfig]):
         }
 
     def evaluate(self, model: nn.Module) -> Metrics:
-        """Accuracy of both kinds, of each subtype, and on held-out combinations alone."""
-        parts = zip(*(values.split(EVAL_IMAGES) for values in self.test_set), strict=True)
-        correct = torch.cat(
-            [
-                model(images.float() / 255.0, questions.flatten(1, 2)).argmax(-1).cpu()
-                == answers.flatten(1).cpu()
-                for images, questions, answers in parts
-            ]
-        ).view(-1, 2, QUESTIONS)
-        metrics = {}
+        """Accuracy of both kinds, of each subtype, and on held-out combinations alone.
+
+        `validation` is that of all questions on the validation images.
+        """
+        correct = _correct(model, self.test_set)
+        metrics = {"validation": _mean(_correct(model, self.validation_set))}
         for kind, kind_name in ((1, "relational"), (0, "non_relational")):
             right, subtypes = correct[:, kind], self.test_subtypes[:, kind]
             metrics[kind_name] = _mean(right)
@@ -190,6 +193,17 @@ class SortOfClevrTask(Task[SortOfClevrConfig]):
             if self.config.held_out:
                 metrics[f"held_out/{kind_name}"] = _mean(right[self.test_unseen[:, kind]])
         return metrics
+
+
+def _correct(model: nn.Module, scenes: Batch) -> Tensor:
+    """Which answers are right, [N, 2, Q]."""
+    parts = zip(*(values.split(EVAL_IMAGES) for values in scenes), strict=True)
+    right = [
+        model(images.float() / 255.0, questions.flatten(1, 2)).argmax(-1).cpu()
+        == answers.flatten(1).cpu()
+        for images, questions, answers in parts
+    ]
+    return torch.cat(right).view(-1, 2, QUESTIONS)
 
 
 def _mean(right: Tensor) -> float:

@@ -66,7 +66,9 @@ class StackedDigitsConfig(LoopConfig):
     validation_frames: Annotated[int, Gt(0)] = 1600
     """Frames of the training counts that choose the reported epoch."""
     test_frames: Annotated[int, Gt(0)] = 4000
-    """Test frames, equally many of each count 1 .. 5."""
+    """Test frames, equally many of each count in `test_counts`."""
+    test_counts: Annotated[tuple[Annotated[int, Ge(1), Le(20)], ...], Len(1)] = COUNTS
+    """Numbers of digits in test frames."""
     width: Annotated[int, Gt(0)] = 32
     """Channels of the first convolution."""
     nfm: TaskNFMConfig = STACKED_NFM
@@ -141,6 +143,7 @@ class StackedDigitsTask(Task[StackedDigitsConfig]):
     """One trial of stacked digits."""
 
     used_by: ClassVar = {"nfm": ("nfm", "cnn_matched")}
+    free_in_evaluation: ClassVar = ("data", "data_folder", "test_counts", "test_frames")
     columns: ClassVar = Columns(
         shown=("exact_*",), percent=("exact_*", "label_*", "validation"), published=STACKED_DIGITS
     )
@@ -171,7 +174,8 @@ class StackedDigitsTask(Task[StackedDigitsConfig]):
         self.validation = frames(
             images[kept], labels[kept], counts, config.validation_frames, train
         )
-        self.tests = frames(data.test_images, data.test_labels, COUNTS, config.test_frames, test)
+        tests = (data.test_images, data.test_labels)
+        self.tests = frames(*tests, config.test_counts, config.test_frames, test)
 
     def build_model(self) -> nn.Module:
         """See `Task.build_model`."""
@@ -212,10 +216,6 @@ class StackedDigitsTask(Task[StackedDigitsConfig]):
         validated = torch.cat([_right(model, frames) for frames in self.validation.values()])
         metrics["validation"] = float(validated.all(1).float().mean())
         return metrics
-
-    def summarise(self, history: Sequence[Metrics]) -> Metrics:
-        """The figures of the epoch of the best validation accuracy."""
-        return dict(max(history, key=lambda row: row["validation"]))
 
 
 def _right(model: nn.Module, frames: Frames) -> Tensor:

@@ -1,9 +1,12 @@
 """Real processes and real faults: kill -9 of the sweep, of a run, of all; Ctrl-C; two sweeps."""
 
+import contextlib
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -123,6 +126,59 @@ def test_control_c_leaves_a_checkpoint_of_each_run(tmp_path):
         process.kill()
         process.wait()
     assert all(saved_steps(folder(out, seed)) >= STEPS for seed in SEEDS)
+
+
+LONG = "debug --games memory_cue --seeds 0 1 --steps 1000000 --run.checkpoint-every-steps 100"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6000)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of Python 3.12: forks
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_second_control_c_ends_everything_at_once(terminal, tmp_path):
+    """In a terminal it reaches the sweep alone, although its runs are processes of its own."""
+    out, log = tmp_path / "sweep", tmp_path / "log"
+    folders = [out / f"memory_cue/nature/seed-{seed}" for seed in range(2)]
+    command = [sys.executable, "-m", "agents.cli", "sweep", *LONG.split(), "--out", str(out)]
+    if terminal:
+        pid, screen = pty.fork()
+        if pid == 0:
+            os.execv(command[0], command)
+        reader = threading.Thread(target=copy_screen, args=(screen, log))
+        reader.start()
+    else:
+        with log.open("wb") as file:
+            nothing = subprocess.DEVNULL
+            pid = subprocess.Popen(command, stdin=nothing, stdout=file, stderr=file).pid
+    try:
+        wait_until(lambda: all(saved_steps(path) > 0 for path in folders))
+        runs = children(pid)
+        assert len(runs) == 2
+        for said in ("end with a checkpoint each (once more: at once)", "the runs end at once"):
+            if terminal:
+                os.write(screen, b"\x03")
+            else:
+                os.kill(pid, signal.SIGINT)
+            wait_until(lambda said=said: said in log.read_text() or is_gone(pid))
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    finally:
+        if terminal:
+            reader.join()
+    assert code == 128 + signal.SIGINT
+    assert all(map(is_gone, runs))
+    assert "go on: the same command again" in log.read_text()
+    assert all(saved_steps(path) > 0 for path in folders), "checkpoints are whole"
+
+
+def copy_screen(screen: int, log: Path) -> None:
+    """What a terminal shows, until its process is gone."""
+    with log.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while shown := os.read(screen, 2**16):
+            file.write(shown)
 
 
 def test_a_second_sweep_in_the_same_folder_is_refused(tmp_path):

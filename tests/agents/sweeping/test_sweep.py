@@ -171,6 +171,9 @@ def test_no_run_is_called_under_way_when_the_sweep_has_ended(tmp_path, monkeypat
     board._next = 0.0
     board.show({})
     assert "1 under way" in out.getvalue()
+    board._next = 0.0
+    board.show({"qbert/nfm/seed-0": "out of luck"})
+    assert "1 given up, 0 under way" in out.getvalue().splitlines()[-1]
     board.show({}, last=True)
     assert "0 under way" in out.getvalue().splitlines()[-1]
 

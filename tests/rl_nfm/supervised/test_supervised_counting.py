@@ -62,7 +62,8 @@ def test_targets_and_images_of_the_two_tests():
 
 def test_figures_of_a_model_that_knows_the_answer_and_of_one_that_is_off():
     task = CountingTask(CountingConfig(target="sum", test_examples=30), torch.device("cpu"))
-    answers = torch.cat([targets for _, targets in task.tests.values()])
+    sets = [task.validation, *task.tests.values()]
+    answers = torch.cat([targets for _, targets in sets])
 
     class Oracle(torch.nn.Module):
         def __init__(self, shift):
@@ -77,6 +78,7 @@ def test_figures_of_a_model_that_knows_the_answer_and_of_one_that_is_off():
     right = task.evaluate(Oracle(0.4))
     assert right["exact_inside"] == right["exact_beyond"] == 1.0  # rounded
     assert right["error_beyond"] == pytest.approx(0.4, abs=1e-5)
+    assert right["validation"] == pytest.approx(0.4, abs=1e-5)
     wrong = task.evaluate(Oracle(0.6))
     assert wrong["exact_inside"] == wrong["exact_beyond"] == 0.0
     beyond = task.tests["beyond"][1]

@@ -1,0 +1,172 @@
+"""`rl-nfm supervised evaluate RUN`: figures of trained weights, also on other test data."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge
+from torch import nn
+
+from rl_nfm.supervised.loop.options import CONFIG_FILE, RunConfig, plain, read_config
+from rl_nfm.supervised.loop.reporting import format_metrics, mean_and_deviation, write_result
+from rl_nfm.supervised.loop.task import Metrics, Task
+from rl_nfm.supervised.loop.trial import BEST, CHECKPOINT, load_weights
+from rl_nfm.supervised.registry import task_entry
+from rl_nfm.support.device import choose_device
+from rl_nfm.support.flags import parse_flags
+from rl_nfm.support.output_files import check_file
+
+Weights = Literal["best", "last"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A trained model and the task that tests it."""
+
+    task: Task[Any]
+    model: nn.Module
+    """In eval mode, on the task's device."""
+    epoch: int
+    """After which the weights were kept."""
+    weights: Weights
+
+    def evaluate(self) -> Metrics:
+        """The task's figures, those of the end of a training included."""
+        bf16 = self.task.config.precision == "bf16"
+        cast = torch.autocast(self.task.device.type, torch.bfloat16, enabled=bf16)
+        with torch.no_grad(), cast:
+            return {**self.task.evaluate(self.model), **self.task.test(self.model)}
+
+
+def load_trained(
+    run: Path | str, *, trial: int = 0, weights: Weights | None = None, **changes: Any
+) -> Loaded:
+    """A trained model of a run of the shared loop, with its task.
+
+    Args:
+        run: its folder.
+        trial: which of its seeds, from 0.
+        weights: of the best validation or of the end; none: the best where they were kept.
+        changes: options of what is tested on, `Task.free_in_evaluation`, and `device`.
+
+    Raises:
+        ValueError: no such run or trial, a change that is not allowed, or a damaged checkpoint.
+    """
+    config = _read(Path(run))
+    changed = dataclasses.replace(config, **changes)
+    _check_changes(Path(run), config, changed)
+    return _load(Path(run), changed, trial, weights)
+
+
+def _read(run: Path) -> RunConfig:
+    try:
+        name = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))["task"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"run: {run} holds no supervised run (no {CONFIG_FILE})") from None
+    entry = task_entry(name)
+    if entry.task is None:
+        raise ValueError(f"run: a run of task {name!r} is not evaluated again: see its result.json")
+    return read_config(run, type(next(iter(entry.presets.values()))), task=name)
+
+
+def _task_of(run: Path) -> type[Task[Any]]:
+    name = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))["task"]
+    return task_entry(name).task
+
+
+def _check_changes(run: Path, old: RunConfig, new: RunConfig) -> None:
+    """Refuse a change of anything but the test data and the device."""
+    free = ("device", *_task_of(run).free_in_evaluation)
+    for name in plain(old):
+        if name not in free and getattr(new, name) != getattr(old, name):
+            raise ValueError(
+                f"{name}: cannot change in an evaluation (free to change: {', '.join(free)})"
+            )
+
+
+def _load(run: Path, config: Any, trial: int, weights: Weights | None) -> Loaded:
+    folder = run / f"trial{trial}"
+    chosen: Weights = weights or ("best" if (folder / BEST).is_dir() else "last")
+    place = folder / {"best": BEST, "last": CHECKPOINT}[chosen]
+    if not place.is_dir():
+        raise ValueError(f"{run}: no {chosen} weights of trial {trial} in it")
+    device = choose_device(config.device)
+    torch.manual_seed(config.seed + trial)  # the data that the trial has seen
+    task = _task_of(run)(config, device)
+    model = task.build_model().to(device).eval()
+    meta = load_weights(place, model)
+    return Loaded(task=task, model=model, epoch=meta["epoch"], weights=chosen)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(HELP)
+        return 0
+    run = Path(argv[0])
+    config = _read(run)
+    own, others = _split(argv[1:])
+    options = parse_flags(Options, own, prog="rl-nfm supervised evaluate RUN")
+    if options.json is not None:
+        check_file("json", options.json, ".json")
+    changed = parse_flags(
+        type(config), others, default=config, prog="rl-nfm supervised evaluate RUN"
+    )
+    _check_changes(run, config, changed)
+    trials = range(config.trials) if options.trial is None else [options.trial]
+    rows = []
+    for trial in trials:
+        loaded = _load(run, changed, trial, options.weights)
+        rows.append(loaded.evaluate())
+        print(
+            f"{run} seed {config.seed + trial}: {loaded.weights} weights, of epoch {loaded.epoch}"
+        )
+    mean, deviation = mean_and_deviation(rows)
+    print(format_metrics(mean, deviation, {}))
+    if options.json is not None:
+        seeds = [config.seed + trial for trial in trials]
+        result = {"run": str(run), "config": plain(changed), "seeds": seeds, "metrics": rows}
+        write_result({**result, "mean": mean, "deviation": deviation}, options.json)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What of a run to evaluate."""
+
+    weights: Weights | None = None
+    """Of the best validation or of the end of the training; none: the best where there are any."""
+
+    trial: Annotated[int, Ge(0)] | None = None
+    """Which of the run's seeds, from 0; none: all of them."""
+
+    json: Path | None = None
+    """Write the figures here."""
+
+
+HELP = """usage: rl-nfm supervised evaluate RUN [--weights best|last] [--trial N] [--json FILE]
+                                  [--device auto|cpu|cuda] [options of what is tested on]
+
+Figures of a finished run's weights, those of its best validation where they were kept. Options of
+what is tested on are the task's, and hold the run's values unless typed: other data, counts,
+lengths or boxes, as in --occlusion 8, --test-blanks 100 or --data mnist --data-folder DIR. An
+option that cannot change is answered with those that can."""
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command's own flags, and the task's."""
+    own: list[str] = []
+    others: list[str] = []
+    current = others
+    for word in argv:
+        if word.startswith("--"):
+            name = word.removeprefix("--").split("=")[0].replace("-", "_")
+            current = own if name in ("weights", "trial", "json") else others
+        current.append(word)
+    return own, others
+
+
+__all__ = ["Loaded", "load_trained", "main"]
