@@ -28,6 +28,7 @@ PRESET is a name ({presets}) or the path of a YAML file; `rl-nfm train PRESET --
 every option with the preset's values. Every count of steps is in agent steps (4 frames each).
 """
 EPILOG = """--out DIR: the run's folder (default: a new one under runs/); --resume RUN: go on.
+Under torchrun each process trains its share, and the same command goes on with the run in --out.
 Options of an encoder that is not chosen are refused. After a resume the games begin anew: emulator
 states cannot be saved; weights, optimiser, replay, schedules and curves go on."""
 

@@ -192,9 +192,12 @@ class Ranks:
         with self._told():
             dist.all_reduce(flat)
         flat.div_(self.size)
-        parts = flat.split([tensor.numel() for tensor in tensors])
-        for tensor, part in zip(tensors, parts, strict=True):
-            tensor.detach().copy_(part.view(tensor.shape))
+        own = [tensor.detach() for tensor in tensors]
+        parts = zip(own, flat.split([tensor.numel() for tensor in own]), strict=True)
+        # few kernels, however many tensors: on a GPU each would cost as much as the all-reduce
+        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+            own, [part.view(tensor.shape) for tensor, part in parts]
+        )
 
     def maximum(self, value: Tensor) -> Tensor:
         """The largest over all ranks, elementwise, on the same device."""
