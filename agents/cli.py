@@ -1,4 +1,4 @@
-"""The command `rl-nfm`: train, evaluate, report, encoders, supervised.
+"""The command `rl-nfm`: train, evaluate, export, report and what lists things.
 
 User errors end with one line and exit code 2. Set RL_NFM_TRACEBACK=1 to see where they arose.
 """
@@ -15,6 +15,8 @@ commands:
   train       train an agent from a preset, or go on with a run
   evaluate    play episodes with a trained agent; scores, video, attention
   sweep       compare encoders over games and seeds: many runs from one command
+  export      a trained agent as a small folder to hand on, with scores and a model card
+  agents      list the trained agents that come with the package
   report      learning curves and scores over seeds and games
   encoders    list the encoders
   games       list the games, their suites and scores
@@ -27,6 +29,8 @@ COMMANDS = {
     "evaluate": "agents.commands.evaluate",
     "sweep": "agents.commands.sweep",
     "report": "agents.commands.report",
+    "export": "agents.commands.export",
+    "agents": "agents.commands.agents",
     "games": "agents.commands.games",
     "encoders": "agents.commands.encoders",
     "supervised": "rl_nfm.supervised.cli",

@@ -157,6 +157,11 @@ class Config(Bounded):
     seed: Annotated[int, Ge(0), Le(2**31 - 1)] = 1
     """Of weights, exploration, replay and environments."""
 
+    init: str | None = None
+    """Start from the weights of a trained agent: a run, a checkpoint, a folder of `rl-nfm export`
+    or zoo:NAME of `rl-nfm agents`. Its encoder must be the same; for other actions the head begins
+    anew."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
 

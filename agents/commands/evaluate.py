@@ -39,7 +39,8 @@ class Options:
     """What to play."""
 
     path: tyro.conf.Positional[Path]
-    """A run's folder or a single checkpoint (with --random also a preset's name)."""
+    """A run's folder, a single checkpoint, what `rl-nfm export` wrote, or zoo:NAME of `rl-nfm
+    agents` (with --random also a preset's name)."""
 
     episodes: Annotated[int, Gt(0)] = 100
     """Episodes to count."""
@@ -115,10 +116,10 @@ def main(argv: Sequence[str]) -> int:
             progress=True,
             on_step=lambda step: [listener(step) for listener in listeners],
         )
-        content = _content(scores, config, found)
+        content = score_content(scores, config, found)
         if options.json is not None:
             write_json(options.json, content)
-        print(_text(content))
+        print(score_text(content))
     # Last, where they are found after much text; and only now are the videos whole.
     for name, path in _written(options).items():
         print(f"{name + ':':24}{path}")
@@ -147,8 +148,8 @@ def _random_config(path: Path) -> Config:
     return checkpoint.open_checkpoint(checkpoint.find(path)).config
 
 
-def _content(scores: Scores, config: Config, found: Checkpoint | None) -> dict[str, Any]:
-    """What the JSON file holds. Without a checkpoint there is nothing that was trained."""
+def score_content(scores: Scores, config: Config, found: Checkpoint | None) -> dict[str, Any]:
+    """Scores with intervals and what was trained; nothing was without a checkpoint."""
     trained: dict[str, Any] = {"encoder": RANDOM, "checkpoint_steps": None}
     if found is not None:
         trained = {
@@ -186,7 +187,8 @@ def _spread_text(content: dict[str, Any]) -> str:
     )
 
 
-def _text(content: dict[str, Any]) -> str:
+def score_text(content: dict[str, Any]) -> str:
+    """What is printed of `score_content`."""
     hns = content["hns"]
     steps = content["checkpoint_steps"]
     who = content["encoder"] if steps is None else f"{content['encoder']} after {steps} steps"

@@ -24,6 +24,7 @@ from torch import Tensor
 from agents.config import Config, make_config
 from agents.learning.auxiliary import make_auxiliaries
 from agents.learning.network import QNetwork
+from agents.saving import zoo
 from rl_nfm.encoders import make_encoder
 from rl_nfm.support import storage
 from rl_nfm.support.configuration import validate
@@ -168,11 +169,12 @@ def tidy(folder: Path) -> None:
 
 
 def find(path: Path, which: str = "last") -> Path:
-    """The checkpoint that a path given by a user means: a run's, or itself.
+    """The checkpoint that a path given by a user means: a run's, or itself, or `zoo:NAME`.
 
     Raises:
         CheckpointError: if there is none.
     """
+    path = zoo.locate(path)
     if (path / storage.META).is_file():
         return path
     if not path.exists():

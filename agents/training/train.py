@@ -41,6 +41,7 @@ def train(config: Config, *, out: Path | None = None) -> Path:
         if out is not None:
             ranks.of_first(lambda: RunFolder.check_free(out))
         trainer = Trainer(config, device, ranks=ranks)
+        trainer.start()
         folder = RunFolder(ranks.of_first(lambda: RunFolder.create(config, out).path))
         with folder.held() if ranks.first else contextlib.nullcontext(), trainer.memory_told():
             return trainer.run(folder, None)
@@ -69,6 +70,8 @@ def resume(path: Path, override: Callable[[Config], Config]) -> Path:
         found: Path | None = ranks.of_first(lambda: _newest(folder, config))
         last = None if found is None else checkpoint.open_checkpoint(found, replay=ranks.first)
         trainer = Trainer(config, device, ranks=ranks)
+        if last is None:
+            trainer.start()
         with trainer.memory_told():
             return trainer.run(folder, last)
 

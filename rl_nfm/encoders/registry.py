@@ -31,7 +31,7 @@ class EncoderEntry:
 
 
 RESERVED_NAMES = frozenset(
-    {"game", "encoder", "steps", "seed", "device", "preset", "out", "resume", "help"}
+    {"game", "encoder", "steps", "seed", "device", "preset", "out", "resume", "init", "help"}
     | {"env", "replay", "learner", "head", "exploration", "run"}
 )
 """What options of a training run are called; an encoder's name is the name of its own group."""

@@ -108,6 +108,14 @@ class Draft:
         name = f"{stem}.safetensors"
         self.digests[name] = write_tensors(self._partial / name, tensors)
 
+    def write_text(self, name: str, content: str) -> None:
+        """Write a file for readers: it has no digest, and may be changed later.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        _write_bytes(self._partial / name, content.encode())
+
     def commit(self, *, kind: str, meta: Mapping[str, Any]) -> None:
         """Add the meta data and move the directory to its final place.
 

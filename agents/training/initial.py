@@ -1,0 +1,40 @@
+"""Starting a run from the weights of a trained agent."""
+
+from pathlib import Path
+
+from agents.learning.learner import Learner
+from agents.saving import checkpoint
+
+
+def start_from(agent: str, learner: Learner) -> None:
+    """Load the weights of an agent into both networks of a learner that has made no update.
+
+    The head, whose size depends on the game's actions and on its own options, begins anew where it
+    does not fit, and a line says so.
+
+    Args:
+        agent: path of a run, of a checkpoint or of an exported folder, or `zoo:NAME`.
+        learner: whose networks are changed.
+
+    Raises:
+        CheckpointError: missing or damaged.
+        ValueError: its encoder is another one.
+    """
+    found = checkpoint.open_checkpoint(checkpoint.find(Path(agent)))
+    weights, own = found.tensors("network"), learner.online.state_dict()
+    wrong = [
+        name
+        for name in {**own, **weights}
+        if name not in own or name not in weights or own[name].shape != weights[name].shape
+    ]
+    if any(not name.startswith("head.") for name in wrong):
+        name = next(name for name in wrong if not name.startswith("head."))
+        raise ValueError(
+            f"init: {agent} is not allowed: its encoder {found.config.encoder!r} has other weights "
+            f"than the one here ({name})"
+        )
+    if wrong:
+        weights = {k: v for k, v in weights.items() if not k.startswith("head.")}
+        print(f"note: init: the head of {agent} does not fit ({wrong[0]}); it begins anew")
+    learner.online.load_state_dict({**own, **weights})
+    learner.target.load_state_dict(learner.online.state_dict())
