@@ -10,7 +10,7 @@ def start_from(agent: str, learner: Learner) -> None:
     """Load the weights of an agent into both networks of a learner that has made no update.
 
     The head, whose size depends on the game's actions and on its own options, begins anew where it
-    does not fit, and a line says so.
+    does not fit, and so do auxiliary losses; a line says so.
 
     Args:
         agent: path of a run, of a checkpoint or of an exported folder, or `zoo:NAME`.
@@ -22,19 +22,17 @@ def start_from(agent: str, learner: Learner) -> None:
     """
     found = checkpoint.open_checkpoint(checkpoint.find(Path(agent)))
     weights, own = found.tensors("network"), learner.online.state_dict()
-    wrong = [
-        name
-        for name in {**own, **weights}
-        if name not in own or name not in weights or own[name].shape != weights[name].shape
-    ]
-    if any(not name.startswith("head.") for name in wrong):
-        name = next(name for name in wrong if not name.startswith("head."))
+    wrong: dict[str, str] = {}  # part of the network to one of its weights
+    for name in {**own, **weights}:
+        if name not in own or name not in weights or own[name].shape != weights[name].shape:
+            wrong.setdefault(name.split(".")[0], name)
+    if "encoder" in wrong:
         raise ValueError(
             f"init: {agent} is not allowed: its encoder {found.config.encoder!r} has other weights "
-            f"than the one here ({name})"
+            f"than the one here ({wrong['encoder']})"
         )
-    if wrong:
-        weights = {k: v for k, v in weights.items() if not k.startswith("head.")}
-        print(f"note: init: the head of {agent} does not fit ({wrong[0]}); it begins anew")
+    for part, name in wrong.items():
+        print(f"note: init: the {part} of {agent} does not fit ({name}); it begins anew")
+    weights = {k: v for k, v in weights.items() if k.split(".")[0] not in wrong}
     learner.online.load_state_dict({**own, **weights})
     learner.target.load_state_dict(learner.online.state_dict())
