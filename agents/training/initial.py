@@ -4,6 +4,18 @@ from pathlib import Path
 
 from agents.learning.learner import Learner
 from agents.saving import checkpoint
+from agents.training.trainer import Trainer
+
+
+def initialize(trainer: Trainer) -> None:
+    """Before the first step of a new run: take the weights that `config.init` names, if any.
+
+    Raises:
+        ValueError: see `start_from`.
+    """
+    if trainer.config.init is not None:
+        start_from(trainer.config.init, trainer.learner)
+        trainer.collector.weights.refresh()
 
 
 def start_from(agent: str, learner: Learner) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from agents.config import Config, check_resumable
 from agents.saving import checkpoint, shards
 from agents.saving.run_folder import RunFolder
+from agents.training.initial import initialize
 from agents.training.parts import share_of
 from agents.training.stop import Stop
 from agents.training.trainer import Trainer
@@ -41,7 +42,7 @@ def train(config: Config, *, out: Path | None = None) -> Path:
         if out is not None:
             ranks.of_first(lambda: RunFolder.check_free(out))
         trainer = Trainer(config, device, ranks=ranks)
-        trainer.start()
+        initialize(trainer)
         folder = RunFolder(ranks.of_first(lambda: RunFolder.create(config, out).path))
         with folder.held() if ranks.first else contextlib.nullcontext(), trainer.memory_told():
             return trainer.run(folder, None)
@@ -71,7 +72,7 @@ def resume(path: Path, override: Callable[[Config], Config]) -> Path:
         last = None if found is None else checkpoint.open_checkpoint(found, replay=ranks.first)
         trainer = Trainer(config, device, ranks=ranks)
         if last is None:
-            trainer.start()
+            initialize(trainer)
         with trainer.memory_told():
             return trainer.run(folder, last)
 

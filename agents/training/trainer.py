@@ -27,7 +27,6 @@ from agents.training import parts
 from agents.training.clock import Clock, Epsilon, Stopwatch
 from agents.training.collector import Collector, Streams
 from agents.training.evaluation import evaluate, picture_attention
-from agents.training.initial import start_from
 from agents.training.memory_check import out_of_memory_told
 from agents.training.record import Counters, Episode, Recorder
 from agents.training.step import GradientStep
@@ -94,16 +93,6 @@ class Trainer:
         )
         self.counters, self.watch, self.asked = Counters(), Stopwatch(), StopRequest()
         self._ended: list[Episode] = []
-
-    def start(self) -> None:
-        """Before the first step of a new run: take the weights that `config.init` names.
-
-        Raises:
-            ValueError: there are none, or they are another encoder's.
-        """
-        if self.config.init is not None:
-            start_from(self.config.init, self.learner)
-            self.collector.weights.refresh()
 
     def run(self, folder: RunFolder, last: checkpoint.Checkpoint | None) -> Path:
         """Train to the end, or until a signal; always ends with a checkpoint.
