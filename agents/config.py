@@ -133,6 +133,10 @@ class RunConfig(Bounded):
     eval_epsilon: Annotated[float, Ge(0), Le(1)] = 0.001
     """Probability of a random action in evaluation."""
 
+    video_every_evals: Annotated[int, Ge(0)] = 5
+    """Of the evaluations, every so many-th (and the first and the last one) leaves a small clip of
+    its first episode in TensorBoard; 0: none."""
+
     checkpoint_every_steps: Annotated[int, Gt(0)] = 250_000
     """Between checkpoints."""
 

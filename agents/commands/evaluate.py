@@ -114,6 +114,7 @@ def main(argv: Sequence[str]) -> int:
             num_envs=options.num_envs,
             fixed_fractions=options.fractions == "fixed",
             progress=True,
+            capture=not listeners,  # they read the network's insides
             on_step=lambda step: [listener(step) for listener in listeners],
         )
         content = score_content(scores, config, found)

@@ -37,6 +37,8 @@ class Actor:
         self.last_reward = torch.zeros(num_envs, device=self.device)
         self.episode_step = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self.life_loss = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
+        self.values: Tensor | None = None
+        """Of all actions upon the last observations, the mean over quantiles [E, A]."""
 
     @torch.no_grad()
     def act(
@@ -81,7 +83,8 @@ class Actor:
                 noise="rows" if noise else "off",
                 fixed_fractions=fixed_fractions,
             )
-        greedy = values.mean(-2).argmax(-1)
+        self.values = values.mean(-2)
+        greedy = self.values.argmax(-1)
         explore = torch.rand(greedy.shape, device=self.device) < epsilon
         anything = torch.randint(values.shape[-1], greedy.shape, device=self.device)
         self.last_action = torch.where(explore, anything, greedy)

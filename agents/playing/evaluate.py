@@ -70,6 +70,7 @@ def play(
     fixed_fractions: bool = False,
     progress: bool = False,
     on_step: OnStep | None = None,
+    capture: bool = True,
     stop: Callable[[], bool] = lambda: False,
 ) -> Scores:
     """Play episodes; random actions where there is no network.
@@ -84,6 +85,7 @@ def play(
         fixed_fractions: the same quantile fractions at every step; see the head of this file.
         progress: show how many episodes have ended.
         on_step: called with each observation; the first game's first episode is the first counted.
+        capture: on a GPU, capture acting as a graph; not where `on_step` hooks into the network.
         stop: asked at every step whether to end early.
 
     Raises:
@@ -109,7 +111,7 @@ def play(
                 epsilon=epsilon,
                 seed=seed,
                 fixed_fractions=fixed_fractions,
-                graph=on_step is None,  # who watches may hook into the network
+                graph=capture,
             )
         counted = _Counter(env.num_envs, episodes)
         with counted.shown() if progress else contextlib.nullcontext():

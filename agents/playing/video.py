@@ -1,6 +1,7 @@
-"""A video of the first episode: the game in colour, and what the agent sees beside it.
+"""A video of the first episode: the game in colour, and beside it what the agent sees and chooses.
 
-The agent's side is the newest frame of its observation. The pictures come from a second environment
+The agent's side is the newest frame of its observation, its action, the lives left and its value of
+each action. The pictures come from a second environment
 of the first game, which plays along with the same seed and actions, so nothing about the episode
 that is scored changes. A game that draws nothing but its observations has no picture beside them.
 """
@@ -15,10 +16,10 @@ import cv2
 import imageio.v3 as imageio
 import numpy as np
 from imageio_ffmpeg import get_ffmpeg_exe
-from numpy.typing import NDArray
 
 from agents.config import Config
 from agents.playing.attention import AttentionView
+from agents.playing.drawing import LINE, Image, canvas, stack, value_bars, write
 from agents.playing.evaluate import PlayStep, env_seed
 from envs import GameVecEnv, as_picture, make_env
 from rl_nfm.support.output_files import written
@@ -30,10 +31,7 @@ FPS = 15
 """Agent steps in a second of play: 60 emulator frames, 4 to a step."""
 
 # Multiples of 16, as video encoders want them. The picture of an Atari fills a 4:3 screen.
-_HEIGHT, _GAME_WIDTH, _VIEW_WIDTH, _TEXT_HEIGHT = 480, 640, 480, 32
-
-Image = NDArray[np.uint8]
-"""[H, W, 3], RGB."""
+_HEIGHT, _GAME_WIDTH, _SIDE_WIDTH, _VIEW, _TEXT_HEIGHT = 480, 640, 480, 240, 32
 
 
 @contextlib.contextmanager
@@ -92,7 +90,7 @@ class EpisodeVideo:
             assert reward == step.reward[:1], "the second environment plays another game"
         picture = self.twin.render()[0] if self.twin.draws else None
         self._action = int(step.action[0])
-        self._write(self._draw(picture, step.newest))
+        self._write(self._draw(picture, step))
         self.done = bool(step.info["episode_end"][0])
         if self.done:
             self._stack.close()  # now, so that a full disk is not found out after hours of play
@@ -109,23 +107,42 @@ class EpisodeVideo:
         if self.steps <= STILL_STEP:
             self.still = canvas
 
-    def _draw(self, picture: Image | None, view: NDArray[np.uint8]) -> Image:
-        seen = _scaled(as_picture(view), _VIEW_WIDTH)
-        panels = [seen] if picture is None else [_scaled(picture, _GAME_WIDTH), seen]
-        strip = np.zeros((_TEXT_HEIGHT, sum(p.shape[1] for p in panels), 3), np.uint8)
-        text = f"{self.game}  score {self.score:.6g}  step {self.steps}"
-        cv2.putText(
-            strip, text, (8, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 1, cv2.LINE_AA
-        )
-        rows = [strip, np.hstack(panels)]
+    def _draw(self, picture: Image | None, step: PlayStep) -> Image:
+        side = self._draw_side(step)
+        panels = [side] if picture is None else [_scaled(picture, (_HEIGHT, _GAME_WIDTH)), side]
+        title = canvas(_TEXT_HEIGHT, sum(panel.shape[1] for panel in panels))
+        write(title, f"{self.game}  score {self.score:.6g}  step {self.steps}", 8, 22, scale=0.6)
+        rows = [title, np.hstack(panels)]
         if self.attention is not None:
-            rows.append(self.attention.draw(view))
-        width = max(row.shape[1] for row in rows)
-        return np.vstack([np.pad(r, ((0, 0), (0, width - r.shape[1]), (0, 0))) for r in rows])
+            rows.append(self.attention.draw(step.newest))
+        return stack(rows)
+
+    def _draw_side(self, step: PlayStep) -> Image:
+        """What the agent sees, what it chooses and what it thinks of each action."""
+        side = canvas(_HEIGHT, _SIDE_WIDTH)
+        side[:_VIEW, :_VIEW] = _scaled(as_picture(step.newest), (_VIEW, _VIEW))
+        names = self.twin.action_meanings
+        lines = ["what the agent sees", f"action: {names[self._action]}"]
+        if self.twin.step_spec.has_lives:
+            lines.append(f"lives: {int(step.info['lives'][0])}")
+        values = None if step.actor is None else step.actor.values
+        if values is not None:
+            lines.append("below: value of each action")
+            bars = value_bars(
+                (_HEIGHT - _VIEW - LINE, _SIDE_WIDTH),
+                names,
+                values[0].float().cpu().numpy(),
+                self._action,
+            )
+            side[_VIEW + LINE :] = bars
+        for number, line in enumerate(lines):
+            write(side, line, _VIEW + 12, 24 + 24 * number, scale=0.5)
+        return side
 
 
-def _scaled(image: Image, width: int) -> Image:
-    scaled = cv2.resize(image, (width, _HEIGHT), interpolation=cv2.INTER_NEAREST)
+def _scaled(image: Image, size: tuple[int, int]) -> Image:
+    """Enlarged to (height, width), pixels stay sharp."""
+    scaled = cv2.resize(image, size[::-1], interpolation=cv2.INTER_NEAREST)
     return np.asarray(scaled, np.uint8)
 
 

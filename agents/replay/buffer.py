@@ -227,6 +227,13 @@ class Replay:
             burn_in_steps=burn_in,
         )
 
+    def recent(self, steps: int, num_envs: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Observations, resets and extras of the newest rows [<= steps, num_envs]."""
+        held = min(self.added_rows, self.rows) - self.stack_num  # the oldest lack their past
+        age = torch.arange(max(1, min(steps, held)), device=self.device).flip(0)[:, None]
+        rows, env = (self.added_rows - 1 - age).expand(-1, num_envs), self._env[:num_envs]
+        return self.stacks(rows, env), self._resets(rows, env), self._extras(rows, env)
+
     def update_priorities(self, index: Tensor, td_error: Tensor, mask: Tensor) -> None:
         """Set the priorities of sampled sequences.
 

@@ -1,31 +1,29 @@
 """A run's folder: config, metrics.jsonl, TensorBoard and checkpoints.
 
 `metrics.jsonl` is the record; TensorBoard's scalars are derived from it, so that a resumed run can
-cut both back to its checkpoint, and curves that cannot be written never end a run.
+cut both back to its checkpoint. Pictures are in TensorBoard alone, and are kept when it goes on.
 """
 
 import contextlib
 import errno
 import fcntl
 import itertools
-import logging
-import math
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.config import Config, make_config, write_config
+from agents.config import Config, make_config, to_plain, write_config
 from agents.saving import checkpoint
+from agents.saving.board import add_config, add_scalars, pictures_until
+from rl_nfm.support.curves import Curves
 from rl_nfm.support.metrics_file import Line, MetricsFile
 from rl_nfm.support.yaml_file import read_yaml
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard.writer import SummaryWriter
+    from rl_nfm.support.event_writer import CurveWriter
 
-_LOG = logging.getLogger(__name__)
 LOCK = ".lock"
 
 
@@ -38,8 +36,8 @@ class RunFolder:
         self.metrics_path = path / "metrics.jsonl"
         self.metrics = MetricsFile(self.metrics_path, "steps")
         self.checkpoints = path / "checkpoints"
-        self._writer: SummaryWriter | None = None
-        self._warned = False
+        self.curves = Curves(path / "tensorboard", begin=self._begin_curves)
+        self._shown: Mapping[str, Any] = {}
 
     @classmethod
     def create(cls, config: Config, out: Path | None) -> "RunFolder":
@@ -120,13 +118,26 @@ class RunFolder:
             try:
                 yield
             finally:
-                self._close_writer()
+                self.curves.close()
 
-    def cut(self, steps: int) -> None:
-        """Drop every metric after `steps`, a torn last line too, and rebuild TensorBoard."""
+    def begin(self, config: Config, steps: int) -> None:
+        """Write the config, which a resumed run may have changed, and drop what came after `steps`.
+
+        TensorBoard is written anew: from metrics.jsonl, and with the pictures that were there.
+
+        Raises:
+            OSError: config or metrics cannot be written.
+        """
+        write_config(config, self.config_path)
         self.metrics.cut(steps)
-        self._close_writer()
-        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        self._shown = to_plain(config)
+        self.curves.close()
+        earlier = list(self.curves.folder.glob("events.out.tfevents.*"))
+        pictures = pictures_until(self.curves.folder, steps)
+        if self.curves.draw(lambda writer: [writer.add_event(event) for event in pictures]):
+            for path in earlier:
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append one line; numbers also go to TensorBoard.
@@ -134,7 +145,7 @@ class RunFolder:
         Raises:
             ValueError: if metrics.jsonl cannot be written.
         """
-        self.draw(lambda writer: _add_scalars(writer, metrics))
+        self.curves.draw(lambda writer: add_scalars(writer, metrics))
         try:
             self.metrics.append(metrics)
         except OSError as error:
@@ -143,45 +154,10 @@ class RunFolder:
                 f"checkpoint holds is safe, go on: --resume {self.path}"
             ) from None
 
-    def draw(self, write: "Callable[[SummaryWriter], object]") -> None:
-        """Let `write` add to TensorBoard: scalars, images, histograms.
-
-        A folder deleted in mid-run is made anew, with the scalars so far. Where the disk refuses,
-        the run goes on without; one warning says so.
-        """
-        try:
-            writer = self._open_writer()
-            write(writer)
-            writer.flush()
-        except OSError as error:
-            if not self._warned:
-                self._warned = True
-                _LOG.warning("rl-nfm: tensorboard/ cannot be written (%s): left out", error)
-            self._close_writer()
-
-    def _open_writer(self) -> "SummaryWriter":
-        folder = self.path / "tensorboard"
-        if self._writer is not None and not folder.is_dir():
-            self._close_writer()
-        if self._writer is None:
-            from agents.saving.curves import CurveWriter  # TensorBoard takes long to import
-
-            self._writer = CurveWriter(folder)
-            for line in self.metrics.read().lines:
-                _add_scalars(self._writer, line)
-        return self._writer
-
-    def _close_writer(self) -> None:
-        if self._writer is not None:
-            with contextlib.suppress(OSError):
-                self._writer.close()
-            self._writer = None
-
-
-def _add_scalars(writer: "SummaryWriter", line: Mapping[str, Any]) -> None:
-    for key, value in line.items():
-        if key != "steps" and isinstance(value, (int, float)) and math.isfinite(value):
-            writer.add_scalar(key, value, line["steps"])
+    def _begin_curves(self, writer: "CurveWriter") -> None:
+        add_config(writer, self._shown)
+        for line in self.metrics.read().lines:
+            add_scalars(writer, line)
 
 
 def _new_folder(config: Config) -> Path:

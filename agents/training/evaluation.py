@@ -1,19 +1,18 @@
-"""What a training run finds out about its network in between: scores, and what it attends to."""
+"""Evaluations in training: scores, and now and then a clip of play.
+
+None of it draws from training's random numbers, so a run computes the same with and without.
+"""
 
 import dataclasses
 from typing import Any
 
-import torch
-
-from agents.config import Config
-from agents.learning.actor import frozen_statistics
+from agents.config import Config, RunConfig
 from agents.learning.network import QNetwork
-from agents.playing import attention
+from agents.playing.clip import EpisodeClip
 from agents.playing.evaluate import Interrupted, play
-from agents.replay.buffer import Replay
-from agents.saving.run_folder import RunFolder
+from agents.saving.board import VIDEO
 from agents.saving.writer import CheckpointWriter
-from agents.training.record import Counters
+from agents.training.record import Recorder
 from agents.training.stop import Meanwhile, StopRequest
 from rl_nfm.support.ranks import Ranks
 
@@ -21,7 +20,7 @@ from rl_nfm.support.ranks import Ranks
 def evaluate(
     network: QNetwork,
     config: Config,
-    counters: Counters,
+    recorder: Recorder,
     saver: CheckpointWriter,
     asked: StopRequest,
     ranks: Ranks,
@@ -33,11 +32,13 @@ def evaluate(
     Args:
         network: that is trained.
         config: of the run.
-        counters: of the run; told of a better return.
+        recorder: of the run; its counters are told of a better return, its curves get the clip.
         saver: keeps the best network.
         asked: whether the run is to end.
         ranks: of the run.
     """
+    counters = recorder.counters
+    clip = EpisodeClip() if clip_due(config.run, counters.steps, config.steps) else None
 
     def scores() -> dict[str, Any]:
         try:
@@ -48,12 +49,15 @@ def evaluate(
                 epsilon=config.run.eval_epsilon,
                 seed=config.seed + 1_000_000,
                 num_envs=config.env.num_envs,
+                on_step=clip,
                 stop=meanwhile,
             )
         except Interrupted:
             return {}
         if saver.save_best(dataclasses.asdict(counters), found.mean):
             counters.best_return = found.mean
+        if clip is not None:
+            _show(clip, recorder)
         return {"eval_return_mean": found.mean, "eval_return_median": found.median}
 
     meanwhile = Meanwhile(asked, ranks)
@@ -62,18 +66,13 @@ def evaluate(
     return ranks.of_first(lambda: own)
 
 
-def picture_attention(network: QNetwork, replay: Replay, folder: RunFolder, steps: int) -> None:
-    """What the encoder attends to in the newest observations, to TensorBoard."""
-    if "attention" not in network.encoder.shows:
-        return
-    env = torch.arange(replay.num_envs, device=replay.device)
-    obs = replay.stacks(torch.full_like(env, replay.added_rows - 1)[None], env)[0]
-    with frozen_statistics(network):
-        weights, image = attention.summary(network, obs, replay.frame_channels)
-    for name, values in weights.items():
-        folder.draw(
-            lambda board, tag=f"attention/{name}", values=values: board.add_histogram(
-                tag, values, steps
-            )
-        )
-    folder.draw(lambda board: board.add_image("attention", image, steps, dataformats="HWC"))
+def _show(clip: EpisodeClip, recorder: Recorder) -> None:
+    steps = recorder.counters.steps
+    recorder.folder.curves.draw(lambda board: board.add_gif(VIDEO, clip.gif(), clip.size, steps))
+
+
+def clip_due(config: RunConfig, steps: int, last_steps: int) -> bool:
+    """Whether the evaluation at `steps` of a run of `last_steps` leaves a clip."""
+    every, number = config.video_every_evals, steps // config.eval_every_steps
+    is_last = steps + config.eval_every_steps > last_steps
+    return every > 0 and (is_last or (number - 1) % every == 0)

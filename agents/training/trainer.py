@@ -16,18 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.config import Config, write_config
+from agents.config import Config
 from agents.learning.random_stream import RandomStream
 from agents.learning.streams import one_host_thread
 from agents.playing.evaluate import env_seed
 from agents.saving import checkpoint, shards
+from agents.saving.board import add_end
 from agents.saving.run_folder import RunFolder
 from agents.saving.writer import CheckpointWriter
 from agents.training import parts
 from agents.training.clock import Clock, Epsilon, Stopwatch
 from agents.training.collector import Collector, Streams
-from agents.training.evaluation import evaluate, picture_attention
+from agents.training.evaluation import evaluate
 from agents.training.memory_check import out_of_memory_told
+from agents.training.pictures import picture_encoder
 from agents.training.record import Counters, Episode, Recorder
 from agents.training.step import GradientStep
 from agents.training.stop import StopRequest
@@ -135,8 +137,7 @@ class Trainer:
             last = shards.restore_part(last, self.ranks, self.learner, self.replay, self.others)
             self.counters = Counters.of(last.counters, where=str(last.path))
         if self.ranks.first:
-            write_config(self.config, folder.config_path)  # a resumed run may have changed some
-            folder.cut(self.counters.steps)
+            folder.begin(self.config, self.counters.steps)
         if not self.ranks.alone or (last is not None and last.meta.ranks > 1):
             folder.checkpoints.mkdir(exist_ok=True)
             steps = -1 if last is None else last.steps
@@ -234,8 +235,6 @@ class Trainer:
                 self._log(scores)
             if "save" in due:
                 self._save()
-                if self.ranks.first:
-                    picture_attention(self.learner.online, self.replay, self.recorder.folder, now)
 
     def _finish(self) -> None:
         """Log the last stretch, and leave a checkpoint of the last step."""
@@ -246,6 +245,8 @@ class Trainer:
                 self._log({})
             if self.counters.steps > self.saver.saved_steps:
                 self._save()
+            if self.ranks.first and self.counters.steps >= self.config.steps:
+                self.recorder.folder.curves.draw(lambda board: add_end(board, self.counters.steps))
 
     @contextlib.contextmanager
     def _paused(self) -> Iterator[None]:
@@ -273,7 +274,7 @@ class Trainer:
 
     def _evaluated(self) -> dict[str, Any]:
         return evaluate(
-            self.learner.online, self.config, self.counters, self.saver, self.asked, self.ranks
+            self.learner.online, self.config, self.recorder, self.saver, self.asked, self.ranks
         )
 
     def _log(self, scores: dict[str, Any]) -> None:
@@ -290,6 +291,9 @@ class Trainer:
 
     def _save(self) -> None:
         self.saver.save(dataclasses.asdict(self.counters))
+        if self.ranks.first:
+            curves, steps = self.recorder.folder.curves, self.counters.steps
+            picture_encoder(self.learner.online, self.replay, curves, steps)
 
     def memory_told(self) -> contextlib.AbstractContextManager[None]:
         """Inside, running out of memory ends with one line that says what the replay takes."""

@@ -43,6 +43,11 @@ class ReaderAttention:
         mean = self.weights.mean(dim=-2)
         return mean.new_zeros(*mean.shape[:-1], len(self.sources)).index_add_(-1, index, mean)
 
+    def slots_by_source(self) -> Tensor:
+        """Number of slots of each of `sources`, int64 [number of sources]."""
+        index = torch.tensor([self.sources.index(_source(slot)) for slot in self.slots])
+        return torch.bincount(index, minlength=len(self.sources))
+
     def chosen(self) -> Tensor:
         """Which slots are among the k highest and not cut to 0, bool [B, T.., H, S]."""
         k = min(self.top_k, len(self.slots))

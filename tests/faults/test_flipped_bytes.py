@@ -121,17 +121,17 @@ def test_a_resumed_run_keeps_damaged_metrics_beside(run, caplog):
     content[3] = b'{"steps": null}\n'
     path.write_bytes(b"".join(content) + b'{"steps": 97, "torn')
     damaged = path.read_bytes()
-    RunFolder.open(run).cut(96)
+    RunFolder.open(run).metrics.cut(96)
     steps = [json.loads(line)["steps"] for line in path.read_text().splitlines()]
     assert steps == [16, 32, *[json.loads(line)["steps"] for line in content[4:]]]
     assert (run / "metrics.damaged.jsonl").read_bytes() == damaged
     assert "metrics.jsonl: lines 3, 4 cannot be read: left out; the file as it was" in caplog.text
     path.write_bytes(b"\x00\n")
-    RunFolder.open(run).cut(96)
+    RunFolder.open(run).metrics.cut(96)
     assert (run / "metrics.damaged1.jsonl").read_bytes() == b"\x00\n"
     caplog.clear()
     path.write_bytes(b'{"steps": 16}\n{"steps": 3')
-    RunFolder.open(run).cut(96)
+    RunFolder.open(run).metrics.cut(96)
     assert not caplog.text, "a torn last line is no damage: a killed run leaves one"
     assert not (run / "metrics.damaged2.jsonl").exists()
 

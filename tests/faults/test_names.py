@@ -148,7 +148,7 @@ def test_deletion_in_mid_run_costs_only_what_was_deleted(tmp_path, faults, victi
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         board = EventAccumulator(str(folder / "tensorboard")).Reload()
-        assert [event.step for event in board.Scalars("updates")] == steps
+        assert [event.step for event in board.Scalars("train/updates")] == steps
 
 
 def test_a_run_whose_folder_is_deleted_ends_in_one_line(tmp_path, faults):

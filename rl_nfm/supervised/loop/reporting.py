@@ -9,8 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
+from rl_nfm.support.curves import Curves
 from rl_nfm.support.metrics_file import MetricsFile
 
 Metrics = Mapping[str, float]
@@ -29,17 +28,18 @@ class MetricsLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics = _metrics_file(folder)
         self._metrics.cut(last_epoch)
-        self._board = SummaryWriter(str(folder), purge_step=last_epoch + 1)
+        self._curves = Curves(folder, purge_step=last_epoch + 1)
 
     def write(self, epoch: int, metrics: Metrics) -> None:
         """Append the metrics of one epoch."""
         self._metrics.append({"epoch": epoch, **metrics})
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, epoch)
+        self._curves.draw(
+            lambda writer: [writer.add_scalar(name, metrics[name], epoch) for name in metrics]
+        )
 
     def close(self) -> None:
         """Flush and close."""
-        self._board.close()
+        self._curves.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

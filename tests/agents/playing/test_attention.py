@@ -50,7 +50,7 @@ def test_nfm_attention_in_video_still_and_tensorboard(tmp_path, capsys):
     below = still[512:]
     assert len(np.unique(below.reshape(-1, 3), axis=0)) > 50, "something is drawn below the game"
     board = EventAccumulator(str(run / "tensorboard")).Reload()
-    assert board.Tags()["images"] == ["attention"]
+    assert board.Tags()["images"] == ["attention/map"]
     histograms = board.Tags()["histograms"]
     assert "attention/pass 2 layer 4/null" in histograms
     assert len(histograms) == 6 + 7 + 8 + 9  # sources of the four readers, null among them

@@ -39,15 +39,15 @@ def quick(**changes):
 
 def test_a_signal_before_the_first_step_is_a_request_too(tmp_path, monkeypatch):
     """It comes as soon as the folder is there, before the line that names it."""
-    original = RunFolder.cut
+    original = RunFolder.begin
 
-    def interrupted(folder, steps):
+    def interrupted(folder, config, steps):
         os.kill(os.getpid(), signal.SIGTERM)
-        original(folder, steps)
+        original(folder, config, steps)
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "cut", interrupted)
+        patch.setattr(RunFolder, "begin", interrupted)
         with pytest.raises(train.Stop) as stop:
             train.train(quick(steps=100_000), out=tmp_path / "run")
     assert stop.value.folder == tmp_path / "run"

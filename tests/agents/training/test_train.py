@@ -62,7 +62,7 @@ def test_resume_continues_steps_updates_schedules_and_curves(tmp_path):
     assert lines[-1]["updates"] == 27
     assert lines[-1]["learning_rate"] == pytest.approx(6.25e-5 * (1 - 296 / 300))
     board = EventAccumulator(str(folder / "tensorboard")).Reload()
-    assert [event.step for event in board.Scalars("updates")] == [100, 200, 300]
+    assert [event.step for event in board.Scalars("train/updates")] == [100, 200, 300]
     assert RunFolder.open(folder).config().steps == 300
 
 
