@@ -72,7 +72,7 @@ def _search(options: Options, plan: Plan, executor: Executor) -> Outcome:
     request = SearchRequest(space=space, trials=options.trials, metric=options.metric)
     board = Board([], at_once=executor.at_once)
     work = Search(plan, request, out=options.out, executor=executor, board=board)
-    print(f"{options.trials} trials in all; {_room(executor)}")
+    print(f"{options.trials} trials in all, {work.ended} over before; {_room(executor)}")
     return run_all(work, executor, board, options.retries, keep_replay=bool(options.keep_replay))
 
 

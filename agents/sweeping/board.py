@@ -75,7 +75,7 @@ class Board:
 
     def show(self, failed: Mapping[str, str], *, last: bool = False) -> None:
         """The table, or one line, when it is time for it."""
-        if time.monotonic() < self._next and not last:
+        if not self.runs or (time.monotonic() < self._next and not last):
             return
         self._next = time.monotonic() + (_TERMINAL_SECONDS if self._terminal else _PLAIN_SECONDS)
         found = {run.name: self._look(run) for run in self.runs}

@@ -79,6 +79,11 @@ class Search:
         self._live: dict[int, _Trial] = {}
         self._next_look = 0.0
 
+    @property
+    def ended(self) -> int:
+        """Trials that are over, of whatever command."""
+        return sum(trial.state.is_finished() for trial in self._study.get_trials(deepcopy=False))
+
     def begin(self) -> Sequence[PlannedRun]:
         """See `Work.begin`."""
         if time.monotonic() < self._next_look:
@@ -128,12 +133,13 @@ class Search:
     def _judge(self, number: int) -> None:
         """Tell Optuna how far a trial is, and end it where it is done or Optuna gives it up."""
         trial = self._live[number]
+        done = all(self._board.is_done(run) for run in trial.runs)  # first: then all is logged
         values = self._values(trial.runs)
         for step in sorted(set(values) - trial.reported):
             trial.handle.report(values[step], step)
             trial.reported.add(step)
         states = self._optuna.trial.TrialState
-        if all(self._board.is_done(run) for run in trial.runs):
+        if done:
             last = max(values, default=None)
             if last is None:
                 self._board.tell(f"trial-{number}: no {self._request.metric} in its metrics")

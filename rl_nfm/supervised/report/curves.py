@@ -34,7 +34,7 @@ def draw_curves(columns: Columns, rows: Sequence[Row], path: Path) -> bool:
         return False
     wide = min(3, len(names))
     figure = Figure(figsize=(4.5 * wide, 3.4 * -(-len(names) // wide) + 0.6), layout="constrained")
-    panels = figure.subplots(-(-len(names) // wide), wide, squeeze=False).flat
+    panels = [*figure.subplots(-(-len(names) // wide), wide, squeeze=False).flat]
     for axes, name in zip(panels, names, strict=False):
         for index, row in enumerate(rows):
             _draw(axes, row, name, index, scale=100 if columns.is_share(name) else 1)
@@ -42,7 +42,7 @@ def draw_curves(columns: Columns, rows: Sequence[Row], path: Path) -> bool:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("updates")
         axes.grid(alpha=0.3)
-    for axes in list(panels):
+    for axes in panels[len(names) :]:
         axes.remove()
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")

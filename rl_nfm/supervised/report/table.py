@@ -121,7 +121,7 @@ def markdown(entry: TaskEntry, rows: Sequence[Row]) -> list[str]:
         size = row.runs[0].parameters
         cells = [row.name, "-" if size is None else f"{size:,}", _seeds(row)]
         cells += [_cell(columns, name, row.mean, row.deviation) for name in names]
-        lines.append([*cells, "-" if row.minutes is None else f"{row.minutes:.1f}"])
+        lines.append([*cells, "-" if row.minutes is None else _minutes(row.minutes)])
         if (beside := row.published) is not None:
             cells = [f"*{row.name}, published: {beside.source}*", "", ""]
             cells += [_cell(columns, name, beside.mean, beside.deviation) for name in names]
@@ -142,6 +142,10 @@ def differences(rows: Sequence[Row]) -> list[str]:
             text = ", ".join(f"{name} {old} ({new})" for name, (old, new) in row.differs.items())
             told.setdefault(text, []).append(row.name)
     return [f"{', '.join(names)}: {text}" for text, names in told.items()]
+
+
+def _minutes(minutes: float) -> str:
+    return f"{minutes:.1f}" if minutes >= 1 else f"{minutes:.2g}"
 
 
 def _seeds(row: Row) -> str:

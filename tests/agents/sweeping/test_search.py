@@ -1,5 +1,7 @@
 """Search by Optuna: spaces as typed, trials as runs, a killed search that goes on."""
 
+import io
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +15,10 @@ import yaml
 from agents.commands import report as report_command
 from agents.commands import sweep as command
 from agents.config import read_preset
+from agents.sweeping.board import Board
+from agents.sweeping.plan import Plan
+from agents.sweeping.runs import Progress
+from agents.sweeping.search import Search, SearchRequest
 from agents.sweeping.space import parse_space, same_space
 
 SMALL = ["debug", "--steps", "200", "--env.max-num-frames-per-episode", "80"]
@@ -81,6 +87,99 @@ def test_values_at_the_ends_are_checked_before_anything_starts(tmp_path):
 
 def study(out):
     return optuna.load_study(study_name="search", storage=f"sqlite:///{out}/study.db")
+
+
+class Executor:
+    """Room for one run, of which it notes what is asked."""
+
+    threads = at_once = 1
+
+    def __init__(self):
+        self.ended = []
+
+    def end(self, run):
+        self.ended.append(run.name)
+
+
+class Hand:
+    """A search whose runs are played by hand: Optuna and its pruner are the real ones."""
+
+    def __init__(self, out, base):
+        plan = Plan(base=base, games=("memory_cue",), encoders=("nature",), seeds=(0,))
+        request = SearchRequest(
+            space=parse_space(("learner.n_steps=1..4",), base), trials=8, metric="return_last_100"
+        )
+        self.board, self.executor = Board([], at_once=1, out=io.StringIO()), Executor()
+        self.search = Search(plan, request, out=out, executor=self.executor, board=self.board)
+
+    def look(self):
+        self.search._next_look = 0.0
+        return list(self.search.begin())
+
+    def log(self, run, steps, value):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with (run.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"steps": steps, "return_last_100": value}) + "\n")
+
+    def finish(self, run):
+        self.board._done[run.name] = Progress(done=True)
+
+
+def test_a_trial_behind_the_median_is_pruned_and_stays_so_after_a_kill(tmp_path, debug):
+    hand = Hand(tmp_path, debug)  # 300 steps
+    (run,) = hand.look()
+    for _ in range(5):  # the pruner judges none before
+        for steps in (100, 200, 300):
+            hand.log(run, steps, 10.0)
+        hand.finish(run)
+        (run,) = hand.look()
+    assert run.method == "trial-5"
+    hand.log(run, 20, 3.0)
+    assert hand.look() == [], "the first tenth of a run is not judged"
+    assert not hand.search.is_over(run)
+    hand.log(run, 200, 3.5)
+    (after,) = hand.look()
+    assert after.method == "trial-6"
+    assert hand.executor.ended == [run.name]
+    assert hand.search.is_over(run), "its process may end without being called failed"
+    hand.log(after, 100, 11.0)
+    hand.look()
+    before = study(tmp_path).trials
+    assert [trial.state.name for trial in before] == ["COMPLETE"] * 5 + ["PRUNED", "RUNNING"]
+    assert before[5].intermediate_values == {20: 3.0, 200: 3.5}
+
+    again = Hand(tmp_path, debug)  # the first one was killed
+    assert again.search.ended == 6
+    (same,) = again.look()
+    assert same == after, "what ran goes on; what was pruned does not"
+    again.log(same, 200, 20.0)
+    again.log(same, 300, 20.0)
+    again.finish(same)
+    (last,) = again.look()
+    assert last.method == "trial-7"
+    trials = study(tmp_path).trials
+    assert trials[5].state.name == "PRUNED"
+    assert trials[5].params == before[5].params
+    assert trials[6].intermediate_values == {100: 11.0, 200: 20.0, 300: 20.0}
+    assert study(tmp_path).best_trial.number == 6
+
+
+def test_a_trial_is_judged_by_the_end_of_its_metrics(tmp_path, debug, monkeypatch):
+    """Also where it ends between two looks at it."""
+    hand = Hand(tmp_path, debug)
+    (run,) = hand.look()
+    hand.log(run, 100, 1.0)
+    real = hand.board.is_done
+
+    def ends_while_it_is_looked_at(looked):
+        if not real(looked):
+            hand.log(looked, 300, 7.0)
+            hand.finish(looked)
+        return real(looked)
+
+    monkeypatch.setattr(hand.board, "is_done", ends_while_it_is_looked_at)
+    hand.look()
+    assert study(tmp_path).trials[0].value == 7.0
 
 
 @pytest.mark.slow

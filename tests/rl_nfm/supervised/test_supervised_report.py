@@ -168,6 +168,25 @@ def test_a_sweep_of_which_a_run_is_not_finished(tmp_path):
     assert "seed-1 is not finished" in text
 
 
+def test_a_picture_has_a_panel_for_each_figure_and_no_empty_one(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    real = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda f, *a, **k: (drawn.append(f), real(f, *a, **k)))
+    file = tmp_path / "a/trial0/metrics.jsonl"
+    run = write_run(tmp_path / "a", [0], [0.5])
+    rows = [{"epoch": e, "train_loss": 1 / e, "validation": e / 9, "exact_1": 0.5} for e in (1, 2)]
+    rows = [row | {"exact_2": 0.25} for row in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report(tmp_path, run)
+    (figure,) = drawn
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["train_loss", "validation %", "exact_1 %", "exact_2 %"]
+    (line,) = figure.axes[2].lines
+    assert (line.get_xdata(), line.get_ydata()) == (pytest.approx([4, 8]), pytest.approx([50, 50]))
+
+
 def test_table_8_stands_beside_its_twelve_settings_alone():
     columns = task_entry("classification").columns
     rows = {
