@@ -202,7 +202,7 @@ def score_text(content: dict[str, Any]) -> str:
         if hns is None
         else f"{hns:.4f}",
     }
-    if content["repeated"] is not None:
+    if content["repeated"] is not None and content["encoder"] != RANDOM:
         count, score = content["repeated"]
         rows["note"] = (
             f"{count} of {content['episodes']} episodes returned exactly {score:g}: the agent may "

@@ -145,6 +145,9 @@ def test_most_episodes_with_one_score_are_told(
     assert json.loads(file.read_text())["repeated"] == (repeated and list(repeated))
     if repeated == (3, 210.0):
         assert "3 of 5 episodes returned exactly 210:" in out
+    code, out, _ = run(capsys, "evaluate", trained, "--random")
+    assert code == 0
+    assert "stuck" not in out, "random play cannot be"
 
 
 def test_spread_and_interval_are_scipys(trained, capsys, tmp_path, monkeypatch):
