@@ -48,8 +48,8 @@ def model_card(name: str, scores: Mapping[str, Any], agent: Mapping[str, Any]) -
             f"---\n{head}---",
             f"# {name}",
             "An agent trained with rl-nfm (Rainbow-IQN with an encoder chosen by name). The scores "
-            "are of one training run: other seeds differ by more than the interval, which is over "
-            "episodes only.",
+            "are of one training run: another seed may differ by far more than the interval, which "
+            "is over episodes only.",
             f"| | |\n|---|---|\n{table}",
             "Every score belongs to the protocol that it was played under, with the seed of its "
             f"games:\n\n{protocol}",

@@ -1,4 +1,4 @@
-"""The recurrent models that the sequence tasks compare: nn.LSTM, nn.GRU and RIMs, by name."""
+"""The recurrent models that the sequence tasks compare, by name: nn.LSTM, nn.GRU, RIMs, BRIMs."""
 
 import dataclasses
 from typing import Annotated, ClassVar, Literal
@@ -6,10 +6,11 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
-from rl_nfm.rims import RIM_GRU, RIM_LSTM
+from rl_nfm.rims import BRIM_GRU, BRIM_LSTM, RIM_GRU, RIM_LSTM
 from rl_nfm.supervised.loop.run import LoopConfig
 
-RIM_MODELS = ("rim_lstm", "rim_gru")
+CORES = {"rim_lstm": RIM_LSTM, "rim_gru": RIM_GRU, "brim_lstm": BRIM_LSTM, "brim_gru": BRIM_GRU}
+RIM_MODELS = tuple(CORES)
 USED_BY = {"num_rims": RIM_MODELS, "num_active": RIM_MODELS, "rim_dropout": RIM_MODELS}
 
 
@@ -19,18 +20,18 @@ class RecurrentConfig(LoopConfig):
 
     FORMER_NAMES: ClassVar = {"hidden": "hidden_size", "rims": "num_rims", "active": "num_active"}
 
-    model: Literal["lstm", "gru", "rim_lstm", "rim_gru"] = "rim_lstm"
-    """The recurrent core."""
+    model: Literal["lstm", "gru", "rim_lstm", "rim_gru", "brim_lstm", "brim_gru"] = "rim_lstm"
+    """The recurrent core; brim_*: bidirectional RIMs of two layers, each of these sizes."""
     hidden_size: Annotated[int, Gt(0)] = 600
     """Size of the hidden state, over all modules."""
     num_rims: Annotated[int, Gt(0)] = 6
-    """Modules (rim_lstm, rim_gru); `hidden_size` must be a multiple of it."""
+    """Modules (rim_* and brim_*); `hidden_size` must be a multiple of it."""
     num_active: Annotated[int, Gt(0)] = 4
-    """Modules active at a step (rim_lstm, rim_gru)."""
+    """Modules active at a step (rim_* and brim_*)."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Dropout on the embedded symbols (where there are any) and before the output layer."""
     rim_dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
-    """Dropout inside the RIMs, on what they read from the input and from each other (rim_*)."""
+    """Dropout inside RIMs, on what they read from the input and each other (rim_* and brim_*)."""
 
 
 def make_core(config: RecurrentConfig, input_size: int) -> nn.Module:
@@ -43,8 +44,7 @@ def make_core(config: RecurrentConfig, input_size: int) -> nn.Module:
         return nn.LSTM(input_size, config.hidden_size, batch_first=True)
     if config.model == "gru":
         return nn.GRU(input_size, config.hidden_size, batch_first=True)
-    rim = RIM_LSTM if config.model == "rim_lstm" else RIM_GRU
-    return rim(
+    return CORES[config.model](
         input_size,
         config.hidden_size,
         config.num_rims,

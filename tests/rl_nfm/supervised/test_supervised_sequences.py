@@ -12,7 +12,7 @@ from rl_nfm.supervised.cli import main
 from rl_nfm.supervised.tasks import copying, sequential_digits
 from rl_nfm.supervised.tasks.recurrent import RecurrentConfig, SequenceModel
 
-MODELS = ["lstm", "gru", "rim_lstm", "rim_gru"]
+MODELS = ["lstm", "gru", "rim_lstm", "rim_gru", "brim_lstm", "brim_gru"]
 TINY = ["--hidden-size", "12", "--batch-size", "5", "--epochs", "1", "--device", "cpu"]
 
 
