@@ -21,6 +21,7 @@ from agents.saving import checkpoint
 from agents.saving.dropping import drop_replay
 from agents.saving.run_folder import RunFolder, read_metrics
 from rl_nfm.support.commit import commit
+from rl_nfm.support.metrics_file import MetricsFile
 from rl_nfm.support.storage import CheckpointError
 
 _LOCK_POLL_SECONDS = 0.5
@@ -45,7 +46,7 @@ class PlannedRun:
     resume: tuple[str, ...]
     """Arguments of `rl-nfm` that go on with it."""
     steps: int
-    """Agent steps in all; 1 for a supervised run, which is done or not."""
+    """Agent steps in all; of a supervised run its epochs, or updates where it counts those."""
 
     @property
     def name(self) -> str:
@@ -91,8 +92,7 @@ def progress(run: PlannedRun) -> Progress:
         ValueError: a damaged metrics file.
     """
     if run.kind == "supervised":
-        done = (run.folder / "result.json").is_file()
-        return Progress(steps=int(done), done=done)
+        return _supervised_progress(run)
     folder = RunFolder(run.folder)
     lines = read_metrics(folder.metrics_path)
     last = lines[-1] if lines else {}
@@ -104,6 +104,19 @@ def progress(run: PlannedRun) -> Progress:
         last_return=returns[-1] if returns else None,
         logged_at=folder.metrics_path.stat().st_mtime if lines else 0.0,
     )
+
+
+def _supervised_progress(run: PlannedRun) -> Progress:
+    """By the last evaluation of the trial, or of the batch of seeds, that logged last."""
+    if (run.folder / "result.json").is_file():
+        return Progress(steps=run.steps, done=True)
+    files = [*run.folder.glob("metrics.jsonl"), *run.folder.glob("*/metrics.jsonl")]
+    if not files:
+        return Progress()
+    logged_at, newest = max((file.stat().st_mtime, file) for file in files)
+    lines = MetricsFile(newest, "epoch").read().lines
+    steps = int(lines[-1]["epoch"]) if lines else 0
+    return Progress(steps=min(steps, run.steps), logged_at=logged_at)
 
 
 def saved_steps(folder: Path) -> int:

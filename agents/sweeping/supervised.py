@@ -48,8 +48,8 @@ class SupervisedPlan:
             if name in typed or name in self.vary:
                 raise ValueError(f"{name}: not an option of a sweep of a supervised task")
 
-    def _methods(self) -> dict[str, list[str]]:
-        """Name of each method to its flags, which the task has read and found good.
+    def _methods(self) -> dict[str, tuple[list[str], int]]:
+        """Name of each method to its flags, which the task has read, and epochs (or updates).
 
         An option that is varied and that a model does not read is left out for that model.
 
@@ -68,8 +68,9 @@ class SupervisedPlan:
             }
             options = {**setting, **({"model": model} if model else {})}
             flags = [word for name, text in options.items() for word in (f"--{name}", text)]
-            entry.parse([*self.flags, *flags])
-            methods[method_name(model or "default", setting)] = flags
+            config = vars(entry.parse([*self.flags, *flags]))
+            steps = config.get("epochs", config.get("updates", 1))
+            methods[method_name(model or "default", setting)] = (flags, max(1, steps))
         return methods
 
     def runs(self, out: Path) -> list[PlannedRun]:
@@ -79,7 +80,7 @@ class SupervisedPlan:
             ValueError: an unknown model or option, or a value that is not allowed.
         """
         methods, runs = self._methods(), []
-        for seed, (method, chosen) in itertools.product(self.seeds, methods.items()):
+        for seed, (method, (chosen, steps)) in itertools.product(self.seeds, methods.items()):
             folder = out / self.task / method / f"seed-{seed}"
             flags = [*chosen, "--seed", str(seed), "--out", str(folder)]
             runs.append(
@@ -91,7 +92,7 @@ class SupervisedPlan:
                     folder=folder,
                     begin=("supervised", self.task, *self.flags, *flags),
                     resume=("supervised", self.task, "--resume", str(folder)),
-                    steps=1,
+                    steps=steps,
                 )
             )
         return runs

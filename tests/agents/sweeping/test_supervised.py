@@ -1,9 +1,12 @@
 """Sweeps over supervised tasks: what they run, what they refuse, their table."""
 
+import time
+
 import pytest
 
 from agents.commands import report as report_command
 from agents.commands import sweep as command
+from agents.sweeping.runs import Progress, progress
 from agents.sweeping.supervised import SupervisedPlan
 
 TINY = ["supervised:adding", "--epochs", "1"]
@@ -22,6 +25,19 @@ def test_runs_of_a_supervised_sweep(tmp_path):
     options = "--learning_rate 1e-4 --model cnn --seed 0 --out"
     assert begin == f"supervised stacked_digits --epochs 3 {options} {runs[1].folder}"
     assert plan(models=()).runs(tmp_path)[0].name == "stacked_digits/nfm/seed-0"
+
+
+def test_a_run_is_as_far_as_its_last_evaluation(tmp_path):
+    run = plan().runs(tmp_path)[0]
+    assert run.steps == 3
+    assert progress(run) == Progress()
+    (run.folder / "trial0").mkdir(parents=True)
+    (run.folder / "trial0/metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n{"ep')
+    found = progress(run)
+    assert (found.steps, found.done) == (2, False)
+    assert found.logged_at > time.time() - 600
+    (run.folder / "result.json").touch()
+    assert progress(run) == Progress(steps=3, done=True)
 
 
 def test_what_a_model_does_not_read_is_not_varied_for_it(tmp_path):

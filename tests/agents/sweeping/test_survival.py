@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pty
+import resource
 import signal
 import subprocess
 import sys
@@ -128,6 +129,26 @@ def test_control_c_leaves_a_checkpoint_of_each_run(tmp_path):
     assert all(saved_steps(folder(out, seed)) >= STEPS for seed in SEEDS)
 
 
+def processor_seconds(*arguments: str) -> float:
+    """Of a command and all that it starts; steadier than the clock where others are at work."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "agents.cli", *arguments]
+    subprocess.run(command, check=True, capture_output=True, timeout=3000)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6000)
+def test_a_sweep_takes_little_more_than_its_runs(tmp_path):
+    common = "--steps 300 --env.num-threads 1".split()
+    sweep = ["sweep", "debug", "--games", "memory_cue", "--seeds", "0..7", *common]
+    together = processor_seconds(*sweep, "--out", str(tmp_path / "sweep"))
+    train = ["train", "debug", "--game", "memory_cue", *common]
+    alone = min(processor_seconds(*train, "--out", str(tmp_path / f"run{i}")) for i in range(3))
+    assert together < 1.3 * 8 * alone
+
+
 LONG = "debug --games memory_cue --seeds 0 1 --steps 1000000 --run.checkpoint-every-steps 100"
 
 
@@ -150,7 +171,8 @@ def test_a_second_control_c_ends_everything_at_once(terminal, tmp_path):
     else:
         with log.open("wb") as file:
             nothing = subprocess.DEVNULL
-            pid = subprocess.Popen(command, stdin=nothing, stdout=file, stderr=file).pid
+            process = subprocess.Popen(command, stdin=nothing, stdout=file, stderr=file)
+        pid = process.pid
     try:
         wait_until(lambda: all(saved_steps(path) > 0 for path in folders))
         runs = children(pid)
@@ -161,7 +183,8 @@ def test_a_second_control_c_ends_everything_at_once(terminal, tmp_path):
             else:
                 os.kill(pid, signal.SIGINT)
             wait_until(lambda said=said: said in log.read_text() or is_gone(pid))
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        ended = os.waitpid(pid, 0)[1] if terminal else None
+        code = process.wait() if ended is None else os.waitstatus_to_exitcode(ended)
     except BaseException:
         os.kill(pid, signal.SIGKILL)
         raise
