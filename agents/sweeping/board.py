@@ -14,7 +14,7 @@ from envs import human_normalized_score, random_and_human_score
 _TERMINAL_SECONDS, _PLAIN_SECONDS = 2.0, 60.0
 _MAX_COLUMNS = 8
 """With more methods than that, they are the rows."""
-_QUIET_SECONDS = 600.0
+_QUIET_SECONDS = 3600.0
 """A run that logged nothing for so long is not called under way."""
 
 

@@ -141,7 +141,7 @@ def processor_seconds(*arguments: str) -> float:
 @pytest.mark.slow
 @pytest.mark.timeout(6000)
 def test_a_sweep_takes_little_more_than_its_runs(tmp_path):
-    common = "--steps 300 --env.num-threads 1".split()
+    common = ["--steps", "300", "--env.num-threads", "1"]
     sweep = ["sweep", "debug", "--games", "memory_cue", "--seeds", "0..7", *common]
     together = processor_seconds(*sweep, "--out", str(tmp_path / "sweep"))
     train = ["train", "debug", "--game", "memory_cue", *common]
