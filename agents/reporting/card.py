@@ -58,7 +58,7 @@ def model_card(name: str, scores: Mapping[str, Any], agent: Mapping[str, Any]) -
             "## Files",
             "`network.safetensors` (weights) and `meta.json` (config, sizes, digests) are the "
             "agent; `preset.yaml` repeats the config for reading and training, `scores.json` has "
-            "every episode, `curve.csv` the training curve where the run had one.",
+            "every episode, `curve.csv` the training curve where the run had one.\n",
         ]
     )
 

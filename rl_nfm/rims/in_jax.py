@@ -13,6 +13,9 @@ Shapes: T time steps, B batch, F input size, n RIMs of size s, H = n s, h heads 
 with keys of d and values of e.
 """
 
+# JAX is an extra, and may be absent:
+# pyright: reportMissingImports=false
+
 from typing import Any, NamedTuple
 
 import jax

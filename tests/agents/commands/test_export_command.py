@@ -13,6 +13,7 @@ from agents import cli
 from agents.config import make_config, read_preset, to_plain
 from agents.saving import checkpoint, zoo
 from agents.training.train import train
+from envs import random_and_human_score
 
 LIMIT_BYTES = 12_000_000
 """All agents that come with the package."""
@@ -196,3 +197,17 @@ def test_every_agent_that_comes_with_the_package_is_whole_and_small():
         scores = json.loads((folder / "scores.json").read_text())
         assert scores["episodes"] >= 30
     assert sizes <= LIMIT_BYTES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", zoo.agent_names())
+def test_agents_that_come_with_the_package_play_as_their_cards_say(name, tmp_path):
+    """With other games' seeds the mean is within three times the interval's half-width."""
+    out = tmp_path / "scores.json"
+    argv = ["evaluate", f"zoo:{name}", "--episodes", "24", "--seed", "77", "--json", str(out)]
+    assert cli.main(argv) == 0
+    told, found = (json.loads(path.read_text()) for path in (zoo.ZOO / name / "scores.json", out))
+    low, high = told["mean_interval"]
+    half = (high - low) / 2 * (told["episodes"] / 24) ** 0.5
+    assert abs(found["mean"] - told["mean"]) <= 3 * half + 0.05 * abs(told["mean"])
+    assert found["mean"] > (random_and_human_score(told["game"]) or (0.25, 1.0))[0]
