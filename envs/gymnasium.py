@@ -100,6 +100,7 @@ class GymVecEnv(GameVecEnv):
             stack_num=protocol.stack_num,
         )
         self._stack = np.zeros((self.num_envs, *spec.obs_shape), np.uint8)
+        self._sent = np.zeros(self.num_envs, np.int64)
         self._open(names if len(names) == count else [str(i) for i in range(count)], spec)
 
     @property

@@ -109,6 +109,7 @@ class GameVecEnv(VectorEnv):
         self._lives = np.zeros(self.num_envs, np.int32)
         self._returns = np.zeros(self.num_envs, np.float64)
         self._lengths = np.zeros(self.num_envs, np.int64)
+        self._pictures = np.zeros((0, 0, 0, 3), np.uint8)
 
     @property
     def full_id(self) -> str:

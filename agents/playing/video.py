@@ -74,6 +74,7 @@ class EpisodeVideo:
         self.still: Image | None = None
         self._path, self._stack = path, stack
         self._append: Callable[[Image], None] | None = None
+        self._size = (0, 0)
         self.steps, self.score, self.done = 0, 0.0, False
         self._action = 0
 

@@ -7,12 +7,13 @@ field, the value and what is allowed. Values are checked by pydantic; YAML files
 
 import dataclasses
 import difflib
+import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from rl_nfm.support.former import renamed_options
 
@@ -26,17 +27,7 @@ _repr.maxstring = _repr.maxother = 100
 
 @cache
 def _adapter(cls: type) -> TypeAdapter[Any]:
-    return TypeAdapter(_strict(cls))
-
-
-@cache
-def _strict(cls: type) -> type:
-    """Forbid unknown keys in `cls` and in every dataclass among its fields."""
-    cls.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # pyright: ignore
-    for field in dataclasses.fields(cls):
-        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            _strict(field.type)
-    return cls
+    return TypeAdapter(cls)
 
 
 def validate(cls: type[T], values: Mapping[str, Any] | T, *, where: str = "") -> T:
@@ -52,11 +43,13 @@ def validate(cls: type[T], values: Mapping[str, Any] | T, *, where: str = "") ->
     """
     plain: Any = dataclasses.asdict(values) if dataclasses.is_dataclass(values) else values  # pyright: ignore
     checked: Any = None
+    # pydantic forbids unknown keys only by a setting on the class, which may be someone else's
+    lines = list(_unknown(cls, plain))
     try:
         checked = _adapter(cls).validate_python(plain)
-        lines = list(_implausible(plain, checked))
+        lines = lines or list(_implausible(plain, checked))
     except ValidationError as error:
-        lines = [_explain(cls, dict(e)) for e in error.errors()]
+        lines += [_explain(dict(e)) for e in error.errors()]
     if lines:
         prefix = f"{where}: " if where else ""
         shown = (_printable(prefix + line) for line in lines[:MAX_ERROR_LINES])
@@ -74,8 +67,26 @@ def _printable(line: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
+def _unknown(cls: type, plain: Any, path: str = "") -> Iterator[str]:
+    """Keys that no field of `cls`, or of a dataclass among its fields, is called."""
+    types = {field.name: field.type for field in dataclasses.fields(cls)}
+    renamed = renamed_options(cls)
+    for key, value in plain.items() if isinstance(plain, Mapping) else ():
+        kind, name = types.get(key), f"{path}{_cut(str(key))}"
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            yield from _unknown(kind, value, f"{name}.")
+        elif key in renamed:
+            yield f"{name} is now {path}{renamed[key]}"
+        elif key not in types:
+            yield nearest(name, str(key), list(types))
+
+
+def _cut(name: str) -> str:
+    return name if len(name) < 100 else f"{name[:100]}..."
+
+
 def _implausible(plain: Mapping[str, Any], checked: Any, path: str = "") -> Iterator[str]:
-    """What pydantic takes and should not: booleans mixed with other types, giant integers."""
+    """What pydantic takes and should not: booleans among other types, giant or infinite numbers."""
     for key, value in plain.items():
         found = getattr(checked, key)
         if isinstance(value, Mapping) and dataclasses.is_dataclass(found):
@@ -85,16 +96,22 @@ def _implausible(plain: Mapping[str, Any], checked: Any, path: str = "") -> Iter
             yield f"{path}{key}: {short(value)} is not allowed: must be {allowed}"
         elif isinstance(found, int) and abs(found) > MAX_INTEGER:
             yield f"{path}{key}: {short(found)} is not allowed: must be at most {MAX_INTEGER}"
+        elif not _finite(found):
+            yield f"{path}{key}: {short(value)} is not allowed: must be a finite number"
 
 
-def _explain(cls: type, error: dict[str, Any]) -> str:
-    path = [str(part) for part in error["loc"]]
-    path = [part if len(part) < 100 else f"{part[:100]}..." for part in path]
+def _finite(value: Any) -> bool:
+    """Whether no number in a value is infinite or NaN."""
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    if isinstance(value, tuple | list):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _explain(error: dict[str, Any]) -> str:
+    path = [_cut(str(part)) for part in error["loc"]]
     name = ".".join(path) or "config"
-    if error["type"] == "unexpected_keyword_argument":
-        if name in (renamed := renamed_options(cls)):
-            return f"{name} is now {renamed[name]}"
-        return nearest(name, path[-1], _field_names(cls, path[:-1]))
     if error["type"] == "value_error":  # of a __post_init__, which names field and value itself
         return ".".join([*path, error["msg"].removeprefix("Value error, ")])
     return f"{name}: {short(error['input'])} is not allowed: {error['msg']}"
@@ -105,12 +122,3 @@ def nearest(field: str, value: str, allowed: Sequence[str]) -> str:
     near = difflib.get_close_matches(value, allowed, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"{field}: {short(value)} is unknown{hint} (allowed: {', '.join(allowed)})"
-
-
-def _field_names(cls: type, path: Sequence[str]) -> list[str]:
-    for part in path:
-        nested = {f.name: f.type for f in dataclasses.fields(cls)}.get(part)
-        if not (isinstance(nested, type) and dataclasses.is_dataclass(nested)):
-            return []
-        cls = nested
-    return [f.name for f in dataclasses.fields(cls)]

@@ -120,13 +120,13 @@ def parts(config: Config) -> Parts:
     """Of a process with these environments and this batch."""
     trainer = Trainer(config, torch.device("cpu"))
     obs, info = trainer.env.reset(seed=1)
-    trainer.collector.begin(obs, info, epsilon=trainer._epsilon())
+    trainer.collector.begin(obs, info, epsilon=trainer.rank_epsilon())
     trainer.step.set_schedule(0.5)
 
     def one_round() -> None:
         trainer.env.send(trainer.collector.act())
         obs, reward, terminated, _, info = trainer.env.recv()
-        trainer.collector.receive(obs, reward, terminated, info, epsilon=trainer._epsilon())
+        trainer.collector.receive(obs, reward, terminated, info, epsilon=trainer.rank_epsilon())
 
     for _ in range(60):
         one_round()

@@ -39,9 +39,9 @@ def trainer(tmp_path, faults):
 
 def test_a_checkpoint_holds_the_moment_it_was_asked_for(trainer, monkeypatch):
     """The thread writes only after training has gone on, and has wrapped the ring."""
-    saver, counters = trainer.saver, dataclasses.asdict(trainer.counters)
+    saver, counters = trainer.loop.saver, dataclasses.asdict(trainer.counters)
     saver.save({**counters, "steps": 97}, wait=True)
-    expected = everything(trainer.recorder.folder.path)
+    expected = everything(trainer.loop.recorder.folder.path)
     goes_on = threading.Event()
     write = storage.Draft.write
 
@@ -56,11 +56,11 @@ def test_a_checkpoint_holds_the_moment_it_was_asked_for(trainer, monkeypatch):
     for store in trainer.replay.row_stores.values():
         store.fill_(1)
     torch.rand(5)
-    assert checkpoint.find(trainer.recorder.folder.path).name == "step_000000097"
+    assert checkpoint.find(trainer.loop.recorder.folder.path).name == "step_000000097"
     goes_on.set()
     saver.wait()
-    assert checkpoint.find(trainer.recorder.folder.path).name == "step_000000098"
-    found = everything(trainer.recorder.folder.path)
+    assert checkpoint.find(trainer.loop.recorder.folder.path).name == "step_000000098"
+    found = everything(trainer.loop.recorder.folder.path)
     assert found.keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
@@ -113,22 +113,22 @@ def test_a_run_ends_only_when_its_checkpoint_is_written(tmp_path, faults, monkey
 
 
 def test_weights_that_are_not_finite_never_replace_good_ones(trainer):
-    kept = checkpoint.find(trainer.recorder.folder.path)
+    kept = checkpoint.find(trainer.loop.recorder.folder.path)
     with torch.no_grad():
         next(trainer.learner.online.parameters()).view(-1)[0] = float("nan")
     counters = {**dataclasses.asdict(trainer.counters), "steps": 200}
     with pytest.raises(ValueError, match=r"not finite at step 200: not saved; the one before is"):
-        trainer.saver.save(counters)
+        trainer.loop.saver.save(counters)
     with pytest.raises(ValueError, match="not finite"):
-        trainer.saver.save_best(counters, 1e9)
-    assert checkpoint.find(trainer.recorder.folder.path) == kept
+        trainer.loop.saver.save_best(counters, 1e9)
+    assert checkpoint.find(trainer.loop.recorder.folder.path) == kept
     assert checkpoint.open_checkpoint(kept, replay=True).steps == 96
 
 
 def test_the_best_is_that_on_disk(trainer):
     """Killed after an evaluation of 1.00 and before a checkpoint, a run does not remember it."""
-    saver, counters = trainer.saver, dataclasses.asdict(trainer.counters)
-    folder = trainer.recorder.folder.checkpoints
+    saver, counters = trainer.loop.saver, dataclasses.asdict(trainer.counters)
+    folder = trainer.loop.recorder.folder.checkpoints
     assert saver.save_best(counters, 100.0)
     fresh = writer.CheckpointWriter(
         folder, trainer.config, trainer.learner, trainer.replay, obs_shape=(2, 84, 84)

@@ -76,7 +76,7 @@ def test_memory_stays_flat_while_the_replay_wraps_50_times(tmp_path, faults, mon
         if trainer.replay.added_rows % trainer.replay.rows == 0:
             # A checkpoint under way holds a copy of networks, optimiser and replay, a tenth of all
             # memory here; on a busy machine it may be under way at any lap's end.
-            trainer.saver.wait()
+            trainer.loop.saver.wait()
             sizes.append(resident_bytes())
             heaps.append(heap_bytes())
 

@@ -109,7 +109,7 @@ def test_exploration_is_spread_over_the_environments_of_all_ranks():
         trainer.ranks = Ranks(rank=rank, size=2)
         trainer.share = share_of(config, trainer.ranks)
         trainer.epsilon, trainer.counters = one.epsilon, one.counters
-        found.append(trainer._epsilon())
+        found.append(trainer.rank_epsilon())
     assert torch.equal(torch.cat(found), expected)
 
 

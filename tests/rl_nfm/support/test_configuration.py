@@ -329,3 +329,23 @@ def test_help_shows_defaults_and_docs(capsys: pytest.CaptureFixture[str]) -> Non
     shown = capsys.readouterr().out
     for text in ("--count", "42", "How many.", "--group.learning-rate", "Share of the error"):
         assert text in shown
+
+
+def test_no_class_of_a_user_is_changed() -> None:
+    """Being read leaves no mark on a class, which may be a plug-in's own."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Inner:
+        x: float = 0.0
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Outer:
+        inner: Inner = Inner()
+
+    before = {cls: dict(vars(cls)) for cls in (Inner, Outer)}
+    with pytest.raises(ValueError, match=r"inner\.y: 'y' is unknown"):
+        validate(Outer, {"inner": {"y": 1}})
+    assert validate(Outer, {"inner": {"x": 2}}).inner.x == 2
+    with pytest.raises(ValueError, match=r"inner\.x: inf is not allowed"):
+        validate(Outer, {"inner": {"x": float("inf")}})
+    assert {cls: dict(vars(cls)) for cls in (Inner, Outer)} == before

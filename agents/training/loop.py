@@ -1,0 +1,212 @@
+"""The loop of a training run: act, send, learn, receive, hand over, and what is due in between."""
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from agents.learning.streams import one_host_thread
+from agents.playing.evaluate import env_seed
+from agents.saving import checkpoint, shards
+from agents.saving.board import add_end
+from agents.saving.run_folder import RunFolder
+from agents.saving.writer import CheckpointWriter
+from agents.training.evaluation import evaluate
+from agents.training.parts import obs_shape_of
+from agents.training.pictures import picture_encoder
+from agents.training.record import Episode, Recorder
+
+if TYPE_CHECKING:
+    from agents.training.trainer import Trainer
+
+AGREE_EVERY_ROUNDS = 16
+"""Steps of every environment after which several ranks ask each other whether to end."""
+
+
+class Loop:
+    """Runs the parts of a trainer from where they are to the end, and writes what a run leaves."""
+
+    def __init__(self, parts: "Trainer", folder: RunFolder, last: checkpoint.Checkpoint | None):
+        """Make the writers.
+
+        Args:
+            parts: of the run, restored if it goes on.
+            folder: of the run.
+            last: the checkpoint it goes on from.
+        """
+        self.config, self.device, self.env = parts.config, parts.device, parts.env
+        self.ranks, self.share = parts.ranks, parts.share
+        self.learner, self.replay, self.step = parts.learner, parts.replay, parts.step
+        self.collector, self.streams = parts.collector, parts.streams
+        self.epsilon, self.rank_epsilon = parts.epsilon, parts.rank_epsilon
+        self.clock, self.watch = parts.clock, parts.watch
+        self.counters, self.asked = parts.counters, parts.asked
+        self._ended: list[Episode] = []
+        self.saver = CheckpointWriter(
+            shards.folder_of(folder.checkpoints, self.ranks.rank),
+            self.config,
+            self.learner,
+            self.replay,
+            others=parts.others,
+            obs_shape=obs_shape_of(self.env),
+            last=last,
+            ranks=self.ranks,
+        )
+        self.recorder = Recorder(
+            folder,
+            self.counters,
+            self.learner.updates,
+            steps=self.config.steps,
+            silent=not self.ranks.first,
+        )
+        self.ranks.agree()  # the folder is as it should be
+
+    def run(self) -> None:
+        """Train to the end, or until a signal; always ends with a checkpoint.
+
+        Raises:
+            ValueError: learning diverged, or a checkpoint cannot be written.
+        """
+        with self.recorder.progress, one_host_thread(self.device):
+            try:
+                self._loop()
+                self.saver.finish()
+            except Exception:
+                with contextlib.suppress(ValueError):  # what is raised already says more
+                    self.saver.wait()
+                raise
+            finally:
+                if not self.ranks.alone:  # a graph would outlive the ranks that it speaks to
+                    self.step.forget_graph()
+
+    def _loop(self) -> None:
+        counters, num_envs = self.counters, self.config.env.num_envs
+        obs, info = self.env.reset(seed=env_seed(self.share.seed, counters.steps))
+        with self._paused():
+            pass  # until all that was built is there
+        self.collector.begin(obs, info, epsilon=self.rank_epsilon())
+        while counters.steps < self.config.steps and not self._stops():
+            self.env.send(self.collector.act())
+            self.watch.lap("act")
+            self._learn()
+            self.watch.lap("learn")
+            obs, reward, terminated, _, info = self.env.recv()
+            self.watch.lap("recv")
+            counters.steps += num_envs
+            self.collector.receive(obs, reward, terminated, info, epsilon=self.rank_epsilon())
+            self._ended += Episode.of(info, counters.steps)
+            if self.ranks.alone:
+                self._count_episodes()
+            self.watch.lap("add")
+            self._housekeeping()
+            self.watch.lap("other")
+        self._finish()
+
+    def _stops(self) -> bool:
+        """Whether the run was asked to end; ranks agree about it now and then."""
+        rounds = self.counters.steps // self.config.env.num_envs
+        if not self.ranks.alone and rounds % AGREE_EVERY_ROUNDS:
+            return False
+        return self.asked.agreed(self.ranks)
+
+    def _count_episodes(self) -> None:
+        """Those of all ranks, in the order in which they ended."""
+        ended = itertools.chain(*self.ranks.gather(self._ended))
+        self.counters.count_episodes(sorted(ended, key=lambda episode: episode.ended_at))
+        self._ended = []
+
+    def _learn(self) -> None:
+        """The updates that this step's frames have paid for."""
+        config, replay = self.config, self.replay
+        if replay.steps < self.share.replay.min_steps or not replay.ready:
+            return
+        due = self.counters.updates_due(config.env.num_envs, config.learner.steps_per_update)
+        progress = min(1.0, self.counters.steps / config.steps)
+        learning, weights = self.streams.learning, self.collector.weights
+        learning.run(lambda: self.step.set_schedule(progress))
+        if due:
+            weights.before_updates()
+            for _ in range(due):
+                learning.run(self.step)
+            weights.after_updates()
+
+    def _housekeeping(self) -> None:
+        """Log, evaluate and save when due; end the run if a checkpoint could not be written."""
+        self.saver.check()
+        now, num_envs = self.counters.steps, self.config.env.num_envs
+        self.recorder.advance(num_envs, self.learner.updates)
+        due = self.clock.due(now - num_envs, now)
+        if not self.config.run.eval_episodes:
+            due -= {"evaluate"}
+        if not due:
+            return
+        with self._paused():
+            self._count_episodes()
+            self._require_numbers()
+            scores = self._evaluated() if "evaluate" in due else {}
+            if scores or "log" in due:
+                self._log(scores)
+            if "save" in due:
+                self._save()
+
+    def _finish(self) -> None:
+        """Log the last stretch, and leave a checkpoint of the last step."""
+        with self._paused():
+            self._count_episodes()
+            self._require_numbers()
+            if self.counters.steps > self.recorder.begun_steps:
+                self._log({})
+            if self.counters.steps > self.saver.saved_steps:
+                self._save()
+            if self.ranks.first and self.counters.steps >= self.config.steps:
+                self.recorder.folder.curves.draw(lambda board: add_end(board, self.counters.steps))
+
+    @contextlib.contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Inside, no stream has work under way, so that the host may read and write everything."""
+        self.streams.finish()
+        yield
+        if self.device.type == "cuda":  # what was done inside is done before streams go on
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def _require_numbers(self) -> None:
+        """Stop before anything that is not a number is logged, evaluated or saved.
+
+        Raises:
+            ValueError: naming the stretch of steps and the checkpoint to go back to.
+        """
+        (diverged,) = self.ranks.agree(int(not self.learner.finite()))
+        if diverged:
+            self.saver.wait()
+            last = self.saver.last_good
+            raise ValueError(
+                f"learning diverged between steps {self.recorder.begun_steps} and "
+                f"{self.counters.steps}: loss or weights are not finite; "
+                f"{'no checkpoint was written' if last is None else f'last good one: {last}'}"
+            )
+
+    def _evaluated(self) -> dict[str, Any]:
+        return evaluate(
+            self.learner.online, self.config, self.recorder, self.saver, self.asked, self.ranks
+        )
+
+    def _log(self, scores: dict[str, Any]) -> None:
+        counters = self.counters
+        rounds = (counters.steps - self.recorder.begun_steps) // self.config.env.num_envs
+        schedules = {
+            "epsilon": float(self.epsilon(counters.steps).mean()),
+            "learning_rate": float(self.learner.learning_rate),
+            "beta": float(self.replay.beta),
+        }
+        learnt = self.learner.metrics()
+        times = self.watch.milliseconds(rounds)
+        self.recorder.log(self.learner.updates, {**schedules, **learnt, **scores, **times})
+
+    def _save(self) -> None:
+        self.saver.save(dataclasses.asdict(self.counters))
+        if self.ranks.first:
+            curves, steps = self.recorder.folder.curves, self.counters.steps
+            picture_encoder(self.learner.online, self.replay, curves, steps)
