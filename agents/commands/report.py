@@ -10,15 +10,17 @@ import tyro
 
 from agents.reporting.kept import keep
 from agents.reporting.report import write_report
+from agents.reporting.served import serve
 from rl_nfm.supervised.loop.options import CONFIG_FILE
 from rl_nfm.supervised.report.command import main as report_supervised
 from rl_nfm.support.flags import parse_flags
 from rl_nfm.support.yaml_file import read_yaml
 
 DESCRIPTION = """Learning curves (PNG) and tables of scores (Markdown, CSV, JSON) over seeds and
-games. A run adds its training curve and its scores.json, where it has one. Runs of one encoder are
-seeds of one method, unless their settings differ. Scores of different protocols are refused.
-Runs and sweeps of supervised tasks get the table of `rl-nfm supervised report`."""
+games, and all of it in one page, index.html. A run adds its training curve and its scores.json,
+where it has one. Runs of one encoder are seeds of one method, unless their settings differ. Scores
+of different protocols are refused. Runs and sweeps of supervised tasks get the table of
+`rl-nfm supervised report`."""
 SWEEP_FILE = "sweep.yaml"
 
 
@@ -45,6 +47,11 @@ class Options:
     """Draw Dopamine's public curves (IQN and Rainbow, Nature and IMPALA) beside the training of
     runs under their protocol."""
 
+    open: tyro.conf.UseCounterAction[
+        Annotated[int, tyro.conf.arg(help_behavior_hint="(default: off)")]
+    ] = 0
+    """Show index.html in a browser, served on this machine alone until Ctrl-C."""
+
     force: tyro.conf.UseCounterAction[
         Annotated[int, tyro.conf.arg(help_behavior_hint="(default: off)")]
     ] = 0
@@ -70,6 +77,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"kept in {options.keep}: {len(kept)} more runs")
     print(files[0].read_text(encoding="utf-8"))
     print("written: " + ", ".join(str(file) for file in files))
+    if options.open:
+        serve(options.out, options.path)
     return 0
 
 
@@ -83,7 +92,7 @@ def _supervised(options: Options) -> int:
     for path in options.path:
         if not _is_supervised(path):
             raise ValueError(f"path: {path} holds agents; report them apart from supervised tasks")
-    for name in ("keep", "against", "references", "force"):
+    for name in ("keep", "against", "references", "open", "force"):
         if getattr(options, name):
             raise ValueError(f"{name}: has no effect on supervised tasks")
     return report_supervised([*map(str, options.path), "--out", str(options.out)])

@@ -1,4 +1,4 @@
-"""A report over runs: tables of scores as Markdown, CSV and JSON, and learning curves as PNG.
+"""A report over runs: scores as Markdown, CSV, JSON and one HTML page, and figures as PNG.
 
 Follows Agarwal et al. 2021 (see `agents.reporting.statistics`). Scores of different protocols are
 refused, and each source of scores (evaluation, training) has its own table.
@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from agents.reporting import figures as report_figures
-from agents.reporting.comparison import (
-    ESTIMATE,
-    atari5_rows,
-    games_by_methods,
-    method_sizes,
-)
+from agents.reporting.blocks import to_markdown
+from agents.reporting.comparison import method_sizes
 from agents.reporting.methods import OBSERVATION
+from agents.reporting.page import PAGE, write_page
 from agents.reporting.references import references as find_references
 from agents.reporting.results import Result, Source
+from agents.reporting.runs_shown import runs_text
 from agents.reporting.search_figures import draw_search
 from agents.reporting.sources import read_results
 from agents.reporting.tables import TITLES, Row, Tables, make_tables
+from agents.reporting.text import report_text, span
 from rl_nfm.support.configuration import nearest
 from rl_nfm.support.output_files import check_file, write_json, written
 
@@ -79,9 +78,11 @@ def write_report(
     content = {"protocol": protocol, "tables": plain, "notes": notes, "figures": figures}
     content["sizes"] = sizes
     write_json(out / "report.json", content)
+    text = report_text(protocol, sizes, tables, figures, notes, references=references)
     with written(out / "report.md") as partial:
-        partial.write_text(_markdown(protocol, sizes, tables, figures, notes), encoding="utf-8")
-    names = ["report.md", "report.json", "scores.csv", "runs.csv", *figures]
+        partial.write_text(to_markdown(text), encoding="utf-8")
+    write_page(out / PAGE, text, runs_text(results, out))
+    names = ["report.md", "report.json", "scores.csv", "runs.csv", PAGE, *figures]
     return [out / name for name in names]
 
 
@@ -149,101 +150,4 @@ def _write_csv(path: Path, rows: Sequence[Row]) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
         writer.writeheader()
         for row in rows:
-            writer.writerow({key: _span(value) for key, value in row.items()})
-
-
-def _span(value: Any) -> Any:
-    """A list of steps as one cell: "300", or "100-300"."""
-    if not isinstance(value, list):
-        return value
-    return "-".join(str(end) for end in dict.fromkeys([value[0], value[-1]])) if value else None
-
-
-def _markdown(
-    protocol: Mapping[str, Any],
-    sizes: Sequence[Row],
-    tables: Mapping[Source, Tables],
-    figures: Sequence[str],
-    notes: Sequence[str],
-) -> str:
-    lines = ["# Scores", "", "Protocol of every score here:", ""]
-    lines += [f"* {key}: {value}" for key, value in protocol.items()]
-    if sizes:
-        lines += ["", "Encoders (with the head: all actions, the whole network):", ""]
-        lines += _table(_size_cells(row) for row in sizes)
-    for source, table in tables.items():
-        lines += ["", f"## {TITLES[source]}", ""]
-        if len({row["method"] for row in table.scores}) > 1:
-            lines += ["Mean over seeds ± standard deviation (number of seeds):", ""]
-            lines += [*_table(games_by_methods(table.runs)), ""]
-        lines += [
-            "Mean, median and interquartile mean (IQM) of the return over what the column `over` "
-            "says, with a 95 % bootstrap interval of the IQM over the same. HNS: the mean, "
-            "human-normalised. Steps are agent steps.",
-            "",
-        ]
-        lines += _table(_score_cells(row) for row in table.scores)
-        if table.aggregates:
-            lines += ["", "Human-normalised over games, 95 % stratified bootstrap intervals:", ""]
-            lines += _table(_aggregate_cells(row) for row in table.aggregates)
-        if estimates := atari5_rows(table.scores):
-            lines += ["", "Estimated from the five games of Atari-5 (see `envs.atari.suites`):", ""]
-            lines += _table({**row, ESTIMATE: f"{row[ESTIMATE]:.3f}"} for row in estimates)
-        if table.improvements:
-            lines += ["", "Probability that a run of the first method beats one of the second:", ""]
-            lines += _table(_improvement_cells(row) for row in table.improvements)
-    lines += ["", *(f"![{name}]({name})" for name in figures)]
-    if notes:
-        lines += ["", "## Notes", "", *(f"* {note}" for note in notes)]
-    return "\n".join(lines) + "\n"
-
-
-def _table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    rows = list(rows)
-    header = "| " + " | ".join(rows[0]) + " |"
-    body = ["| " + " | ".join(str(cell) for cell in row.values()) + " |" for row in rows]
-    return [header, "|" + " --- |" * len(rows[0]), *body]
-
-
-def _score_cells(row: Row) -> dict[str, str]:
-    return {
-        "game": row["game"],
-        "method": row["method"],
-        "steps": _span(row["steps"]) or "-",
-        "over": row["over"],
-        "mean": f"{row['mean']:.1f}",
-        "median": f"{row['median']:.1f}",
-        "HNS": "-" if row["hns"] is None else f"{row['hns']:.3f}",
-        "IQM": f"{row['iqm']:.1f}",
-        "95 % interval": _bounds(row["iqm_low"], row["iqm_high"], 1),
-    }
-
-
-def _size_cells(row: Row) -> dict[str, str]:
-    return {
-        "method": row["method"],
-        "parameters": f"{row['parameters']:,}",
-        "MACs": f"{row['macs']:,}",
-        "parameters with the head": f"{row['network_parameters']:,}",
-    }
-
-
-def _aggregate_cells(row: Row) -> dict[str, str]:
-    cells = {"method": row["method"], "games": str(row["games"]), "runs": str(row["runs"])}
-    for name, head in (("iqm", "IQM"), ("mean", "mean"), ("median", "median")):
-        bounds = _bounds(row[f"{name}_low"], row[f"{name}_high"], 3)
-        cells[head] = f"{row[name]:.3f} {bounds}"
-    return cells
-
-
-def _improvement_cells(row: Row) -> dict[str, str]:
-    return {
-        "first": row["first"],
-        "second": row["second"],
-        "games": str(row["games"]),
-        "probability": f"{row['probability']:.2f} {_bounds(row['low'], row['high'], 2)}",
-    }
-
-
-def _bounds(low: float | None, high: float | None, digits: int) -> str:
-    return "-" if low is None else f"[{low:.{digits}f}, {high:.{digits}f}]"
+            writer.writerow({key: span(value) for key, value in row.items()})

@@ -79,7 +79,7 @@ def _flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def pictures_until(folder: Path, steps: int) -> list[Any]:
+def pictures_until(folder: Path, steps: float = math.inf) -> list[Any]:
     """The events with pictures of a folder's files up to a step, as far as they can be read."""
     from google.protobuf.message import DecodeError
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
@@ -95,3 +95,14 @@ def pictures_until(folder: Path, steps: int) -> list[Any]:
         except (OSError, DecodeError, tf.errors.OpError):
             continue  # what comes before the damage has been found
     return found
+
+
+def last_clip(folder: Path) -> tuple[int, bytes] | None:
+    """Steps and GIF of the last clip of play; None where there is none."""
+    clips = [
+        (event.step, value.image.encoded_image_string)
+        for event in pictures_until(folder)
+        for value in event.summary.value
+        if value.tag == VIDEO
+    ]
+    return max(clips, default=None, key=lambda clip: clip[0])

@@ -59,8 +59,8 @@ def test_colours_are_in_step_with_what_the_agent_sees(protocol, tmp_path, monkey
     """At every step, sticky actions, no-ops and FIRE included."""
     pairs = []
 
-    def draw(self, picture, seen):
-        pairs.append((picture, seen))
+    def draw(self, picture, step):
+        pairs.append((picture, step.newest))
         return np.zeros((512, 1120, 3), np.uint8)
 
     monkeypatch.setattr(video.EpisodeVideo, "_draw", draw)

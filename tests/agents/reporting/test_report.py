@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agents import cli
-from agents.commands.evaluate import _content
+from agents.commands.evaluate import score_content
 from agents.config import make_config, read_preset, to_plain, write_config
 from agents.playing.scores import Scores
 from agents.reporting import figures
@@ -245,7 +245,7 @@ def test_random_play_stands_beside_trained_agents(tmp_path):
     scores = Scores(
         game="ms_pacman", returns=[1.0, 3.0], lengths=[9, 9], protocol={**BLOCK, "epsilon": 1.0}
     )
-    (tmp_path / "r.json").write_text(json.dumps(_content(scores, config(), None)))
+    (tmp_path / "r.json").write_text(json.dumps(score_content(scores, config(), None)))
     files = [tmp_path / "r.json", make_scores(tmp_path / "s.json", [5.0, 9.0], train_seed=1)]
     content = report(files, tmp_path / "out")
     assert content["protocol"]["epsilon"] == 0.001
@@ -298,7 +298,7 @@ def test_settings_of_a_score_file_are_those_of_its_run(tmp_path):
         make_run(tmp_path / "b", seed=2, learner={"kappa": 2.0}),
     ]
     content = {
-        **_content(scores, config(), None),
+        **score_content(scores, config(), None),
         "encoder": "nature",
         "train_seed": 2,
         "checkpoint_steps": 300,
@@ -567,6 +567,7 @@ def test_the_command_on_a_real_run(tmp_path, capsys, monkeypatch):
         "scores.csv",
         "runs.csv",
         "curves_ms_pacman.png",
+        "index.html",
     }
     again = run(capsys, "report", "runs/a", "--out", "report")
     assert again == (0, out, ""), "the same numbers, over the report before"
