@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rl_nfm.encoders.base import State
 from rl_nfm.encoders.recurrent import RecurrentConfig, RecurrentEncoder
 from rl_nfm.encoders.registry import register_encoder
-from rl_nfm.rims.products import Sequence
+from rl_nfm.rims.products import SequenceInputs
 from rl_nfm.rims.step import StepSpec, StepWeights
 from rl_nfm.rims.unroll import unroll
 
@@ -57,7 +57,7 @@ class LSTMEncoder(RecurrentEncoder):
             result = unroll(
                 StepSpec(cell="lstm", num_active=1),
                 weights,
-                Sequence(x, reset=reset),
+                SequenceInputs(x, reset=reset),
                 hidden.unsqueeze(0),
                 cell.unsqueeze(0),
             )

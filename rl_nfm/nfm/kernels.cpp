@@ -8,6 +8,14 @@
 // positions, the backward over the batch, so that no two threads add to one row: results do not
 // depend on timing.
 //
+// Of one position and head, with g the gradient of what it read and dX that of X:
+//
+//   forward                                        backward
+//   s_l = scale q . k_l, the null slot's 0         dw_j = g . v_j
+//   j over the k highest s                         ds_j = w_j (dw_j - sum_i w_i dw_i)
+//   w_j = exp(s_j) / sum_i exp(s_i)                dq   = scale sum_j ds_j k_j
+//   read = sum_j w_j v_j, the null slot's v = 0    dk_j += scale ds_j q,  dv_j += w_j g
+//
 // Built by `rl_nfm/support/cpp.py`, called by `kernels.py`; `attention.py` is the definition it is tested against.
 
 #include <algorithm>

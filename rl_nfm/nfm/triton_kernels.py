@@ -6,6 +6,15 @@ piece. `SPLIT` lanes share what one lane would do one after the other: the slots
 the visits of a row; each does `UNROLL` of them together, so that one need not wait for the other.
 Sizes that end in P are the ones before them, brought to a power of two.
 
+Of one position and head, with g the gradient of what it read and dX that of X:
+
+    s_l = scale q . k_l, the null slot's 0         dw_j = g . v_j
+    j over the k highest s                         ds_j = w_j (dw_j - sum_i w_i dw_i)
+    w_j = exp(s_j) / sum_i exp(s_i)                dq   = scale sum_j ds_j k_j
+    read = sum_j w_j v_j, the null slot's v = 0    dk_j += scale ds_j q,  dv_j += w_j g
+
+`query_gradient` forms the first three gradients, `memory_gradient` gathers the others of each row.
+
 Slots are counted through all layers; slot `l` of position `p` stands for row `table[l * P + p]` of
 its layer, or for none (-1). Sums, scores and softmax are float32. No result depends on timing.
 Compiling takes time by the square of the loads that stand in the source after unrolling.

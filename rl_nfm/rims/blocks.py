@@ -2,6 +2,19 @@
 
 Shapes: n RIMs, B batch, s hidden size of one RIM, G = 4 s (LSTM: i, f, g, o) or 3 s (GRU: r, z, n).
 `pre` is the input's part of the gates with its bias, [n, B, G].
+
+Equations, with p = h U, S = sigmoid, * elementwise and dX the gradient of the loss by X; S'(y) is
+y (1 - y) and T'(y) is 1 - y^2 of the value y of a sigmoid or tanh:
+
+    LSTM                                    dc~ = dc' + dh' o * T'(tanh(c'))
+    i, f, o = S(pre + p), g = tanh(pre + p) di = dc~ g S'(i),   df = dc~ c S'(f)
+    c' = f c + i g                          dg = dc~ i T'(g),   do = dh' tanh(c') S'(o)
+    h' = o tanh(c')                         dc = dc~ f          dpre = dp = (di, df, dg, do)
+
+    GRU, q = the last third of p + bias     dn = (1 - z) dh' T'(n)
+    r, z = S(pre + p + bias)                dr = dn q S'(r),    dz = dh' (h - n) S'(z)
+    n  = tanh(pre + r q)                    dpre = (dr, dz, dn)
+    h' = (1 - z) n + z h                    dp = (dr, dz, r dn) and z dh' straight into dh
 """
 
 import torch

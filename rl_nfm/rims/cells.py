@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_nfm.rims.calling import take_input
-from rl_nfm.rims.products import Sequence
+from rl_nfm.rims.products import SequenceInputs
 from rl_nfm.rims.step import StepSpec, StepWeights
 from rl_nfm.rims.unroll import unroll
 from rl_nfm.rims.variants import Variant, find_variant
@@ -169,7 +169,7 @@ class _RIMCell(nn.Module):
             key_size=form.key_size,
         )
 
-    def _prepare(self, x: Tensor) -> tuple[StepWeights, Sequence]:
+    def _prepare(self, x: Tensor) -> tuple[StepWeights, SequenceInputs]:
         """Weights of a step, and what of all steps does not depend on the state."""
         n = self.num_rims
         # What ranks the RIMs is never in half precision: a rounding error there is another choice.
@@ -180,7 +180,7 @@ class _RIMCell(nn.Module):
         keys = (x.to(wide) @ self.key.to(wide)).unflatten(-1, (form.input_slots, -1))
         key_query = (keys @ query.flatten(1)).unflatten(-1, (n, -1))  # [T, B, slots, n, s]
         key_query = key_query.permute(3, 0, 1, 2, 4).flatten(-2)
-        sequence = Sequence(x @ self._mean_of_heads(self.value), key_query=key_query)
+        sequence = SequenceInputs(x @ self._mean_of_heads(self.value), key_query=key_query)
         if self.training and self.rim_dropout > 0:
             size = self.hidden_size // n
             width = sequence.value.shape[-1] // form.input_slots

@@ -1,5 +1,17 @@
 """Communication: RIMs read from each other with attention. Forward and hand-written backward.
 
+Equations, of one head; dX is the gradient of the loss by X:
+
+    q, k, v = shown P                       dv = A^T dr,   dA = dr v^T
+    A = softmax(q k^T / sqrt(d)), over RIMs dS = A * (dA - rowsum(A * dA)) / sqrt(d)
+    r = A v                                 dq = dS k,     dk = dS^T q
+    y, w = r O + bias                       dr = (dy, dw) O^T
+    u = tanh(y) * sigmoid(w)                dy = du sigmoid(w) (1 - tanh(y)^2)
+                                            dw = du tanh(y) sigmoid(w) (1 - sigmoid(w))
+    dshown = (dq, dk, dv) P^T, and to the weights dP = shown^T (dq, dk, dv), dO = r^T (dy, dw)
+
+Without a gate u = y. Dropout multiplies y, and so dy.
+
 Shapes: n RIMs, B batch, s hidden size of one RIM, h heads, d and e sizes of a head's keys and
 values.
 """

@@ -6,7 +6,9 @@
 // PyTorch goes over ten times. All are parallel over the batch, whose rows are independent: results
 // do not depend on the number of threads.
 //
-// Built by `rl_nfm/cpp.py`, called by `kernels.py`.
+// The equations of the backward stand in `step.py`, `blocks.py`, `communication.py` and `sparse.py`.
+//
+// Built by `rl_nfm/support/cpp.py`, called by `kernels.py`.
 
 #include <algorithm>
 #include <cmath>
@@ -35,7 +37,7 @@ template <typename T>
 struct Layer {
   int64_t steps, rims, batch, size, heads, key, value, num_active, threads;
   int64_t lstm, gate, mask_input, show_previous, gated;
-  // What is given.
+  // The inputs.
   View<T> drive, base, hidden_bias, key_query, rank_query, output_bias, dropout;
   View<const uint8_t> valid, reset;
   // What the forward leaves; states [n, T + 1, B, s] are those before each step, and the last.
@@ -226,6 +228,7 @@ void weigh_input(const Layer<T>& l, int64_t t) {
 }
 
 // The blocks: candidate states from the gates before their nonlinearity, and what RIMs show.
+// LSTM: c' = f c + i g, h' = o tanh(c'). GRU: n = tanh(a + r q), h' = (1 - z) n + z h.
 template <typename T>
 void run_blocks(const Layer<T>& l, int64_t t) {
   const int64_t s = l.size;
@@ -381,7 +384,8 @@ void finish_backward(const Layer<T>& l, int64_t t, int64_t at) {
   });
 }
 
-// To `communicate`: from the gradient of `read` that of `projected`.
+// To `communicate`: from the gradient of `read` (r = A v) that of `projected` (q, k, v):
+// dv = A^T dr, dS = A * (dr v^T - rowsum(A * dr v^T)) / sqrt(d), dq = dS k, dk = dS^T q.
 template <typename T>
 void communicate_backward(const Layer<T>& l, int64_t t, int64_t at) {
   const int64_t n = l.rims, d = l.key, e = l.value, width = l.heads * (2 * d + e);
@@ -415,7 +419,10 @@ void communicate_backward(const Layer<T>& l, int64_t t, int64_t at) {
 }
 
 // To `run_blocks` and `weigh_input`: gradients of the gates, of the states before the step but for
-// the hidden product's, and of the input's logit times the state.
+// the hidden product's, and of the input's logit times the state. LSTM, with S'(y) = y (1 - y) and
+// T'(y) = 1 - y^2: dc~ = dc' + dh' o T'(tanh c'), di = dc~ g S'(i), df = dc~ c S'(f),
+// dg = dc~ i T'(g), do = dh' tanh(c') S'(o), dc = dc~ f. GRU: dn = (1 - z) dh' T'(n),
+// dr = dn q S'(r), dz = dh' (h - n) S'(z). Then dgate = <da, drive>, dlogit = gate (1 - gate) dgate.
 template <typename T>
 void blocks_backward(const Layer<T>& l, int64_t t, int64_t at) {
   const int64_t n = l.rims, s = l.size, G = s * (l.lstm ? 4 : 3);

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rl_nfm.rims.products import LayerCall, Products, StepBlock, Unrolled
-from rl_nfm.rims.step import given
+from rl_nfm.rims.step import not_none
 from rl_nfm.support.cpp import library, runs_eagerly
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -58,11 +58,11 @@ class Tape(NamedTuple):
 
 def supports(*tensors: Tensor | None) -> bool:
     """Whether these can be used here, of one type on the CPU; builds them at the first call."""
-    given_ones = [x for x in tensors if x is not None]
-    floats = [x for x in given_ones if x.dtype != torch.bool]
+    present = [x for x in tensors if x is not None]
+    floats = [x for x in present if x.dtype != torch.bool]
     return (
-        runs_eagerly(*given_ones)
-        and all(x.device.type == "cpu" for x in given_ones)
+        runs_eagerly(*present)
+        and all(x.device.type == "cpu" for x in present)
         and floats[0].dtype in _SUFFIX
         and all(x.dtype == floats[0].dtype for x in floats)
         and library(SOURCE) is not None
@@ -85,9 +85,9 @@ def forward(
     spec, weights, sequence, drive = layer
     n, steps, batch, _ = drive.shape
     tape = _new_tape(layer, keep)
-    tape.hidden[:, 0] = sequence.clear(hidden, 0)
+    tape.hidden[:, 0] = sequence.reset_state(hidden, 0)
     if tape.cell is not None:
-        tape.cell[:, 0] = sequence.clear(given(cell), 0)
+        tape.cell[:, 0] = sequence.reset_state(not_none(cell), 0)
     output = drive.new_empty(steps, batch, n, hidden.shape[-1])
     product = None if spec.cell == "lstm" else drive.new_empty(n, 1, batch, drive.shape[-1])
     call = _Call(layer, tape, output=output.permute(2, 0, 1, 3), product=product)
@@ -102,10 +102,10 @@ def forward(
             torch.bmm(tape.hidden[:, t], weights.hidden, out=product[:, 0])
         call("run_blocks", t)
         if spec.heads:
-            projected, update = given(tape.projected)[:, at], given(tape.update)[:, at]
-            torch.bmm(tape.shown[:, at], given(weights.project), out=projected)
+            projected, update = not_none(tape.projected)[:, at], not_none(tape.update)[:, at]
+            torch.bmm(tape.shown[:, at], not_none(weights.project), out=projected)
             call("communicate", t)
-            torch.bmm(given(tape.read)[:, at], given(read_weight), out=update)
+            torch.bmm(not_none(tape.read)[:, at], not_none(read_weight), out=update)
         call("finish", t)
     last_cell = None if tape.cell is None else tape.cell[:, -1].clone()
     active = tape.active.squeeze(-1).permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
@@ -138,19 +138,22 @@ def backward(
         at = t % some
         call("finish_backward", t, at)
         if spec.heads:
-            project, output = given(weights.project), given(weights.output).expand(n, -1, -1)
-            of_update, of_projected = given(own.of_update)[:, at], given(own.of_projected)[:, at]
-            torch.bmm(of_update, output.transpose(1, 2), out=given(own.of_read)[:, 0])
+            project, output = not_none(weights.project), not_none(weights.output).expand(n, -1, -1)
+            of_update, of_projected = (
+                not_none(own.of_update)[:, at],
+                not_none(own.of_projected)[:, at],
+            )
+            torch.bmm(of_update, output.transpose(1, 2), out=not_none(own.of_read)[:, 0])
             call("communicate_backward", t, at)
-            torch.bmm(of_projected, project.transpose(1, 2), out=given(own.of_shown)[:, 0])
+            torch.bmm(of_projected, project.transpose(1, 2), out=not_none(own.of_shown)[:, 0])
         call("blocks_backward", t, at)
         torch.baddbmm(of_hidden, of_product[:, at], hidden_weight, out=of_hidden)
         if at == 0:
             span = slice(t, min(t + some, steps))
             all_active = spec.gate is None and sequence.valid is None
             products.multiply(span, _block(tape, own, span, all_active))
-    of_cell = None if own.of_cell is None else sequence.clear(own.of_cell[:, 0], 0)
-    return products, sequence.clear(of_hidden, 0), of_cell
+    of_cell = None if own.of_cell is None else sequence.reset_state(own.of_cell[:, 0], 0)
+    return products, sequence.reset_state(of_hidden, 0), of_cell
 
 
 class _Gradients(NamedTuple):
@@ -182,9 +185,9 @@ def _new_gradients(layer: LayerCall, some: int) -> _Gradients:
     states = new(size, 1), new(size, 1) if lstm else None, new(gates), None if lstm else new(gates)
     if not spec.heads:
         return _Gradients(*states, None, None, None, None)
-    _, read, update = given(weights.output).shape
+    _, read, update = not_none(weights.output).shape
     return _Gradients(
-        *states, new(update), new(read, 1), new(given(weights.project).shape[-1]), new(size, 1)
+        *states, new(update), new(read, 1), new(not_none(weights.project).shape[-1]), new(size, 1)
     )
 
 
@@ -227,8 +230,8 @@ def _new_tape(layer: LayerCall, keep: bool) -> Tape:
 
     project = probs = read = update = None
     if spec.heads:
-        of_output = given(weights.output).shape
-        project, update = product(given(weights.project).shape[-1]), product(of_output[2])
+        of_output = not_none(weights.output).shape
+        project, update = product(not_none(weights.project).shape[-1]), product(of_output[2])
         probs, read = new(spec.heads * n), new(of_output[1])
     return Tape(
         hidden=new(size, steps + 1),
@@ -265,7 +268,7 @@ def _check(layer: LayerCall, hidden: Tensor, cell: Tensor | None) -> None:
         ("reset", sequence.reset, (steps, batch)),
     ]
     if spec.heads:
-        project, output = given(weights.project), given(weights.output)
+        project, output = not_none(weights.project), not_none(weights.output)
         read, update = output.shape[1:]
         queries = 2 * spec.heads * spec.key_size
         expected += [
@@ -322,8 +325,8 @@ class _Call:
         size = weights.hidden.shape[1]
         value = gated = 0
         if spec.heads:
-            value = given(weights.output).shape[1] // spec.heads
-            gated = given(weights.output).shape[2] > size
+            value = not_none(weights.output).shape[1] // spec.heads
+            gated = not_none(weights.output).shape[2] > size
         self.struct = _Layer(
             steps, n, batch, size, spec.heads, spec.key_size, value, spec.num_active,
             torch.get_num_threads(), spec.cell == "lstm", _GATES[spec.gate], spec.mask_input,

@@ -4,6 +4,12 @@ The backward of a step leaves the gradients of what it multiplied with weights. 
 together they become gradients of the weights and of the inputs here. The gates of an inactive RIM
 have none: on the CPU the rows of active ones alone are multiplied.
 
+In the letters of `step`, with x what is read of the input and W its weight (drive = x W), U that of
+the hidden product p, and sums over steps and batch:
+
+    dU = sum h^T dp       dbase = sum da        dW = sum x^T (g da)
+    dx = (g da) W^T       dkey_query = dl h
+
 Shapes as in `step`, and T time steps.
 """
 
@@ -18,7 +24,7 @@ from rl_nfm.rims.step import (
     StepSaved,
     StepSpec,
     StepWeights,
-    given,
+    not_none,
 )
 
 CPU_STEPS_PER_PRODUCT = 8
@@ -26,7 +32,7 @@ CPU_STEPS_PER_PRODUCT = 8
 the fewest kernels."""
 
 
-class Sequence(NamedTuple):
+class SequenceInputs(NamedTuple):
     """What the steps read besides the state."""
 
     value: Tensor
@@ -56,7 +62,7 @@ class Sequence(NamedTuple):
         ]
         return torch.stack(drives).unflatten(1, self.value.shape[:2])
 
-    def at(self, t: int, drive: Tensor) -> StepInputs:
+    def step_inputs(self, t: int, drive: Tensor) -> StepInputs:
         """The inputs of step t."""
         return StepInputs(
             drive[:, t],
@@ -65,19 +71,19 @@ class Sequence(NamedTuple):
             None if self.dropout is None else self.dropout[:, t],
         )
 
-    def clear(self, state: Tensor, t: int) -> Tensor:
+    def reset_state(self, state: Tensor, t: int) -> Tensor:
         """`state` [n, B, s], zero where step t begins anew; so is a gradient on its way back."""
         return state if self.reset is None else state.masked_fill(self.reset[t].view(1, -1, 1), 0)
 
 
 class LayerCall(NamedTuple):
-    """What a loop over the steps is given, forward and backward, besides the states."""
+    """The arguments of a loop over the steps, forward and backward, besides the states."""
 
     spec: StepSpec
     weights: StepWeights
-    sequence: Sequence
+    sequence: SequenceInputs
     drive: Tensor
-    """[n, T, B, S G]: `Sequence.drive` of these."""
+    """[n, T, B, S G]: `SequenceInputs.drive` of these."""
 
 
 class Unrolled(NamedTuple):
@@ -121,11 +127,11 @@ class StepBlock(NamedTuple):
 class Products:
     """Gradients of the weights and of the sequence, which grow with each step that is added."""
 
-    def __init__(self, weights: StepWeights, sequence: Sequence):
+    def __init__(self, weights: StepWeights, sequence: SequenceInputs):
         zeros = [None if w is None else w.new_zeros(w.shape) for w in weights]
         self.weights = StepWeights(*zeros)._replace(earlier=None)  # pyright: ignore
         key_query = sequence.key_query
-        self.sequence = Sequence(
+        self.sequence = SequenceInputs(
             sequence.value.new_zeros(sequence.value.shape),
             key_query=None if key_query is None else key_query.new_empty(key_query.shape),
         )
@@ -160,8 +166,8 @@ class Products:
         self._multiply_blocks(span, block)
         if weights.project is None or weights.output is None:
             return
-        shown, project = given(block.shown), given(block.project)
-        read, output = given(block.read), given(block.output)
+        shown, project = not_none(block.shown), not_none(block.project)
+        read, output = not_none(block.read), not_none(block.output)
         weights.project.baddbmm_(shown.transpose(1, 2), project)
         for i in range(len(read)):
             shared = weights.output[i % len(weights.output)]
@@ -199,15 +205,16 @@ class Products:
             value: what was read, [N, S F].
             grad: of the gates [N, G].
             gate: [N, S]; None: 1.
-            keep: bool [N, F], see `Sequence`.
+            keep: bool [N, F], see `SequenceInputs`.
         """
         reads = []
-        for slot, own in enumerate(value.split(len(self.input), -1)):
+        for slot, slot_value in enumerate(value.split(len(self.input), -1)):
             into = grad if gate is None else grad * gate[:, slot : slot + 1]
             read = into @ self.input[:, i].t()
             if keep is not None:
-                own, read = torch.where(keep, own, 0.0), torch.where(keep, read, 0.0)
-            self.weights.input[:, i].addmm_(own.t(), into)
+                slot_value = torch.where(keep, slot_value, 0.0)
+                read = torch.where(keep, read, 0.0)
+            self.weights.input[:, i].addmm_(slot_value.t(), into)
             reads.append(read)
         return reads[0] if len(reads) == 1 else torch.cat(reads, -1)
 
@@ -215,7 +222,7 @@ class Products:
 def _side_by_side(kept: tuple[Kept, ...], left: tuple[StepGradients, ...]) -> StepBlock:
     hidden, gates = _stack(k.hidden for k in kept), _stack(x.gates for x in left)
     same = left[0].product is left[0].gates
-    active, talk = kept[0].saved.active, bool(kept[0].saved.talk)
+    active, communication = kept[0].saved.active, bool(kept[0].saved.communication)
     if active is not None:
         active = _stack(k.saved.active for k in kept).expand(len(hidden), -1, 1)
     return StepBlock(
@@ -224,10 +231,10 @@ def _side_by_side(kept: tuple[Kept, ...], left: tuple[StepGradients, ...]) -> St
         gates if same else _stack(x.product for x in left),
         active,
         None if kept[0].saved.gate is None else _stack(k.saved.gate for k in kept),
-        _stack(k.saved.shown for k in kept) if talk else None,
-        _stack(x.project for x in left) if talk else None,
-        _stack(k.saved.talk[0] for k in kept) if talk else None,
-        _stack(x.output for x in left) if talk else None,
+        _stack(k.saved.shown for k in kept) if communication else None,
+        _stack(x.project for x in left) if communication else None,
+        _stack(k.saved.communication[0] for k in kept) if communication else None,
+        _stack(x.output for x in left) if communication else None,
     )
 
 
@@ -237,4 +244,4 @@ def _take(rows_of: Tensor, rows: Tensor | None) -> Tensor:
 
 def _stack(tensors: Any) -> Tensor:
     """Of several steps [n, B, ...], [n, N, ...]."""
-    return torch.cat([given(tensor) for tensor in tensors], 1)
+    return torch.cat([not_none(tensor) for tensor in tensors], 1)

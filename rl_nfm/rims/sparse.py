@@ -23,7 +23,12 @@ def sparse_softmax(logits: Tensor, k: int) -> Tensor:
 
 
 def sparse_softmax_backward(logits: Tensor, k: int, grad: Tensor) -> Tensor:
-    """The gradient of `sparse_softmax` by its logits, also through the probability subtracted."""
+    """The gradient of `sparse_softmax` by its logits, also through the probability subtracted.
+
+    With p = softmax(l), t the (k + 1)-th highest of p, w = relu(p - t - eps), N = sum w + eps and
+    the result y = w / N: dw = (dy - sum(y dy)) / N where w > 0, else 0; dp = dw, and at t minus the
+    sum of dw; dl = p (dp - sum(p dp)).
+    """
     probs = logits.softmax(0)
     if len(probs) > k + 1:
         values, index = probs.topk(k + 1, dim=0)

@@ -4,6 +4,25 @@ The backward is written by hand because autograd would form the gradient of each
 every step and go over memory about twice as often; here the caller forms them from several steps
 together. Tests compare it with autograd and with finite differences.
 
+Equations, of one RIM; dX is the gradient of the loss by X, * multiplies elementwise, and m is 1 for
+an active RIM, else 0 (and 0 where the step is not valid):
+
+    forward                                       backward, from dh' and dc'
+    l  = <key_query, h>                           dh^ = m dh',  dc~ = m dc'
+    g  = sigmoid(l)                               du  = dh^,  dshown = m * communicate_backward(du)
+    a  = base + g drive                           dh~ = dh^ + dshown
+    p  = h U                                      da, dp, dc, dmix = block_backward(dh~, dc~)
+    h~, c~ = block(a, p, c)                       dg  = <da, drive>
+    u  = communicate(h~ of all RIMs)              dl  = g (1 - g) dg
+    h^ = h~ + u                                   dh  = dp U^T + dmix + (1 - m) dh' + dl key_query
+    h' = m h^ + (1 - m) h                         dc := dc + (1 - m) dc'
+    c' = m c~ + (1 - m) c
+
+`block` is `lstm_forward` or `gru_forward`; dmix is the gradient of the old state that a GRU mixes
+in. With the source `previous` inactive RIMs show h. That what others read of an inactive RIM sends
+no gradient into it (the m of dshown) is published. With several slots, or across RIMs, g is
+`sparse_softmax`. `mask_input` multiplies a and da by m. For gradients of weights see `products`.
+
 Shapes: n RIMs, B batch, F size of what is read of the input, s hidden size of one RIM, G = 4 s
 (LSTM) or 3 s (GRU), h heads, d and e sizes of a head's keys and values. Everything in the step is
 RIM-first, [n, B, ...], so that the block-diagonal products are `bmm`.
@@ -33,7 +52,7 @@ class StepSpec:
     gate: Literal["null", "across"] | None = None
     """How the input is weighed; None: by 1, and all RIMs are active."""
     slots: int = 1
-    """How often the input stands beside the null slot (`null` only)."""
+    """Copies of the input beside the null slot (`null` only)."""
     mask_input: bool = False
     source: Literal["candidate", "previous"] = "candidate"
     heads: int = 0
@@ -62,9 +81,9 @@ class StepWeights(NamedTuple):
     output_bias: Tensor | None = None
 
     @property
-    def talk(self) -> CommunicationWeights:
-        """The last three."""
-        return CommunicationWeights(given(self.project), given(self.output), self.output_bias)
+    def communication(self) -> CommunicationWeights:
+        """The weights of the communication."""
+        return CommunicationWeights(not_none(self.project), not_none(self.output), self.output_bias)
 
 
 class StepInputs(NamedTuple):
@@ -93,8 +112,8 @@ class StepSaved(NamedTuple):
     """[n, B, s], the block's own."""
     shown: Tensor | None = None
     """[n, B, s], what the RIMs show to each other."""
-    talk: tuple[Tensor, ...] = ()
-    """The communication's own, first what the heads read [n, B, h e]."""
+    communication: tuple[Tensor, ...] = ()
+    """What `communicate` saves, first what the heads read [n, B, h e]."""
 
 
 class StepGradients(NamedTuple):
@@ -112,8 +131,8 @@ class StepGradients(NamedTuple):
     """[n, B, s or 2 s]."""
 
 
-def given(tensor: Tensor | None) -> Tensor:
-    """`tensor`, which this part of the code knows to be there."""
+def not_none(tensor: Tensor | None) -> Tensor:
+    """`tensor`, which is None only in forms of a step that do not reach this code."""
     assert tensor is not None
     return tensor
 
@@ -146,13 +165,13 @@ def step_forward(
     else:
         pre = torch.addcmul(weights.base, inputs.drive, gate)
     if spec.mask_input:
-        pre = pre * given(active)
+        pre = pre * not_none(active)
     if spec.cell == "lstm":
-        candidate, new_cell, block = lstm_forward(pre, hidden, given(cell), weights.hidden)
+        candidate, new_cell, block = lstm_forward(pre, hidden, not_none(cell), weights.hidden)
     else:
         candidate, block = gru_forward(pre, hidden, weights.hidden, weights.hidden_bias)
         new_cell = None
-    new_hidden, shown, talk = candidate, None, ()
+    new_hidden, shown, communication = candidate, None, ()
     if spec.heads:
         shown = candidate
         if spec.source == "previous" and active is not None:
@@ -160,12 +179,14 @@ def step_forward(
         if active is not None and shown.requires_grad and not has_tangent(shown):
             # Where autograd records these steps, it is to do what `step_backward` does.
             shown = torch.where(active, shown, shown.detach())
-        update, talk = communicate(weights.talk, spec.heads, spec.key_size, shown, inputs.dropout)
+        update, communication = communicate(
+            weights.communication, spec.heads, spec.key_size, shown, inputs.dropout
+        )
         new_hidden = candidate + update
     if active is not None:
         new_hidden = torch.where(active, new_hidden, hidden)
-        new_cell = None if cell is None else torch.where(active, given(new_cell), cell)
-    return new_hidden, new_cell, StepSaved(active, gate, *block, shown, talk)
+        new_cell = None if cell is None else torch.where(active, not_none(new_cell), cell)
+    return new_hidden, new_cell, StepSaved(active, gate, *block, shown, communication)
 
 
 def step_backward(
@@ -187,14 +208,19 @@ def step_backward(
     grad_candidate, project, output = grad_new, None, None
     if spec.heads:
         grad_shown, project, output = communicate_backward(
-            weights.talk, spec.heads, spec.key_size, saved.talk, inputs.dropout, grad_new
+            weights.communication,
+            spec.heads,
+            spec.key_size,
+            saved.communication,
+            inputs.dropout,
+            grad_new,
         )
         # The block: what the others read from an inactive RIM sends no gradient into its state.
         grad_shown = grad_shown if active is None else grad_shown * active
         grad_candidate = grad_new + grad_shown
     if spec.cell == "lstm":
         gates, grad_old_cell = lstm_backward(
-            saved.acts, saved.extra, given(cell), grad_candidate, given(grad_new_cell)
+            saved.acts, saved.extra, not_none(cell), grad_candidate, not_none(grad_new_cell)
         )
         product, mixed = gates, None
     else:
@@ -206,17 +232,17 @@ def step_backward(
     if active is not None:
         grad_old = grad_old + (grad_hidden - grad_new)
         if grad_cell is not None:
-            grad_old_cell = given(grad_old_cell) + (grad_cell - given(grad_new_cell))
+            grad_old_cell = not_none(grad_old_cell) + (grad_cell - not_none(grad_new_cell))
     if spec.mask_input:
-        gates = gates * given(active)
+        gates = gates * not_none(active)
     logit = None
     if saved.gate is not None:
         logit = _logit_gradient(spec, inputs, saved.gate, hidden, gates)
         if spec.slots > 1:
-            of_state = (by_slot(given(inputs.key_query), spec) * logit.unsqueeze(-1)).sum(2)
+            of_state = (by_slot(not_none(inputs.key_query), spec) * logit.unsqueeze(-1)).sum(2)
             grad_old = grad_old + of_state.to(grad_old.dtype)
         else:
-            grad_old = torch.addcmul(grad_old, logit, given(inputs.key_query).to(grad_old.dtype))
+            grad_old = torch.addcmul(grad_old, logit, not_none(inputs.key_query).to(grad_old.dtype))
     return grad_old, grad_old_cell, StepGradients(gates, product, logit, project, output)
 
 
@@ -228,8 +254,8 @@ def by_slot(x: Tensor, spec: StepSpec) -> Tensor:
 def _logits(spec: StepSpec, inputs: StepInputs, hidden: Tensor) -> Tensor:
     """[n, B, S]."""
     if spec.slots == 1:
-        return (hidden * given(inputs.key_query)).sum(-1, keepdim=True)
-    return (hidden.unsqueeze(2) * by_slot(given(inputs.key_query), spec)).sum(-1)
+        return (hidden * not_none(inputs.key_query)).sum(-1, keepdim=True)
+    return (hidden.unsqueeze(2) * by_slot(not_none(inputs.key_query), spec)).sum(-1)
 
 
 def _with_null(logits: Tensor) -> Tensor:
@@ -253,7 +279,7 @@ def _input_gate(
         gate = sparse_softmax(logits, spec.num_active)
     if weights.rank_query is not None:
         rank = logits + (hidden * weights.rank_query).sum(-1, keepdim=True)
-    active = select_active(rank, spec.num_active, given(weights.earlier))
+    active = select_active(rank, spec.num_active, not_none(weights.earlier))
     gate = gate.to(hidden.dtype)
     return gate, active if inputs.valid is None else active & inputs.valid
 
@@ -264,9 +290,7 @@ def _logit_gradient(
     """[n, B, S], from the gradient of the block's gates."""
     if spec.slots > 1:
         grad_gate = (gates.unsqueeze(2) * by_slot(inputs.drive, spec)).sum(-1)
-        grad = _with_null(
-            grad_gate
-        )  # the null slot's value is 0, and so is the gradient of its weight
+        grad = _with_null(grad_gate)  # the null slot's value is 0, so is its weight's gradient
         logits = _with_null(_logits(spec, inputs, hidden))
         return sparse_softmax_backward(logits, SLOTS_READ, grad)[1:].movedim(0, -1).to(gates.dtype)
     grad_gate = (gates * inputs.drive).sum(-1, keepdim=True)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from rl_nfm.rims import kernels
-from rl_nfm.rims.products import Kept, LayerCall, Products, Sequence, Unrolled
+from rl_nfm.rims.products import Kept, LayerCall, Products, SequenceInputs, Unrolled
 from rl_nfm.rims.step import (
     StepSaved,
     StepSpec,
     StepWeights,
-    given,
     has_tangent,
+    not_none,
     step_backward,
     step_forward,
 )
@@ -31,7 +31,7 @@ from rl_nfm.rims.step import (
 def unroll(
     spec: StepSpec,
     weights: StepWeights,
-    sequence: Sequence,
+    sequence: SequenceInputs,
     hidden: Tensor,
     cell: Tensor | None,
     *,
@@ -130,10 +130,10 @@ class _UnrollBackward(torch.autograd.Function):
         return _one_by_one(_UnrollBackward, info, in_dims, args)
 
 
-def _split(tensors: tuple[Any, ...]) -> tuple[StepWeights, Sequence, list[Any]]:
+def _split(tensors: tuple[Any, ...]) -> tuple[StepWeights, SequenceInputs, list[Any]]:
     first = len(StepWeights._fields)
-    second = first + len(Sequence._fields)
-    weights, sequence = StepWeights(*tensors[:first]), Sequence(*tensors[first:second])
+    second = first + len(SequenceInputs._fields)
+    weights, sequence = StepWeights(*tensors[:first]), SequenceInputs(*tensors[first:second])
     return weights, sequence, list(tensors[second:])
 
 
@@ -163,11 +163,13 @@ def _forward(
     spec, weights, sequence, drive = layer
     outputs, actives, kept = [], [], []
     for t in range(drive.shape[1]):
-        hidden = sequence.clear(hidden, t)
-        cell = None if cell is None else sequence.clear(cell, t)
-        new_hidden, new_cell, saved = step(spec, weights, sequence.at(t, drive), hidden, cell)
+        hidden = sequence.reset_state(hidden, t)
+        cell = None if cell is None else sequence.reset_state(cell, t)
+        new_hidden, new_cell, saved = step(
+            spec, weights, sequence.step_inputs(t, drive), hidden, cell
+        )
         if keep:
-            kept += [hidden, cell, *saved[:-1], *saved.talk]
+            kept += [hidden, cell, *saved[:-1], *saved.communication]
         hidden, cell = new_hidden, new_cell
         outputs.append(hidden.transpose(0, 1))
         actives.append(saved.active)
@@ -198,12 +200,12 @@ def _backward(
             of_hidden = of_hidden + of_output[t].transpose(0, 1)
         hidden, cell, of_step = kept[t]
         of_hidden, of_cell, left = step(
-            spec, weights, sequence.at(t, drive), of_step, hidden, cell, of_hidden, of_cell
+            spec, weights, sequence.step_inputs(t, drive), of_step, hidden, cell, of_hidden, of_cell
         )
-        of_hidden = sequence.clear(given(of_hidden), t)
-        of_cell = None if of_cell is None else sequence.clear(of_cell, t)
+        of_hidden = sequence.reset_state(not_none(of_hidden), t)
+        of_cell = None if of_cell is None else sequence.reset_state(of_cell, t)
         products.add(t, kept[t], left)
-    return products, given(of_hidden), of_cell
+    return products, not_none(of_hidden), of_cell
 
 
 def _restore(saved: list[Any], steps: int) -> list[Kept]:
@@ -212,7 +214,7 @@ def _restore(saved: list[Any], steps: int) -> list[Kept]:
     kept = []
     for start in range(0, len(saved), width):
         hidden, cell, *one = saved[start : start + width]
-        kept.append(Kept(hidden, cell, StepSaved(*one[:plain], talk=tuple(one[plain:]))))
+        kept.append(Kept(hidden, cell, StepSaved(*one[:plain], communication=tuple(one[plain:]))))
     return kept
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from rl_nfm.rims import VARIANTS, RIMGRUCell, RIMLSTMCell, Variant
 from rl_nfm.rims.cells import dropout_mask
-from rl_nfm.rims.products import Sequence
+from rl_nfm.rims.products import SequenceInputs
 from rl_nfm.rims.sparse import sparse_softmax, sparse_softmax_backward
 from rl_nfm.rims.step import StepSpec, StepWeights, select_active
 from rl_nfm.rims.unroll import unroll
@@ -281,7 +281,7 @@ def test_all_active_without_gate_and_communication_is_independent_lstm_cells():
         base=torch.stack([(cell.bias_ih + cell.bias_hh)[None] for cell in cells]),
     )
     spec = StepSpec(cell="lstm", num_active=n)
-    result = unroll(spec, weights, Sequence(x), hidden, memory)
+    result = unroll(spec, weights, SequenceInputs(x), hidden, memory)
     assert result.active.all()
     for i, cell in enumerate(cells):
         state = (hidden[i], memory[i])

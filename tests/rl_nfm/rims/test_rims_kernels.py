@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rl_nfm.rims import RIM_GRU, RIM_LSTM, VARIANTS, RIMGRUCell, RIMLSTMCell, kernels
-from rl_nfm.rims.products import Sequence
+from rl_nfm.rims.products import SequenceInputs
 from rl_nfm.rims.step import StepSpec, StepWeights
 from rl_nfm.rims.unroll import unroll
 from rl_nfm.support import cpp
@@ -97,7 +97,7 @@ def test_results_do_not_depend_on_threads():
 
 def plain_lstm(
     drive: Tensor, valid: Tensor | None = None
-) -> tuple[StepSpec, StepWeights, Sequence, Tensor, Tensor]:
+) -> tuple[StepSpec, StepWeights, SequenceInputs, Tensor, Tensor]:
     """An LSTM of one number, whose gates are `drive` [T, B, 4]: arguments of `unroll`."""
     dtype, zeros = drive.dtype, torch.zeros(1, drive.shape[1], 1, dtype=drive.dtype)
     weights = StepWeights(
@@ -105,7 +105,13 @@ def plain_lstm(
         hidden=torch.zeros(1, 1, 4, dtype=dtype),
         base=torch.zeros(1, 1, 4, dtype=dtype),
     )
-    return StepSpec(cell="lstm", num_active=1), weights, Sequence(drive, valid=valid), zeros, zeros
+    return (
+        StepSpec(cell="lstm", num_active=1),
+        weights,
+        SequenceInputs(drive, valid=valid),
+        zeros,
+        zeros,
+    )
 
 
 @pytest.mark.parametrize("fused", [True, False])
