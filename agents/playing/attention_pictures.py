@@ -153,7 +153,8 @@ def draw_activity(active: NDArray[np.bool_]) -> Image:
         image[y + 2 : y + height - 2, left : left + steps * cell][:, row] = COLORS[1]
     axis = canvas(LINE, width)
     now = left + steps * cell
-    for ago in range(0, steps + 1, _TICK_STEPS):
+    ticks = [t for t in range(0, steps, _TICK_STEPS) if t == 0 or steps - t > _TICK_STEPS / 5]
+    for ago in (*ticks, steps):
         x = now - ago * cell
         axis[:4, max(left, x - 1) : x + 1] = GRAY
         label = "now" if ago == 0 else f"-{ago}"

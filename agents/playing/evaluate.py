@@ -25,9 +25,9 @@ from agents.learning.network import QNetwork
 from agents.learning.random_stream import RandomStream
 from agents.learning.static_actor import StaticActor
 from agents.learning.streams import make_stream
+from agents.playing.counter import EpisodeCounter
 from agents.playing.scores import Scores, protocol_block
 from envs import GameVecEnv, make_env, newest_frame
-from rl_nfm.support.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def play(
                 fixed_fractions=fixed_fractions,
                 graph=capture,
             )
-        counted = _Counter(env.num_envs, episodes)
+        counted = EpisodeCounter(env.num_envs, episodes)
         with counted.shown() if progress else contextlib.nullcontext():
             _play(env, player, counted, on_step, stop)
     return Scores(
@@ -211,7 +211,7 @@ _Player = _RandomPlayer | _NetworkPlayer
 def _play(
     env: GameVecEnv,
     player: _Player,
-    counted: "_Counter",
+    counted: EpisodeCounter,
     on_step: OnStep | None,
     stop: Callable[[], bool],
 ) -> None:
@@ -265,49 +265,3 @@ def env_seed(seed: int, steps: int = 0) -> int:
         digest = hashlib.sha256(f"{seed} {steps}".encode()).digest()
         seed = int.from_bytes(digest[:8], "big")
     return seed * 1_000_003 % (2**31 - 4096)
-
-
-class _Counter:
-    """Gives episodes numbers in the order of their start, and keeps the first N."""
-
-    def __init__(self, num_envs: int, episodes: int):
-        self.number = np.arange(num_envs)
-        self.next = num_envs
-        self.results: dict[int, tuple[float, int]] = {}
-        self.episodes, self.steps = episodes, 0
-        self.progress: Progress | None = None
-
-    def shown(self) -> Progress:
-        """Show from now on how many episodes have ended."""
-        self.progress = Progress(self.episodes, unit="episode", values=self._values)
-        return self.progress
-
-    @property
-    def done(self) -> bool:
-        return len(self.results) == self.episodes
-
-    @property
-    def returns(self) -> list[float]:
-        return [self.results[i][0] for i in range(self.episodes)]
-
-    @property
-    def lengths(self) -> list[int]:
-        return [self.results[i][1] for i in range(self.episodes)]
-
-    def step(self, info: dict[str, Any]) -> None:
-        self.steps += len(self.number)
-        for i in np.flatnonzero(info["episode_end"]):
-            number = int(self.number[i])
-            if number < self.episodes:
-                ended = float(info["episode_return"][i]), int(info["episode_steps"][i])
-                self.results[number] = ended
-            self.number[i] = self.next
-            self.next += 1
-        if self.progress is not None:
-            self.progress.advance(len(self.results) - self.progress.count)
-
-    def _values(self) -> dict[str, float]:
-        shown = {"steps": float(self.steps)}
-        if self.results:
-            shown["mean"] = float(np.mean([r for r, _ in self.results.values()]))
-        return shown

@@ -10,7 +10,8 @@ import torch
 from agents import cli
 from agents.commands import evaluate as command
 from agents.config import make_config, read_preset, to_plain, write_config
-from agents.playing.evaluate import _Counter, play
+from agents.playing.counter import EpisodeCounter
+from agents.playing.evaluate import play
 from agents.playing.scores import Scores
 from agents.saving import checkpoint
 from envs import human_normalized_score
@@ -362,7 +363,7 @@ def test_the_first_started_episodes_count(seed):
     rng = np.random.default_rng(seed)
     num_envs = int(rng.integers(1, 6))
     episodes = num_envs + int(rng.integers(0, 9))
-    counted = _Counter(num_envs, episodes)
+    counted = EpisodeCounter(num_envs, episodes)
     ends, score = [], 0
     while not counted.done:
         # one environment is slow: its first episode ends last
