@@ -4,6 +4,7 @@ import difflib
 import numbers
 import operator
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 from annotated_types import Ge, Le
@@ -43,6 +44,11 @@ def check_known(what: str, name: Any, known: typing.Collection[str]) -> None:
     """
     if isinstance(name, str) and name in known:
         return
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(str(name), known)
     raise ValueError(f"{what}: {name!r} is unknown{hint} (allowed: {', '.join(known)})")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'NEAREST'?`, to be put behind the name; empty where no known one is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -8,7 +8,6 @@ its own by calling `register_env` at import and naming the module in its entry p
 
 import contextlib
 import dataclasses
-import difflib
 import logging
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from envs.checks import did_you_mean
 from envs.spec import EnvProtocol, StepSpec
 from envs.vector import GameVecEnv
 
@@ -122,8 +122,7 @@ def env_entry(game: str) -> EnvEntry:
     if alone is not None:
         return _REGISTRY[alone]
     if colon:
-        near = difflib.get_close_matches(prefix, keys, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(prefix, keys)
         raise ValueError(
             f"game: {game!r}: prefix {prefix!r} is not registered{hint} (known: {', '.join(keys)})"
         )

@@ -1,13 +1,13 @@
 """From names to encoders; packages outside this project register theirs by entry point."""
 
 import dataclasses
-import difflib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import entry_points
 from typing import Any
 
 from rl_nfm.encoders.base import Encoder
+from rl_nfm.support.near import did_you_mean
 
 _LOG = logging.getLogger(__name__)
 
@@ -119,8 +119,7 @@ def encoder_entry(name: str) -> EncoderEntry:
     """
     names = encoder_names()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, names)
         raise ValueError(
             f"encoder: {name[:100]!r} is not registered{hint} (known: {', '.join(names)}); one of "
             "another package needs that package installed or imported"

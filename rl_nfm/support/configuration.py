@@ -6,7 +6,6 @@ field, the value and what is allowed. Values are checked by pydantic; YAML files
 """
 
 import dataclasses
-import difflib
 import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from rl_nfm.support.former import renamed_options
+from rl_nfm.support.near import did_you_mean
 
 T = TypeVar("T")
 MAX_ERROR_LINES = 10
@@ -119,6 +119,5 @@ def _explain(error: dict[str, Any]) -> str:
 
 def nearest(field: str, value: str, allowed: Sequence[str]) -> str:
     """The message for an unknown name: the field, the value, the nearest and all allowed ones."""
-    near = difflib.get_close_matches(value, allowed, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(value, allowed)
     return f"{field}: {short(value)} is unknown{hint} (allowed: {', '.join(allowed)})"

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import re
 import sys
@@ -17,6 +16,7 @@ from tyro import (
 
 from rl_nfm.support.configuration import short, validate
 from rl_nfm.support.former import renamed_options
+from rl_nfm.support.near import did_you_mean
 
 T = TypeVar("T")
 
@@ -81,8 +81,7 @@ def _unknown(word: str, cls: type) -> str:
     renamed = renamed_options(cls)
     if (new := renamed.get(flag.removeprefix("--").replace("-", "_"))) is not None:
         return f"{flag} is now --{new.replace('_', '-')}"
-    near = difflib.get_close_matches(flag.replace("_", "-"), list(_flags(cls)), n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(flag.replace("_", "-"), _flags(cls), quoted=False)
     return f"{flag}: unknown option{hint} (--help lists all)"
 
 
