@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
@@ -219,3 +220,13 @@ def test_a_clip_ends_with_its_episode_and_has_a_limit(monkeypatch):
     for number in range(8):
         colour(step(20 * number, channels=3))
     assert imageio.imread(io.BytesIO(colour.gif()), index=None).shape[0] == 2
+
+
+def test_docs_name_every_group_of_tags(run):
+    text = (
+        (Path(__file__).parents[3] / "docs" / "metrics.md").read_text().split("## TensorBoard")[1]
+    )
+    tags = [tag for kind in ("scalars", "images") for tag in board_of(run).Tags()[kind]]
+    for tag in tags:
+        assert f"`{tag}`" in text or tag.startswith(("train/", "time/")), tag
+    assert "`train/NAME`" in text
