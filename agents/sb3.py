@@ -66,9 +66,9 @@ def _check_image_space(space: spaces.Space[Any], normalized_image: bool) -> None
     else:
         fits = is_image_space(space)
     if not fits:
-        told = "uint8 images from 0 to 255, or floats from 0 to 1 with normalized_image=True"
+        allowed = "uint8 images from 0 to 255, or floats from 0 to 1 with normalized_image=True"
         raise ValueError(
-            f"observation_space: {_words(space)} is not allowed: {told} here and "
+            f"observation_space: {_words(space)} is not allowed: {allowed} here and "
             "normalize_images=False in the policy"
         )
     if not is_image_space_channels_first(cast("spaces.Box", space)):

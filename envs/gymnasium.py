@@ -235,11 +235,11 @@ def _packages(env: gymnasium.Env[Any, Any]) -> str:
         if layer is env.unwrapped:
             break
         layer = layer.env  # pyright: ignore[reportAttributeAccessIssue]
-    told = []
+    listed = []
     for name in names:
         with contextlib.suppress(PackageNotFoundError):
-            told.append(f"{name} {version(name)}")
-    return ", ".join(told)
+            listed.append(f"{name} {version(name)}")
+    return ", ".join(listed)
 
 
 def canonical(game: str) -> str:

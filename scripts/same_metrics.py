@@ -88,10 +88,10 @@ def main() -> int:
                 out = Path(folder) / str(number)
                 run(checkout, CASES[name], out)
                 found.append(results(out))
-        told = difference(*found)
-        failed |= told is not None
+        first_difference = difference(*found)
+        failed |= first_difference is not None
         lines = sum(len(x) for x in found[0].values())
-        print(f"{name}: {told or f'the same ({lines} lines)'}", flush=True)
+        print(f"{name}: {first_difference or f'the same ({lines} lines)'}", flush=True)
     return int(failed)
 
 

@@ -176,8 +176,8 @@ def _encoder(path: Path, size: tuple[int, int]) -> Iterator[Callable[[Image], No
             process.wait()
         if process.returncode != 0:
             errors.seek(0)
-            told = errors.read().decode(errors="replace").strip().splitlines()
-            raise OSError("\n".join([f"video: {path} cannot be written", *told[-3:]]))
+            error_lines = errors.read().decode(errors="replace").strip().splitlines()
+            raise OSError("\n".join([f"video: {path} cannot be written", *error_lines[-3:]]))
 
 
 def _feed(process: "subprocess.Popen[bytes]", image: Image) -> None:

@@ -58,11 +58,11 @@ def _link(path: Path, out: Path, text: str) -> Link:
 def _clip(run: Result) -> Clip | None:
     """The smallest video that lies in the run's folder, else the last clip of its TensorBoard."""
     path = Path(run.where)
-    told = f"{run.game}, {run.method}" + ("" if run.seed is None else f", seed {run.seed}")
+    title_text = f"{run.game}, {run.method}" + ("" if run.seed is None else f", seed {run.seed}")
     videos = sorted(path.glob("*.mp4"), key=lambda video: video.stat().st_size)
     if videos and videos[0].stat().st_size <= CLIP_BYTES:
-        return Clip(f"{told}: {videos[0].name}", videos[0].read_bytes(), "video/mp4")
+        return Clip(f"{title_text}: {videos[0].name}", videos[0].read_bytes(), "video/mp4")
     found = last_clip(path / "tensorboard")
     if found is None or len(found[1]) > CLIP_BYTES:
         return None
-    return Clip(f"{told}: what the agent sees, after {found[0]} steps", found[1], "image/gif")
+    return Clip(f"{title_text}: what the agent sees, after {found[0]} steps", found[1], "image/gif")

@@ -185,9 +185,9 @@ class Search:
         with written(self._out / BEST_FILE) as partial:
             write_config(config, partial)
             text = partial.read_text(encoding="utf-8")
-            told = ", ".join(f"{option} {value}" for option, value in setting.items())
+            setting_text = ", ".join(f"{option} {value}" for option, value in setting.items())
             header = f"# Trial {best.number}, best by {self._request.metric} ({best.value:g}): "
-            partial.write_text(f"{header}{told}\n{text}", encoding="utf-8")
+            partial.write_text(f"{header}{setting_text}\n{text}", encoding="utf-8")
 
 
 def _has(line: Mapping[str, Any], name: str) -> bool:

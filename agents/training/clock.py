@@ -68,6 +68,6 @@ class Stopwatch:
 
     def milliseconds(self, rounds: int) -> dict[str, float]:
         """Mean of each part per round of the loop, as `time/NAME`; begins anew."""
-        told = {f"time/{k}": 1e3 * v / max(1, rounds) for k, v in self._seconds.items()}
+        means = {f"time/{k}": 1e3 * v / max(1, rounds) for k, v in self._seconds.items()}
         self._seconds.clear()
-        return told
+        return means

@@ -49,8 +49,8 @@ def out_of_memory_told(needed: int, device: torch.device) -> Iterator[None]:
         if not known and "allocate memory" not in str(error):
             raise
         free = free_bytes(device)
-        left = "" if free is None else f", {free / 1e9:.1f} GB are free"
+        free_text = "" if free is None else f", {free / 1e9:.1f} GB are free"
         raise ValueError(
             f"device: out of memory on {device.type}: the replay takes {needed / 1e9:.1f} GB"
-            f"{left}; lower --replay.capacity-steps, --replay.batch-size or --env.num-envs"
+            f"{free_text}; lower --replay.capacity-steps, --replay.batch-size or --env.num-envs"
         ) from None

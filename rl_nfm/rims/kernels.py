@@ -361,6 +361,6 @@ def _constant(tensor: Tensor | None) -> Tensor | None:
 
 
 def _dense(view: Tensor) -> Tensor:
-    """What is read, with its last dimension dense; what is written to is so as it is."""
+    """A tensor to be read, with its last dimension dense; those written to are dense already."""
     view = view.resolve_neg()
     return view if view.stride(-1) == 1 or view.shape[-1] == 1 else view.contiguous()

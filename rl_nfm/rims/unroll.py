@@ -199,12 +199,12 @@ def _backward(
         if of_output is not None:
             of_hidden = of_hidden + of_output[t].transpose(0, 1)
         hidden, cell, of_step = kept[t]
-        of_hidden, of_cell, left = step(
+        of_hidden, of_cell, step_gradients = step(
             spec, weights, sequence.step_inputs(t, drive), of_step, hidden, cell, of_hidden, of_cell
         )
         of_hidden = sequence.reset_state(not_none(of_hidden), t)
         of_cell = None if of_cell is None else sequence.reset_state(of_cell, t)
-        products.add(t, kept[t], left)
+        products.add(t, kept[t], step_gradients)
     return products, not_none(of_hidden), of_cell
 
 

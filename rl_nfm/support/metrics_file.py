@@ -88,8 +88,8 @@ class MetricsFile:
         if content.damaged:
             kept = self._free_name()
             shutil.copyfile(self.path, kept)
-            told = self.describe(content.damaged)
-            _LOG.warning("rl-nfm: %s; the file as it was: %s", told, kept)
+            message = self.describe(content.damaged)
+            _LOG.warning("rl-nfm: %s; the file as it was: %s", message, kept)
         lines = [line for line in content.lines if line[self.counter] <= count]
         with written(self.path) as partial:
             partial.write_text("".join(json.dumps(x) + "\n" for x in lines), encoding="utf-8")

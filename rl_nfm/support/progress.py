@@ -102,8 +102,8 @@ class Progress:
             print(self.line(), file=self._stream, flush=True)
         else:
             self._next = self._clock() + _REFRESH_SECONDS
-            told = {key: _number(value) for key, value in self._values().items()}
-            self._bar.set_postfix(told, refresh=False)
+            formatted = {key: _number(value) for key, value in self._values().items()}
+            self._bar.set_postfix(formatted, refresh=False)
             self._bar.update(self.count - self._shown)
             self._bar.refresh()
         self._shown = self.count

@@ -170,11 +170,11 @@ class Trial:
         folder = self.folder / CHECKPOINT
         meta = load_weights(folder, self.model)
         moments = load_tensors(folder / "optimizer.safetensors")
-        told = meta["optimizer"]
+        saved_optimizer = meta["optimizer"]
         load_optimizer_state(
             self.optimizer,
-            {**moments, **told["scalars"]},
-            groups=told["groups"],
+            {**moments, **saved_optimizer["scalars"]},
+            groups=saved_optimizer["groups"],
         )
         rng = load_tensors(folder / "rng.safetensors")
         torch.set_rng_state(rng["cpu"])
