@@ -1,10 +1,12 @@
 """Gradient updates per second beside Stable-Baselines3's DQN, replay sampling included.
 
-Batch 32 of uint8 4x84x84, 9 actions. Every contender runs a short slice in each round, so that all
-meet the same disturbances. On a GPU also eager against the captured CUDA graph.
+Batch 32 of uint8 4x84x84, 9 actions. On a CPU every contender has a process of its own, ours with
+the memory settings of a training run; they take turns, so that all meet the same disturbances. On a
+GPU they take turns in one process, eager and as captured CUDA graphs.
 """
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 
@@ -20,6 +22,8 @@ from agents.replay.buffer import Replay
 from agents.replay.returns import ReturnConfig
 from agents.saving.checkpoint import build_network
 from agents.training.step import GradientStep
+from benchmarks._turns import Make, take_turns
+from rl_nfm.support.memory import keep_freed_memory
 
 EIGHT = {"num_quantiles": 8, "num_target_quantiles": 8, "num_action_quantiles": 8}
 PLAIN = {"distribution": "none", "dueling": False, "noisy": False}
@@ -68,16 +72,26 @@ def fill(replay: Replay) -> None:
 
 
 def ours(config: Config, device: torch.device) -> GradientStep:
+    """One update over a filled replay."""
     torch.manual_seed(0)
+    keep_freed_memory(device)
+    shape = (config.env.resolve().stack_num, 84, 84)
+    online, target = (build_network(config, shape, 9).to(device) for _ in range(2))
     returns = ReturnConfig(
         n_steps=config.learner.n_steps,
         discount=config.learner.discount,
         reward_clip=config.learner.reward_clip,
         terminal_on_life_loss=False,
     )
-    replay = Replay(config.replay, returns, num_envs=8, obs_shape=(4, 84, 84), device=device)
+    replay = Replay(
+        config.replay,
+        returns,
+        num_envs=config.env.num_envs,
+        obs_shape=shape,
+        device=device,
+        state=online.initial_state(1),
+    )
     fill(replay)
-    online, target = (build_network(config, (4, 84, 84), 9).to(device) for _ in range(2))
     return GradientStep(Learner(config.learner, online, target, device=device), replay)
 
 
@@ -118,8 +132,7 @@ def slice_times(update: Callable[[], None], seconds: float, device: torch.device
     while time.perf_counter() < end:
         began = time.perf_counter()
         update()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
     return times
 
@@ -128,6 +141,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="per contender and round")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--encoder", default="nature")
@@ -135,9 +149,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--only", nargs="*", help=f"contenders, of {', '.join(OURS)}")
     options = parser.parse_args(argv)
     device = torch.device(options.device)
-    contenders: dict[str, Callable[[], None]] = {}
+    contenders: dict[str, Make] = {}
     if options.encoder == "nature" and options.batch == 32:
-        contenders["sb3_dqn"] = sb3(device)
+        contenders["sb3_dqn"] = functools.partial(sb3, device)
     for name in options.only or OURS:
         for graph in (False, True) if device.type == "cuda" else (False,):
             config = config_of(
@@ -147,18 +161,35 @@ def main(argv: list[str]) -> None:
                 encoder=options.encoder,
                 batch=options.batch,
             )
-            contenders[f"{name}_graph" if graph else name] = ours(config, device)
-    for update in contenders.values():
+            make = functools.partial(ours, config, device)
+            contenders[f"{name}_graph" if graph else name] = make
+    times = {"rounds": options.rounds, "seconds": options.seconds}
+    if device.type == "cpu":
+        report(take_turns(contenders, threads=options.threads, **times), device, options.threads)
+    else:
+        report(_on_gpu(contenders, device, **times), device, torch.get_num_threads())
+
+
+def _on_gpu(
+    contenders: dict[str, Make],
+    device: torch.device,
+    *,
+    rounds: int,
+    seconds: float,
+) -> dict[str, list[float]]:
+    updates = {name: make() for name, make in contenders.items()}
+    for update in updates.values():
         slice_times(update, 1.0, device)  # warm-up
-    measured: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(options.rounds):
-        for name, update in contenders.items():
-            measured[name] += slice_times(update, options.seconds, device)
-    report(measured, device)
+    measured: dict[str, list[float]] = {name: [] for name in updates}
+    for _ in range(rounds):
+        for name, update in updates.items():
+            measured[name] += slice_times(update, seconds, device)
+    return measured
 
 
-def report(measured: dict[str, list[float]], device: torch.device) -> None:
-    print(f"torch {torch.__version__}, {device.type}, {torch.get_num_threads()} threads")
+def report(measured: dict[str, list[float]], device: torch.device, threads: int) -> None:
+    clock = "processor time" if device.type == "cpu" and threads == 1 else "by the clock"
+    print(f"torch {torch.__version__}, {device.type}, {threads} threads, {clock}")
     print(
         f"{'update':28s} {'median/s':>9s} {'best decile/s':>14s} {'to sb3_dqn':>11s} {'target':>7s}"
     )
