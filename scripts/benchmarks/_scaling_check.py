@@ -63,18 +63,21 @@ def main(checks: list[str], repeats: int) -> None:
     config = check_config()
     share = share_of(config, Ranks(rank=1, size=2))
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    ways: dict[str, Callable[[], list[float]]] = {
+        "one run": lambda: measured_runs(config, [[]]),
+        "two ranks": lambda: measured_runs(config, [launch]),
+        "two runs at once": lambda: measured_runs(config, [[], []]),
+        "two runs, two Ray nodes": lambda: measured_ray(config),
+    }
+    asked = {"two ranks": "ranks", "two runs at once": "runs", "two runs, two Ray nodes": "ray"}
     measured: dict[str, list[float]] = {}
     found: list[Sample] = []
     for _ in range(repeats):  # in turn, since the machine may change meanwhile
         found.append(Sample(parts(config), parts(share), all_reduce_seconds(config)))
-        measured.setdefault("one run", []).extend(measured_runs(config, [[]]))
-        if "ranks" in checks:
-            measured.setdefault("two ranks", []).extend(measured_runs(config, [launch]))
-        if "runs" in checks:
-            measured.setdefault("two runs at once", []).extend(measured_runs(config, [[], []]))
-        if "ray" in checks:
-            measured.setdefault("two runs, two Ray nodes", []).extend(measured_ray(config))
-        tell(config, found, measured)
+        for name, measure in ways.items():
+            if asked.get(name, checks[0]) in checks:
+                measured.setdefault(name, []).extend(measure())
+                tell(config, found, measured)
 
 
 def tell(config: Config, found: list[Sample], measured: dict[str, list[float]]) -> None:
