@@ -18,7 +18,9 @@ from agents.config import (
 )
 from agents.training import train
 from rl_nfm.encoders import encoder_names
+from rl_nfm.support.device import choose_device
 from rl_nfm.support.flags import parse_flags
+from rl_nfm.support.memory import keep_freed_memory
 from rl_nfm.support.ranks import OwnError, Ranks
 
 USAGE = """usage: rl-nfm train PRESET [options]
@@ -111,6 +113,7 @@ def _flags(default: Config, argv: Sequence[str], prog: str) -> Config:
                 f"{typed[0].split('=')[0]}: encoder {name!r} is not chosen (chosen: "
                 f"{', '.join(chosen)}; add --encoder {name})"
             )
+    keep_freed_memory(choose_device(config.device))  # the process is this command's own
     return config
 
 

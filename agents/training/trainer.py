@@ -24,7 +24,6 @@ from agents.training.memory_check import out_of_memory_told
 from agents.training.record import Counters
 from agents.training.step import GradientStep
 from agents.training.stop import StopRequest
-from rl_nfm.support.memory import keep_freed_memory
 from rl_nfm.support.ranks import ALONE, Ranks
 
 
@@ -92,7 +91,6 @@ class Trainer:
             ValueError: learning diverged, or a checkpoint cannot be written.
             Stop: a signal asked for the end.
         """
-        keep_freed_memory(self.device)
         with self.asked.listening():  # from the first line that names the folder to the last
             last = self._restore(folder, last)
             self.loop = Loop(self, folder, last)

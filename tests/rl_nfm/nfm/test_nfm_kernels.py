@@ -49,7 +49,9 @@ def run(query, keys, values, grid: Grid, k: int, *, fused: bool, **options) -> l
 
 @pytest.mark.parametrize("mode", ["space_to_depth", "nearest"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize(("key_size", "value_size"), [(32, 32), (16, 16), (8, 8), (8, 16), (3, 1)])
+@pytest.mark.parametrize(
+    ("key_size", "value_size"), [(32, 32), (16, 16), (8, 8), (8, 16), (4, 7), (32, 16), (3, 1)]
+)
 @pytest.mark.parametrize("packed", [True, False])
 def test_kernels_equal_the_plain_path(mode, dtype, key_size, value_size, packed):
     torch.manual_seed(0)
