@@ -45,7 +45,7 @@ def test_a_run_begins_without_the_compiler(tmp_path):
     """It comes with the optimiser, that is with the first update or the first checkpoint."""
     argv = ["train", "memory_cue", "--steps", "16", "--out", str(tmp_path / "run")]
     code = (
-        "from agents.training.trainer import Trainer\nTrainer._finish = lambda self: None\n"
+        "from agents.training.loop import Loop\nLoop._finish = lambda self: None\n"
         f"from agents.cli import main\nassert main({argv}) == 0"
     )
     assert loaded(code, *COMPILERS) == []

@@ -6,6 +6,7 @@ its first layer reads their features, and so grows with a baseline's width. `des
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -60,7 +61,7 @@ def with_encoder(config: Config, name: str) -> Config:
         ValueError: an unknown name, or a reference that cannot be matched.
     """
     if name in MATCHES:
-        chosen = _matched(config, MATCHES[name])
+        chosen = _matched(json.dumps(dataclasses.asdict(config)), name)
     elif name in encoder_names():
         chosen = _replaced(config, encoder=name)
     else:
@@ -75,7 +76,9 @@ def _without_sequences(config: Config) -> Config:
 
 
 @cache
-def _matched(config: Config, match: Match) -> Config:
+def _matched(values: str, name: str) -> Config:
+    """The baseline's config from that of the sweep, as JSON: configs hold what has no hash."""
+    config, match = make_config(json.loads(values)), MATCHES[name]
     reference = _replaced(config, encoder=match.reference)
     baseline, model = getattr(config, match.encoder), getattr(config, match.reference)
     shared = {

@@ -5,6 +5,7 @@ bit on the same device: all randomness of training comes from torch's global gen
 states it holds.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -54,21 +55,24 @@ class Trial:
         log = MetricsLog(self.folder, last_epoch=self.epoch)
         history = read_metrics(self.folder)
         progress = Progress(None, begun=self.updates, unit="update", name=self.folder.name)
-        while self.epoch < self.config.epochs and not self._has_stopped(history):
-            start = time.perf_counter()
-            loss = self._train_epoch(progress)
-            self.seconds += time.perf_counter() - start
-            progress.expect(self.updates // self.epoch * self.config.epochs)
-            if self.epoch % self.config.eval_every_epochs == 0 or self.epoch == self.config.epochs:
-                metrics = {"train_loss": loss, **self._evaluate()}
-                log.write(self.epoch, metrics)
-                progress.write(f"{self.folder.name} epoch {self.epoch}: {_one_line(metrics)}")
-                history.append({"epoch": self.epoch, **metrics})
-                if "validation" in metrics and self._best(history) is history[-1]:
-                    self._save_best(metrics)
-                self._save()
+        with contextlib.closing(log):
+            while self.epoch < self.config.epochs and not self._has_stopped(history):
+                start = time.perf_counter()
+                loss = self._train_epoch(progress)
+                self.seconds += time.perf_counter() - start
+                progress.expect(self.updates // self.epoch * self.config.epochs)
+                if (
+                    self.epoch % self.config.eval_every_epochs == 0
+                    or self.epoch == self.config.epochs
+                ):
+                    metrics = {"train_loss": loss, **self._evaluate()}
+                    log.write(self.epoch, metrics)
+                    progress.write(f"{self.folder.name} epoch {self.epoch}: {_one_line(metrics)}")
+                    history.append({"epoch": self.epoch, **metrics})
+                    if "validation" in metrics and self._best(history) is history[-1]:
+                        self._save_best(metrics)
+                    self._save()
         progress.close()
-        log.close()
         return self._result()
 
     def _best(self, history: Sequence[Metrics]) -> Metrics:

@@ -13,6 +13,7 @@ below that of a perfect solution whose first weights are off by 1e-5. Two layers
 same. All seeds train as one batch; a seed's run is the same alone and among others.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -159,28 +160,28 @@ class Run:
             self.history, self.evaluated = more["history"], meta["evaluated"]
         log = MetricsLog(folder, last_epoch=self.updates)
         progress = Progress(config.updates, begun=self.updates, unit="update", name=folder.name)
-        while self.updates < config.updates:
-            start = time.perf_counter()
-            count = min(config.eval_every_updates, config.updates - self.updates)
-            self._train_updates(count, progress)
-            self.seconds += time.perf_counter() - start
-            self.evaluate()
-            solved = float((self.history[-1, 1] < self.threshold).float().mean())
-            middle = self.history[-1].nan_to_num(math.inf).median(1).values.tolist()
-            names = ("interpolation_median", "extrapolation_median", "sparsity_median")
-            log.write(self.updates, {**dict(zip(names, middle, strict=True)), "solved": solved})
-            self.batch.save(
-                folder / "checkpoint",
-                {
-                    "config": plain(config),
-                    "updates": self.updates,
-                    "evaluated": self.evaluated,
-                    "seconds": self.seconds,
-                },
-                {"history": self.history},
-            )
+        with contextlib.closing(log):
+            while self.updates < config.updates:
+                start = time.perf_counter()
+                count = min(config.eval_every_updates, config.updates - self.updates)
+                self._train_updates(count, progress)
+                self.seconds += time.perf_counter() - start
+                self.evaluate()
+                solved = float((self.history[-1, 1] < self.threshold).float().mean())
+                middle = self.history[-1].nan_to_num(math.inf).median(1).values.tolist()
+                names = ("interpolation_median", "extrapolation_median", "sparsity_median")
+                log.write(self.updates, {**dict(zip(names, middle, strict=True)), "solved": solved})
+                self.batch.save(
+                    folder / "checkpoint",
+                    {
+                        "config": plain(config),
+                        "updates": self.updates,
+                        "evaluated": self.evaluated,
+                        "seconds": self.seconds,
+                    },
+                    {"history": self.history},
+                )
         progress.close()
-        log.close()
 
     def _train_updates(self, count: int, progress: Progress) -> None:
         for first in range(self.updates, self.updates + count, CHUNK):

@@ -1,5 +1,6 @@
 """One training-set size of the modular task: its models, its training and its figures."""
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -146,17 +147,17 @@ class Run:
             unit="update",
             name=folder.name,
         )
-        while self.epoch < config.epochs:
-            start = time.perf_counter()
-            self.train_epoch(progress)
-            self._search()
-            self.seconds += time.perf_counter() - start
-            if self.epoch % config.eval_every_epochs == 0 or self.epoch == config.epochs:
-                log.write(self.epoch, means(self.figures()))
-                meta = {"config": plain(config), "epoch": self.epoch, "seconds": self.seconds}
-                self.batch.save(folder / "checkpoint", meta, {})
+        with contextlib.closing(log):
+            while self.epoch < config.epochs:
+                start = time.perf_counter()
+                self.train_epoch(progress)
+                self._search()
+                self.seconds += time.perf_counter() - start
+                if self.epoch % config.eval_every_epochs == 0 or self.epoch == config.epochs:
+                    log.write(self.epoch, means(self.figures()))
+                    meta = {"config": plain(config), "epoch": self.epoch, "seconds": self.seconds}
+                    self.batch.save(folder / "checkpoint", meta, {})
         progress.close()
-        log.close()
 
     def train_epoch(self, progress: Progress | None = None) -> None:
         """Every training row once; each seed in an order of its own."""

@@ -99,7 +99,7 @@ def test_exploration_is_spread_over_the_environments_of_all_ranks():
     config = tiny(exploration={"epsilon_start": 0.4, "epsilon_final": 0.4, "epsilon_power": 7.0})
     one = train.Trainer(config, CPU)
     one.counters.steps = 80
-    expected = one._epsilon()
+    expected = one.rank_epsilon()
     one.env.close()
     assert len(set(expected.tolist())) == 4
     found = []

@@ -31,5 +31,6 @@ def test_freed_blocks_are_used_again_on_a_cpu():
         return int(out.stdout)
 
     pages = 10 * (40 << 20) // 4096
-    assert run("cpu") < pages / 50
+    # The kernel may take pages away meanwhile, which only adds faults.
+    assert min(run("cpu") for _ in range(3)) < pages / 50
     assert run("cuda") > 100  # left as it is; pages may be of 2 MiB
