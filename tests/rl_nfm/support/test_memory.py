@@ -11,7 +11,7 @@ import torch
 from rl_nfm.support.memory import keep_freed_memory
 
 def faults(bytes):
-    for _ in range(4):
+    for _ in range(30):  # aligned blocks leave gaps until the heap has grown around them
         torch.ones(bytes, dtype=torch.uint8)
     begin = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
@@ -31,6 +31,5 @@ def test_freed_blocks_are_used_again_on_a_cpu():
         return int(out.stdout)
 
     pages = 10 * (40 << 20) // 4096
-    # The kernel may take pages away meanwhile, which only adds faults.
-    assert min(run("cpu") for _ in range(3)) < pages / 50
+    assert run("cpu") < pages / 50
     assert run("cuda") > 100  # left as it is; pages may be of 2 MiB
