@@ -21,8 +21,8 @@ for name, file in (("random play", "random"), ("the trained agent", "scores")):
     print(f"{name + ':':24}{found['mean']:.0f} points an episode, 95 % interval {low:.0f} to {high:.0f}")
 END
 cat <<END
-In so short a time it learns one thing, to hold the joystick to the left, where the points lie;
-docs/results.md shows what longer runs learn.
+In so short a time it learns at most one thing, to hold the joystick to the left, where the points
+lie: 8 of 10 seeds do (docs/results.md, which also shows what longer runs learn).
 play, the trained agent: $run/play.mp4
 attention of the NFM:    $run/attention.png, $run/attention.mp4
 curves:                  tensorboard --logdir $run
