@@ -1,15 +1,12 @@
 """From names to encoders; packages outside this project register theirs by entry point."""
 
 import dataclasses
-import logging
 from collections.abc import Callable, Iterable, Iterator
-from importlib.metadata import entry_points
 from typing import Any
 
 from rl_nfm.encoders.base import Encoder
+from rl_nfm.support.discovery import load_plugins
 from rl_nfm.support.near import did_you_mean
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,24 +69,12 @@ def register_encoder(name: str, config: type) -> Callable[[Callable[..., Encoder
 
 
 def _load_plugins() -> None:
-    """Import the modules of other packages that register encoders; a broken one is left out."""
+    """Those of other packages, once."""
     global _plugins_loaded
     if _plugins_loaded:
         return
     _plugins_loaded = True
-    for point in entry_points(group="rl_nfm.encoders"):
-        known = dict(_REGISTRY)
-        try:
-            point.load()
-            _check_options(_REGISTRY.keys() - known.keys())
-        except (Exception, SystemExit) as error:  # whatever foreign code may raise
-            _REGISTRY.clear()
-            _REGISTRY.update(known)
-            reason = (str(error).splitlines() or [""])[0]
-            _LOG.warning(
-                "rl-nfm: the encoder plug-in %s (%s) is left out: %s: %s",
-                *(point.name, point.value, type(error).__name__, reason),
-            )
+    load_plugins("rl_nfm.encoders", "encoder", _REGISTRY, _check_options)
 
 
 def _check_options(names: Iterable[str]) -> None:

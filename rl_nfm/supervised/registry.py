@@ -6,16 +6,13 @@ own registers tasks by an entry point of the group `rl_nfm.tasks` that names the
 """
 
 import dataclasses
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from rl_nfm.supervised.columns import Columns
 from rl_nfm.support.configuration import nearest
-
-_LOG = logging.getLogger(__name__)
+from rl_nfm.support.discovery import load_plugins
 
 Main = Callable[[Sequence[str]], int]
 
@@ -58,23 +55,12 @@ def register_task(entry: TaskEntry) -> None:
 
 
 def _load_plugins() -> None:
-    """Import the modules of other packages that register tasks; a broken one is left out."""
+    """Those of other packages, once."""
     global _plugins_loaded
     if _plugins_loaded:
         return
     _plugins_loaded = True
-    for point in entry_points(group="rl_nfm.tasks"):
-        known = dict(_TASKS)
-        try:
-            point.load()
-        except (Exception, SystemExit) as error:  # whatever foreign code may raise
-            _TASKS.clear()
-            _TASKS.update(known)
-            reason = (str(error).splitlines() or [""])[0]
-            _LOG.warning(
-                "rl-nfm: the task plug-in %s (%s) is left out: %s: %s",
-                *(point.name, point.value, type(error).__name__, reason),
-            )
+    load_plugins("rl_nfm.tasks", "task", _TASKS)
 
 
 def task_names() -> list[str]:
