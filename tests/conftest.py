@@ -1,16 +1,17 @@
-"""Before any test module is imported, and the ranks of a run as forks."""
+"""Before any test module is imported, and the ranks of a run as processes."""
 
-import contextlib
+import faulthandler
+import multiprocessing
 import os
 import pickle
 import signal
 import socket
 import time
-import traceback
 from collections.abc import Callable
-from pathlib import Path
+from multiprocessing.connection import Connection
 from typing import Any
 
+import cloudpickle
 import pytest
 import torch
 
@@ -19,21 +20,24 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+SERVER = multiprocessing.get_context("forkserver")
+"""Forks come from a process that has done nothing but import: a test process has threads and
+compiled code of whatever ran before, and what a fork of it finds half done can hang."""
+SERVER.set_forkserver_preload(["tests.agents.training.test_ranks", "torch._dynamo"])
+
+
 class Forks:
-    """Forks that see what processes begun by torchrun see; each does `work` and gives its result.
+    """Processes that see what those begun by torchrun see; each does `work`, gives its result.
 
     Args:
         size: how many.
-        work: what all of them do.
-        folder: for their results.
+        work: what all of them do; it must not lean on what a test has patched.
     """
 
-    def __init__(self, size: int, work: Callable[[], object], folder: Path):
+    def __init__(self, size: int, work: Callable[[], object]):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.results = [folder / f"result-{port}-{rank}" for rank in range(size)]
-        self.codes: dict[int, int] = {}
         common = {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
@@ -41,54 +45,60 @@ class Forks:
             "LOCAL_WORLD_SIZE": str(size),
             "TORCHELASTIC_RUN_ID": "forks",
         }
-        self.pids = [
-            self._fork(work, path, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank, path in enumerate(self.results)
-        ]
+        self.receivers, self.processes = [], []
+        for rank in range(size):
+            receiver, sender = SERVER.Pipe(duplex=False)
+            variables = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            arguments = (cloudpickle.dumps(work), variables, sender)
+            self.processes.append(SERVER.Process(target=_do, args=arguments, daemon=True))
+            self.processes[-1].start()
+            sender.close()  # so that a rank which ends without a word is heard
+            self.receivers.append(receiver)
 
-    def wait(self, seconds: float = 300.0) -> list[Any]:
-        """The results, once all forks have ended; a rank that gave none gave None."""
+    @property
+    def pids(self) -> list[int]:
+        """Of the ranks, in their order."""
+        return [process.pid for process in self.processes]
+
+    def wait(self, seconds: float = 240.0) -> list[Any]:
+        """The results, once all have ended; a rank that gave none gave None."""
         deadline = time.monotonic() + seconds
-        while len(self.codes) < len(self.pids):
-            assert time.monotonic() < deadline, "the ranks take too long"
-            for pid in set(self.pids) - self.codes.keys():
-                if (ended := os.waitpid(pid, os.WNOHANG))[0]:
-                    self.codes[pid] = os.waitstatus_to_exitcode(ended[1])
-            time.sleep(0.01)
-        return [pickle.loads(x.read_bytes()) if x.exists() else None for x in self.results]
+        results = []
+        for receiver in self.receivers:
+            if not receiver.poll(max(0.0, deadline - time.monotonic())):
+                for process in self.processes:  # where they stand goes to stderr
+                    os.kill(process.pid, signal.SIGABRT)
+                raise AssertionError("the ranks take too long")
+            try:
+                results.append(pickle.loads(receiver.recv_bytes()))
+            except EOFError:
+                results.append(None)
+        for process in self.processes:
+            process.join()
+        return results
 
     def end(self) -> None:
         """Kill what is left."""
-        for pid in set(self.pids) - self.codes.keys():
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+        for process in self.processes:
+            process.kill()
+            process.join()
 
-    def _fork(self, work: Callable[[], object], path: Path, variables: dict[str, str]) -> int:
-        pid = os.fork()
-        if pid:
-            return pid
-        code = 1
-        try:
-            torch.set_num_threads(1)  # a fork has none of its parent's threads
-            os.environ.update(variables)
-            result = pickle.dumps(work())
-            path.with_suffix(".partial").write_bytes(result)
-            path.with_suffix(".partial").rename(path)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
+
+def _do(work: bytes, variables: dict[str, str], sender: Connection) -> None:
+    """In a rank: the work, and its result to the test."""
+    faulthandler.enable()
+    torch.set_num_threads(1)
+    os.environ.update(variables)
+    sender.send_bytes(pickle.dumps(cloudpickle.loads(work)()))
 
 
 @pytest.fixture
-def in_ranks(tmp_path: Path):
-    """`in_ranks(2, work)`: begin it in two forks; `.wait()` for the list of their results."""
+def in_ranks():
+    """`in_ranks(2, work)`: begin it in two processes; `.wait()` for the list of their results."""
     begun: list[Forks] = []
 
     def begin(size: int, work: Callable[[], object]) -> Forks:
-        begun.append(Forks(size, work, tmp_path))
+        begun.append(Forks(size, work))
         return begun[-1]
 
     yield begin

@@ -3,6 +3,7 @@
 Letters: W ranks, E environments, R rows.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -186,7 +187,8 @@ def force(replay, ranks, draws):
     replay.priorities.sample = sample
 
 
-def same_randomness(monkeypatch):
+@contextlib.contextmanager
+def same_randomness():
     """Fractions and noise that depend neither on the batch's size nor on what was drawn before."""
 
     def rand(*shape, **_):
@@ -197,12 +199,19 @@ def same_randomness(monkeypatch):
         size = torch.Size(shape[0] if isinstance(shape[0], tuple) else shape)
         return torch.sin(torch.arange(size.numel()) * 1.7 + 0.3).view(size)
 
-    monkeypatch.setattr(torch, "rand", rand)
-    monkeypatch.setattr(torch, "randn", randn)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand", rand)
+        patch.setattr(torch, "randn", randn)
+        yield
 
 
 def updates(ranks, toys, options, batch_norm=False):
-    """Everything that the updates make, after each of them."""
+    """Everything that the updates make, after each of them; from the same randomness."""
+    with same_randomness():
+        return made_by_updates(ranks, toys, options, batch_norm)
+
+
+def made_by_updates(ranks, toys, options, batch_norm):
     replay = filled(ranks, toys)
     force(replay, ranks, forced_draws())
     weights = 1 if ranks.first else 9  # another rank's own weights do not count
@@ -227,11 +236,8 @@ def updates(ranks, toys, options, batch_norm=False):
 
 
 @pytest.mark.parametrize("options", [{"max_grad_norm": 0.05}, {"max_grad_norm": None}])
-def test_two_ranks_update_as_one_process_with_the_joined_batch(
-    in_ranks, toys, monkeypatch, options
-):
+def test_two_ranks_update_as_one_process_with_the_joined_batch(in_ranks, toys, options):
     """Weights, target, metrics, priorities; from the same draws, fractions and noise."""
-    same_randomness(monkeypatch)
 
     def work():
         ranks = Ranks.of_torchrun()
@@ -259,9 +265,8 @@ def test_two_ranks_update_as_one_process_with_the_joined_batch(
     assert not (first["online.encoder.layer.weight"] == last["online.encoder.layer.weight"]).all()
 
 
-def test_batch_norm_has_the_same_statistics_on_all_ranks(in_ranks, toys, monkeypatch):
+def test_batch_norm_has_the_same_statistics_on_all_ranks(in_ranks, toys):
     """Means over the ranks, each of which normalises with those of its own batch."""
-    same_randomness(monkeypatch)
 
     def work():
         ranks = Ranks.of_torchrun()
@@ -285,13 +290,12 @@ class LossOf(nn.Module):
         return (self.loss(batch).loss[0] * batch.weight).mean()
 
 
-def test_gradients_are_those_of_distributed_data_parallel(in_ranks, toys, monkeypatch):
+def test_gradients_are_those_of_distributed_data_parallel(in_ranks, toys):
     """The oracle is PyTorch's own module for this."""
-    same_randomness(monkeypatch)
 
     def work():
         ranks = Ranks.of_torchrun()
-        with ranks.joined(CPU):
+        with ranks.joined(CPU), same_randomness():
             replay = filled(ranks, toys)
             force(replay, ranks, forced_draws())
             replay.set_schedule(0.5)
