@@ -3,76 +3,51 @@
 import contextlib
 import os
 import shutil
-import signal
-import sys
 import time
-import traceback
 import types
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
+import cloudpickle
 import pytest
 import torch
 
-from agents.config import Config, make_config, read_preset, to_plain
 from agents.training import train
-
-TINY: dict[str, Any] = {
-    "game": "memory_cue",
-    "steps": 96,
-    "env": {"num_envs": 4, "stack_num": 2},
-    "replay": {"capacity_steps": 200, "min_steps": 40, "batch_size": 3},
-    "learner": {"steps_per_update": 8},
-    "head": {"hidden_size": 8, "num_cosines": 4},
-    "run": {
-        "log_every_steps": 16,
-        "checkpoint_every_steps": 32,
-        "eval_every_steps": 48,
-        "eval_episodes": 1,
-    },
-}
-
-
-def tiny(**changes: Any) -> Config:
-    """The debug preset on the memory task, whose episodes last a few steps, smaller still."""
-    values = to_plain(read_preset("debug"))
-    for change in (TINY, changes):
-        for key, value in change.items():
-            values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
-    return make_config(values)
+from tests.conftest import SERVER
+from tests.small_runs import tiny
 
 
 @contextlib.contextmanager
-def child(work: Callable[[], object]) -> Iterator[int]:
-    """The process id of a fork that does `work`; whatever is left of it is killed at the end."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            torch.set_num_threads(1)  # a fork has none of its parent's threads
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
-            os.dup2(null, 2)
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc(file=sys.__stderr__)
-        os._exit(code)
+def child(work: Callable[[], object]) -> Iterator[BaseProcess]:
+    """A process that does `work`; whatever is left of it is killed at the end.
+
+    Like the ranks of a run it is a fork of a clean process, so `work` must not lean on what the
+    test has patched. `exitcode` is 0 where `work` returned.
+    """
+    process = SERVER.Process(target=_do_quietly, args=(cloudpickle.dumps(work),), daemon=True)
+    process.start()
     try:
-        yield pid
+        yield process
     finally:
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        process.kill()
+        process.join()
 
 
-def wait_for(condition: Callable[[], object], pid: int, seconds: float = 120.0) -> None:
+def _do_quietly(work: bytes) -> None:
+    torch.set_num_threads(1)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    cloudpickle.loads(work)()
+
+
+def wait_for(condition: Callable[[], object], process: BaseProcess, seconds: float = 120.0) -> None:
     """Until it holds, while the process lives."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
-        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "the process has ended"
+        assert process.is_alive(), "the process has ended"
         time.sleep(0.002)
 
 

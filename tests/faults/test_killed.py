@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import os
 import random
-import signal
 import time
 from pathlib import Path
 
@@ -41,11 +39,11 @@ def read(target: Path) -> int:
 def test_a_directory_is_whole_whenever_its_writer_is_killed(tmp_path, faults, kills):
     target, clock, newest = tmp_path / "one", random.Random(kills), -1
     for _ in range(kills):
-        with faults.child(lambda: write_for_ever(target)) as pid:
-            faults.wait_for(lambda: storage.present(target), pid)
+        with faults.child(lambda: write_for_ever(target)) as process:
+            faults.wait_for(lambda: storage.present(target), process)
             time.sleep(clock.uniform(0, 0.05))
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            process.kill()
+            process.join()
         value = read(target)
         assert value >= newest
         newest = value
@@ -69,12 +67,12 @@ def test_a_run_killed_again_and_again_goes_on(tmp_path, faults, kills):
             train.train(config, out=folder)
 
     for _ in range(kills):
-        with faults.child(go_on) as pid:
+        with faults.child(go_on) as process:
             # Resumed, it could be at the end before it is looked at; so from the begin of writing.
-            faults.wait_for(lambda: checkpoint.list_checkpoints(folder / "checkpoints"), pid)
+            faults.wait_for(lambda: checkpoint.list_checkpoints(folder / "checkpoints"), process)
             time.sleep(clock.uniform(0, 0.3))
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            process.kill()
+            process.join()
         checkpoint.tidy(folder / "checkpoints")
         last = checkpoint.open_checkpoint(checkpoint.find(folder), replay=True)
         assert last.steps >= newest

@@ -1,9 +1,11 @@
 """Names and links that are not ours, deletion in mid-run, two processes on one folder."""
 
+import contextlib
 import dataclasses
 import datetime
-import os
+import functools
 import shutil
+import sys
 
 import pytest
 
@@ -88,8 +90,8 @@ def test_two_runs_begun_in_the_same_second_have_folders_of_their_own(tmp_path, m
 
 def test_a_second_process_on_one_folder_is_refused(tmp_path, faults):
     folder = tmp_path / "run"
-    with faults.child(lambda: train.train(faults.tiny(steps=10**6), out=folder)) as pid:
-        faults.wait_for(lambda: checkpoint.list_checkpoints(folder / "checkpoints"), pid)
+    with faults.child(lambda: train.train(faults.tiny(steps=10**6), out=folder)) as process:
+        faults.wait_for(lambda: checkpoint.list_checkpoints(folder / "checkpoints"), process)
         with pytest.raises(ValueError, match="another process is training this run"):
             train.resume(folder, lambda old: old)
         with pytest.raises(ValueError, match="is not empty; a run is never overwritten"):
@@ -102,26 +104,20 @@ def test_of_processes_that_begin_in_one_folder_one_trains(tmp_path, faults):
     folder.mkdir()
 
     def begin(seed):
-        RunFolder.create(faults.tiny(seed=seed), folder)
+        try:
+            RunFolder.create(faults.tiny(seed=seed), folder)
+        except ValueError:
+            sys.exit(2)
 
-    won = []
-    pids = {}
-    for seed in range(10):
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                begin(seed)
-                code = 0
-            except ValueError:
-                code = 2
-            finally:
-                os._exit(code)
-        pids[pid] = seed
-    for pid, seed in pids.items():
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        assert code in (0, 2)
-        won += [seed] if code == 0 else []
+    with contextlib.ExitStack() as stack:
+        children = [
+            stack.enter_context(faults.child(functools.partial(begin, seed))) for seed in range(10)
+        ]
+        for process in children:
+            process.join()
+        codes = [process.exitcode for process in children]
+    assert set(codes) <= {0, 2}
+    won = [seed for seed, code in enumerate(codes) if code == 0]
     assert len(won) == 1
     assert RunFolder.open(folder).config().seed == won[0]
 
@@ -129,18 +125,19 @@ def test_of_processes_that_begin_in_one_folder_one_trains(tmp_path, faults):
 @pytest.mark.parametrize("victim", ["checkpoint", "tensorboard"])
 def test_deletion_in_mid_run_costs_only_what_was_deleted(tmp_path, faults, victim):
     folder = tmp_path / "run"
-    with faults.child(lambda: train.train(faults.tiny(steps=320), out=folder)) as pid:
+    with faults.child(lambda: train.train(faults.tiny(steps=320), out=folder)) as process:
         for _ in range(3):
             known = len(read_metrics(folder / "metrics.jsonl"))
             faults.wait_for(
-                lambda known=known: len(read_metrics(folder / "metrics.jsonl")) > known, pid
+                lambda known=known: len(read_metrics(folder / "metrics.jsonl")) > known, process
             )
             for path in checkpoint.list_checkpoints(folder / "checkpoints"):
                 if victim == "checkpoint":
                     shutil.rmtree(path, ignore_errors=True)
             if victim == "tensorboard":
                 shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        process.join()
+        assert process.exitcode == 0
     assert checkpoint.open_checkpoint(checkpoint.find(folder), replay=True).steps == 320
     steps = [line["steps"] for line in read_metrics(folder / "metrics.jsonl")]
     assert steps == list(range(16, 321, 16))
@@ -158,14 +155,15 @@ def test_a_run_whose_folder_is_deleted_ends_in_one_line(tmp_path, faults):
         try:
             train.train(faults.tiny(steps=10**6), out=folder)
         except ValueError as error:
-            (tmp_path / "told").write_text(str(error))
+            (tmp_path / "message").write_text(str(error))
 
-    with faults.child(begin) as pid:
-        faults.wait_for(lambda: checkpoint.list_checkpoints(folder / "checkpoints"), pid)
+    with faults.child(begin) as process:
+        faults.wait_for(lambda: checkpoint.list_checkpoints(folder / "checkpoints"), process)
         while folder.exists():  # a file may be written into it while it is being deleted
             shutil.rmtree(folder, ignore_errors=True)
-        faults.wait_for((tmp_path / "told").exists, pid)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    told = (tmp_path / "told").read_text()
-    assert "cannot be written" in told
-    assert "\n" not in told
+        faults.wait_for((tmp_path / "message").exists, process)
+        process.join()
+        assert process.exitcode == 0
+    message = (tmp_path / "message").read_text()
+    assert "cannot be written" in message
+    assert "\n" not in message

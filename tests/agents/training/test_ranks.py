@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from agents import cli
-from agents.config import make_config, read_preset, to_plain
 from agents.learning.config import LearnerConfig
 from agents.learning.learner import Learner
 from agents.replay.buffer import Replay
@@ -33,33 +32,11 @@ from agents.training import train
 from agents.training.parts import share_of
 from agents.training.step import GradientStep
 from rl_nfm.support.ranks import ALONE, Ranks
+from tests.small_runs import tiny
 
 CPU = torch.device("cpu")
 ENVS, ROWS, UPDATES, BATCH = 4, 40, 6, 8
 RAINBOW = {"distribution": "iqn", "dueling": True, "noisy": True}
-
-
-def tiny(**changes):
-    """The debug preset on the memory task, whose episodes last a few steps."""
-    values = to_plain(read_preset("debug"))
-    base = {
-        "game": "memory_cue",
-        "steps": 96,
-        "env": {"num_envs": 4, "stack_num": 2},
-        "replay": {"capacity_steps": 200, "min_steps": 40, "batch_size": 4},
-        "learner": {"steps_per_update": 8},
-        "head": {"hidden_size": 8, "num_cosines": 4},
-        "run": {
-            "log_every_steps": 16,
-            "checkpoint_every_steps": 32,
-            "eval_every_steps": 48,
-            "eval_episodes": 1,
-        },
-    }
-    for change in (base, changes):
-        for key, value in change.items():
-            values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
-    return make_config(values)
 
 
 # shares
