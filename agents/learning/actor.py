@@ -1,6 +1,8 @@
 """Acting: from batches of observations to actions, carrying what a recurrent encoder needs.
 
 Training, evaluation and SB3's `predict` all act through this file.
+
+Shapes: E environments, A actions; C, H, W of one observation of stacked frames.
 """
 
 import contextlib
@@ -8,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -37,31 +40,28 @@ class Actor:
         self.last_reward = torch.zeros(num_envs, device=self.device)
         self.episode_step = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self.life_loss = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
-        self.values: Tensor | None = None
-        """Of all actions upon the last observations, the mean over quantiles [E, A]."""
+        self.values: Float[Tensor, "E A"] | None = None
+        """Values of all actions at the last observations: the means over quantiles."""
 
     @torch.no_grad()
     def act(
         self,
-        obs: Tensor,
-        episode_start: Tensor,
+        obs: UInt8[Tensor, "E C H W"],
+        episode_start: Bool[Tensor, " E"],
         *,
-        epsilon: Tensor | float,
+        epsilon: Float[Tensor, " E"] | float,
         noise: bool,
         fixed_fractions: bool = False,
-    ) -> Tensor:
-        """Epsilon-greedy actions.
+    ) -> Int64[Tensor, " E"]:
+        """Epsilon-greedy actions, on the device.
 
         Args:
-            obs: uint8 [E, C, H, W].
-            episode_start: bool [E].
-            epsilon: probability of a random action, a number or [E].
-            noise: explore by noisy layers, with a draw of noise for each environment: with one
-                for all of them, all would do the same wherever observations are alike.
+            obs: of each environment.
+            episode_start: whether the observation is the first of an episode.
+            epsilon: probability of a random action, one for all environments or one for each.
+            noise: explore by noisy layers. Each environment gets a draw of its own: with one draw
+                for all, they would do the same wherever their observations are alike.
             fixed_fractions: see `QNetwork.values`.
-
-        Returns:
-            int64 [E] on the device.
         """
         inside = ~episode_start
         # not in place: callers hold these tensors, and arrays that share their memory
@@ -90,8 +90,8 @@ class Actor:
         self.last_action = torch.where(explore, anything, greedy)
         return self.last_action
 
-    def observe(self, reward: Tensor, life_loss: Tensor) -> None:
-        """Tell what followed the actions, [E] each; the next `act` uses it."""
+    def observe(self, reward: Float[Tensor, " E"], life_loss: Bool[Tensor, " E"]) -> None:
+        """Take in what followed the actions; the next `act` uses it."""
         self.last_reward, self.life_loss = reward, life_loss
 
 
@@ -108,6 +108,6 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
         network.train()
 
 
-def to_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    """One copy to the device; none on the CPU."""
+def to_device(array: NDArray[np.generic], device: torch.device) -> Shaped[Tensor, "..."]:
+    """The array as a tensor: one copy to the device, none on the CPU."""
     return torch.from_numpy(array).to(device, non_blocking=True)

@@ -4,13 +4,14 @@
 network and the sums for the metrics. Where batches come from, and where the TD errors go, is not
 its business: `agents.training.step` composes it with a replay.
 
-Letters: T positions, B batch.
+Shapes: T positions, B batch.
 """
 
 from collections.abc import Mapping
 from functools import cached_property
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from agents.learning.config import LearnerConfig, autocast_dtype
@@ -75,8 +76,8 @@ class Learner:
     @property
     def wants_compile(self) -> bool:
         """Whether the config asks to compile, on this device."""
-        asked = self.config.compile
-        return self.device.type == "cuda" if asked == "auto" else asked
+        option = self.config.compile
+        return self.device.type == "cuda" if option == "auto" else option
 
     def compile(self) -> None:
         """Let `torch.compile` make the loss; the first updates then take seconds to minutes."""
@@ -92,18 +93,18 @@ class Learner:
             if self.device.type != "cuda":
                 self.optimizer.param_groups[0]["lr"] = rate
 
-    def update(self, batch: Batch) -> Tensor:
+    def update(self, batch: Batch) -> Float[Tensor, "T B"]:
         """One gradient step.
 
         Returns:
-            What each position's priority is made of, float [T, B]: |TD error|, or the loss where
+            What the priority of each position is made of: |TD error|, or the loss where the option
             `priority` says so.
         """
         error = self.gradient_step(batch)
         self.count_update()
         return error
 
-    def gradient_step(self, batch: Batch) -> Tensor:
+    def gradient_step(self, batch: Batch) -> Float[Tensor, "T B"]:
         """The part of `update` that runs on the device alone, and so can be captured as a graph."""
         self.optimizer.zero_grad(set_to_none=True)
         terms = self._loss(batch)
@@ -178,11 +179,11 @@ class Learner:
             if parameter.grad is None:  # unused in this batch, but perhaps not in another's
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-        own = {name for name, _ in self.online.named_parameters()}
+        parameter_names = {name for name, _ in self.online.named_parameters()}
         statistics = [
             value
             for name, value in self.online.state_dict().items()
-            if name not in own and value.is_floating_point()
+            if name not in parameter_names and value.is_floating_point()
         ]
         self.ranks.average_([*gradients, *statistics])
 
@@ -193,8 +194,8 @@ class Learner:
             return (term.detach() * mask).sum() / count
 
         extra = map(mean, terms.auxiliary.values())
-        now = [loss.detach(), mean(terms.td_error), mean(terms.q_value), norm, *extra]
-        self._sums.add_(torch.stack(now).double())
+        values = [loss.detach(), mean(terms.td_error), mean(terms.q_value), norm, *extra]
+        self._sums.add_(torch.stack(values).double())
 
     @torch.no_grad()
     def _mix_target(self, share: float) -> None:

@@ -1,9 +1,14 @@
-"""The whole network of the agent: an encoder by name, a value head, and auxiliary losses."""
+"""The whole network of the agent: an encoder by name, a value head, and auxiliary losses.
+
+Shapes: T steps, B batch, D features, N quantiles, A actions; C, H, W of one observation of stacked
+frames; `*L` any leading dimensions.
+"""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
 import torch
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from agents.learning.auxiliary import AuxiliaryLoss
@@ -12,7 +17,7 @@ from rl_nfm.values.heads import HeadConfig, Noise, ValueHead
 
 
 class QNetwork(nn.Module):
-    """Encoder, head and auxiliary losses; T steps, B batch, A actions, N quantiles."""
+    """Encoder, head and auxiliary losses."""
 
     def __init__(
         self,
@@ -34,24 +39,28 @@ class QNetwork(nn.Module):
         return tuple(s.to(device) for s in self.encoder.initial_state(batch_size))
 
     def features(
-        self, obs: Tensor, state: State, reset: Tensor | None, extras: Extras | None
-    ) -> tuple[Tensor, State]:
-        """Features [T, B, D] and the next state; see `Encoder.forward`."""
+        self,
+        obs: UInt8[Tensor, "T B C H W"],
+        state: State,
+        reset: Bool[Tensor, "T B"] | None,
+        extras: Extras | None,
+    ) -> tuple[Float[Tensor, "T B D"], State]:
+        """Features and the next state; see `Encoder.forward`."""
         return self.encoder(obs, state, reset, extras)
 
     def values(
         self,
-        features: Tensor,
+        features: Float[Tensor, "*L D"],
         num_quantiles: int,
         *,
         noise: Noise,
         fixed_fractions: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Values [*, N, A] of features [*, D] and their quantile fractions [*, N].
+    ) -> tuple[Float[Tensor, "*L N A"], Float[Tensor, "*L N"] | None]:
+        """Values of features, and their quantile fractions.
 
         Args:
             features: of the encoder.
-            num_quantiles: N; 1 and no fractions where the head has none.
+            num_quantiles: N; where the head has no quantiles, N is 1 and there are no fractions.
             noise: of noisy layers.
             fixed_fractions: the midpoints (i + 0.5) / N instead of a draw, so that the same
                 observation always gives the same values.

@@ -5,12 +5,14 @@ off is DQN. The maths is in `rl_nfm.values.losses`; this file runs the networks.
 afresh for the online, the selecting and the target forward. bf16 autocast covers the networks;
 losses and targets are fp32.
 
-Letters: S observations, T positions, B batch, N, M, K online, target and selecting quantiles.
+Shapes: S observations, T positions, B batch, D features; N, M and K online, target and selecting
+quantiles.
 """
 
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from agents.learning.auxiliary import Latents
@@ -21,15 +23,15 @@ from rl_nfm.values import losses
 
 
 class LossTerms(NamedTuple):
-    """Of each position [T, B]; TD error and value are detached."""
+    """One number for each position; TD error and value carry no gradient."""
 
-    loss: Tensor
-    """Of the values."""
-    td_error: Tensor
+    loss: Float[Tensor, "T B"]
+    """Loss of the values."""
+    td_error: Float[Tensor, "T B"]
     """Mean absolute TD error."""
-    q_value: Tensor
+    q_value: Float[Tensor, "T B"]
     """Value of the action taken."""
-    auxiliary: dict[str, Tensor]
+    auxiliary: dict[str, Float[Tensor, "T B"]]
     """Further terms by name, weighted; what is minimised is the sum of `loss` and these."""
 
 
@@ -79,8 +81,10 @@ class Objective:
             for name, loss in self.online.auxiliary.items()
         }
 
-    def unroll(self, network: QNetwork, batch: Batch, begin: int, end: int) -> Tensor:
-        """Features of observations begin..end; only the T trained ones carry gradient."""
+    def unroll(
+        self, network: QNetwork, batch: Batch, begin: int, end: int
+    ) -> Float[Tensor, "s B D"]:
+        """Features of the s observations begin..end; only the T trained ones carry gradient."""
         return self._unroll(network, batch, begin, end, False)[0]
 
     def _unroll(
@@ -114,8 +118,16 @@ class Objective:
                 torch.clear_autocast_cache()
         return torch.cat(parts), torch.cat(maps) if maps else None
 
-    def targets(self, batch: Batch, online_features: Tensor) -> Tensor:
-        """Samples of the target distribution, [T, B, M]."""
+    def targets(
+        self, batch: Batch, online_features: Float[Tensor, "s B D"]
+    ) -> Float[Tensor, "T B M"]:
+        """Samples of the target distribution.
+
+        Args:
+            batch: from the replay.
+            online_features: of the online network, s = S with `double`, where they choose the
+                action; without it they are not read.
+        """
         config = self.config
         # Without a state only the bootstrap observations are needed.
         skipped = 0 if batch.state or config.munchausen else batch.a_tm1.shape[0]

@@ -1,9 +1,9 @@
-"""Random numbers of one's own, whatever draws them.
+"""A random generator for each of acting and learning, whatever draws from it.
 
 Networks, noisy layers, dropout and plug-ins draw from torch's default generator of their device.
 Acting and learning run side by side on a GPU, where a captured graph reads the seed and the offset
 of its generator from memory when it runs: two graphs over one generator would read each other's.
-So each side puts a generator of its own in the default one's place while it works.
+So each side puts its generator in the place of the default one while it works.
 """
 
 import contextlib
@@ -18,45 +18,45 @@ class RandomStream:
 
     def __init__(self, device: torch.device, seed: int):
         self.device = device
-        self._own = torch.Generator(device)
-        self._own.manual_seed(seed)
+        self._generator = torch.Generator(device)
+        self._generator.manual_seed(seed)
 
     @contextlib.contextmanager
     def drawn(self) -> Iterator[None]:
         """Inside, everything on this device draws from this stream."""
         if self.device.type != "cuda":
             outside = torch.get_rng_state()
-            torch.set_rng_state(self._own.get_state())
+            torch.set_rng_state(self._generator.get_state())
             try:
                 yield
             finally:
-                self._own.set_state(torch.get_rng_state())
+                self._generator.set_state(torch.get_rng_state())
                 torch.set_rng_state(outside)
             return
         default = _default_generator(self.device)
         outside = default.graphsafe_get_state()
-        default.graphsafe_set_state(self._own)
+        default.graphsafe_set_state(self._generator)
         try:
             yield
         finally:
             default.graphsafe_set_state(outside)
 
     def state(self) -> Tensor:
-        """Where it stands, uint8."""
-        return self._own.get_state()
+        """The state of the generator, uint8."""
+        return self._generator.get_state()
 
     def load_state(self, state: Tensor) -> None:
-        """Go on from there; a captured graph follows."""
-        self._own.set_state(state)
+        """Continue from a state of `state()`; a captured graph follows."""
+        self._generator.set_state(state)
 
     def renew(self) -> None:
-        """A new generator that stands where this one does.
+        """Replace the generator by a new one in the same state.
 
         A capture that failed leaves its generator believing that it is still being captured.
         """
-        state = self._own.get_state()
-        self._own = torch.Generator(self.device)
-        self._own.set_state(state)
+        state = self._generator.get_state()
+        self._generator = torch.Generator(self.device)
+        self._generator.set_state(state)
 
 
 def _default_generator(device: torch.device) -> torch.Generator:

@@ -1,15 +1,19 @@
-"""An actor that is fed through fixed buffers, so that a GPU can replay it as one graph.
+"""An actor whose inputs are fixed buffers, so that a GPU can replay it as one graph.
 
-Per environment step the host copies all that is new into one pinned buffer, which crosses in one
-copy; one graph is launched, and the actions come back through another pinned buffer. Nothing is
-allocated. On the CPU the same code runs without a copy.
+At each environment step the host writes all new inputs into one pinned buffer, which one copy moves
+to the device; one graph is launched, and the actions come back through another pinned buffer.
+Nothing is allocated. On the CPU the same code runs without a copy.
+
+Shapes: E environments. They are not checked in tests, because `Stream` is a protocol that cannot be
+checked at run time; what passes through here reaches `Actor.act`, whose shapes are checked.
 """
 
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from jaxtyping import Int64
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from agents.learning.actor import Actor
@@ -27,7 +31,7 @@ def _nothing(_row: Row) -> None:
 
 
 class StaticActor:
-    """Acts for E environments: `receive` what they showed, then `act`."""
+    """Acts for E environments: `receive` takes what they returned, then `act` chooses actions."""
 
     def __init__(
         self,
@@ -46,12 +50,12 @@ class StaticActor:
         """Allocate.
 
         Args:
-            actor: whose network acts; its state becomes the buffers' business.
+            actor: whose network acts; from now on its state is kept in the buffers here.
             obs_shape: (C, H, W).
-            stream: where all work is done.
+            stream: on which all work is done.
             graph: capture it (on a GPU only).
             frame_channels: c of C in one of the stacked frames.
-            random: what it draws from; None: torch's default generator.
+            random: where random numbers come from; None: torch's default generator.
             noise: as for `Actor.act`.
             fixed_fractions: as for `Actor.act`.
             on_act: called on the stream with `frame`, `episode_start`, `action`, `episode_step` and
@@ -83,7 +87,7 @@ class StaticActor:
         self._receive = Captured(self._report, name="receiving", **options)
 
     def begin(self, obs: ArrayLike, *, episode_start: ArrayLike, epsilon: ArrayLike) -> None:
-        """The first observations [E, C, H, W], which no action led to."""
+        """Take in the first observations [E, C, H, W], which no action led to."""
         self._uploads.fill(
             obs=obs,
             episode_start=episode_start,
@@ -94,8 +98,8 @@ class StaticActor:
         )
         self.stream.run(self._uploads.copy)
 
-    def act(self) -> NDArray[np.int64]:
-        """Actions upon the last observations, int64 [E]; the host waits for them."""
+    def act(self) -> Int64[np.ndarray, " E"]:
+        """Actions at the last observations; the host waits for them."""
         self.stream.run(self._act)
         self.stream.run(self._download)
         self.stream.record().synchronize()
@@ -111,9 +115,9 @@ class StaticActor:
         life_loss: ArrayLike,
         epsilon: ArrayLike,
     ) -> None:
-        """What followed the last actions, and the observations to act upon next.
+        """Take in what followed the last actions, and the observations to act on next.
 
-        The host may write its buffers: the actions it has waited for came after their last copy.
+        The host may write to its buffers: it has waited for actions that came after the last copy.
         """
         self._uploads.fill(
             obs=obs,
@@ -131,31 +135,31 @@ class StaticActor:
         self._act.forget()
 
     def _choose(self) -> None:
-        actor, given = self.actor, self._uploads.tensors
+        actor, inputs = self.actor, self._uploads.tensors
         last_action, episode_step, *state = self._kept
         actor.last_action, actor.episode_step, actor.state = last_action, episode_step, tuple(state)
-        actor.observe(given["reward"], given["life_loss"])
+        actor.observe(inputs["reward"], inputs["life_loss"])
         action = actor.act(
-            given["obs"], given["episode_start"], epsilon=given["epsilon"], **self._options
+            inputs["obs"], inputs["episode_start"], epsilon=inputs["epsilon"], **self._options
         )
         row = {
-            "frame": newest_frame(given["obs"], self._channels),
-            "episode_start": given["episode_start"],
+            "frame": newest_frame(inputs["obs"], self._channels),
+            "episode_start": inputs["episode_start"],
         }
         row |= {f"state.{index}": x for index, x in enumerate(state)}
         self._on_act({**row, "action": action, "episode_step": actor.episode_step})
         self._chosen.copy_(action)
-        kept = (actor.last_action, actor.episode_step, *actor.state)
-        for buffer, new in zip(self._kept, kept, strict=True):
+        next_state = (actor.last_action, actor.episode_step, *actor.state)
+        for buffer, new in zip(self._kept, next_state, strict=True):
             buffer.copy_(new)
 
     def _report(self) -> None:
-        given = self._uploads.tensors
+        inputs = self._uploads.tensors
         self._on_receive(
             {
-                "reward": given["reward"],
-                "discount": ~given["terminated"],
-                "life_loss": given["life_loss"],
+                "reward": inputs["reward"],
+                "discount": ~inputs["terminated"],
+                "life_loss": inputs["life_loss"],
             }
         )
 

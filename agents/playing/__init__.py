@@ -1,1 +1,1 @@
-"""A trained agent at play: evaluation, predict, video, attention."""
+"""Playing with a trained agent: evaluation, `predict`, videos and pictures of attention."""

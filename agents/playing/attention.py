@@ -2,6 +2,8 @@
 
 `AttentionView` draws one image per observation; videos, stills and TensorBoard show the same one.
 The data itself comes from `Encoder.record`, as arrays.
+
+Shapes: T steps, B batch, n modules; C, H, W of stacked frames, c of C in one of them.
 """
 
 import contextlib
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -39,8 +42,8 @@ class AttentionView:
         if self.recording.activity is not None:
             self.activity.append(self.recording.activity[-1, 0].cpu().numpy())
 
-    def draw(self, frame: NDArray[np.uint8]) -> Image:
-        """One image over the newest frame, [H, W] or [c, H, W], of the first game."""
+    def draw(self, frame: UInt8[np.ndarray, "*c H W"]) -> Image:
+        """One image, with the maps drawn over the newest frame of the first game."""
         rows = []
         if self.recording.readers:
             rows.append(draw_readers(list(self.recording.readers.values()), frame))
@@ -72,14 +75,14 @@ def attention_view(network: QNetwork) -> Iterator[AttentionView]:
 
 
 def summary(
-    network: QNetwork, obs: Tensor, frame_channels: int = 1
-) -> tuple[dict[str, Tensor], Image]:
+    network: QNetwork, obs: UInt8[Tensor, "B C H W"], frame_channels: int = 1
+) -> tuple[dict[str, Float[Tensor, " _"]], Image]:
     """For TensorBoard: attention weights by reader and source, and the image of one observation.
 
     Args:
         network: whose encoder shows attention.
-        obs: uint8 [B, C, H, W].
-        frame_channels: of one of the stacked frames.
+        obs: observations; the image shows the first of them.
+        frame_channels: c.
     """
     nothing = torch.zeros(1, len(obs), dtype=torch.int64, device=obs.device)
     extras: Extras = dict.fromkeys(("last_action", "last_reward", "episode_step"), nothing)
@@ -94,14 +97,19 @@ def summary(
     return weights, draw_readers(list(recording.readers.values()), frame)
 
 
-def activity(network: QNetwork, obs: Tensor, reset: Tensor, extras: Extras) -> Tensor:
-    """Which modules are active, bool [T, B, n], in a sequence that begins with a state of zeros.
+def activity(
+    network: QNetwork,
+    obs: UInt8[Tensor, "T B C H W"],
+    reset: Bool[Tensor, "T B"],
+    extras: Extras,
+) -> Bool[Tensor, "T B n"]:
+    """Which modules are active at each step of a sequence that begins with a state of zeros.
 
     Args:
         network: whose encoder shows activity.
-        obs: uint8 [T, B, C, H, W].
-        reset: bool [T, B].
-        extras: of the encoder contract.
+        obs: the observations.
+        reset: whether the state is set to zero before each of them.
+        extras: see `rl_nfm.encoders.Extras`.
     """
     with torch.no_grad(), network.encoder.record() as recording:
         network.features(obs, network.initial_state(obs.shape[1]), reset, extras)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+from jaxtyping import Bool, UInt8
 from numpy.typing import NDArray
 
 from agents.playing.drawing import (
@@ -44,12 +45,12 @@ def reader_name(reader: ReaderAttention) -> str:
     return f"pass {reader.pass_index + 1} layer {reader.place + 1}"
 
 
-def draw_readers(readers: Sequence[ReaderAttention], frame: NDArray[np.uint8]) -> Image:
+def draw_readers(readers: Sequence[ReaderAttention], frame: UInt8[np.ndarray, "*c H W"]) -> Image:
     """A panel per reader: where it attends to, and how much to each layer; a legend below.
 
     Args:
         readers: of one forward; the first of their batch is drawn.
-        frame: the newest one of that observation, [H, W] or [c, H, W].
+        frame: the newest frame of that observation, with or without a dimension for its channels.
     """
     sources = sorted({s for reader in readers for s in reader.sources if s is not None})
     colors: dict[Source, Color] = {s: COLORS[i % len(COLORS)] for i, s in enumerate(sources)}
@@ -107,7 +108,7 @@ def _draw_bars(reader: ReaderAttention, colors: Colors) -> Image:
         y = round((1 - tick / top) * (_PLOT - 1))
         image[y, _AXIS - 4 :] = GRAY if tick == 0 else (60, 60, 60)
         write(image, f"{100 * tick:.3g}%", 0, min(max(y + 4, 9), _PLOT), scale=_SMALL)
-    edges = np.linspace(_AXIS + 3, PANEL, len(shares) + 1).astype(int)
+    edges = np.linspace(_AXIS + 3, PANEL, len(shares) + 1).astype(int).tolist()
     for index, (source, share) in enumerate(zip(reader.sources, shares, strict=True)):
         begin, end = edges[index], edges[index + 1] - 3
         image[_PLOT - 1 - round(share / top * (_PLOT - 1)) : _PLOT - 1, begin:end] = colors[source]
@@ -135,11 +136,11 @@ def _legend(colors: Colors, width: int) -> Image:
     return stack([strip(text, width), legend])
 
 
-def draw_activity(active: NDArray[np.bool_]) -> Image:
-    """Time to the right, a row per RIM, filled where it is updated.
+def draw_activity(active: Bool[np.ndarray, "T n"]) -> Image:
+    """A row for each of n RIMs, with time to the right, filled at the steps where it is updated.
 
     Args:
-        active: [steps, n], the newest step last.
+        active: whether each RIM is updated at each of T steps, the newest step last.
     """
     steps, rims = active.shape
     cell, height, left = 5, 20, 112

@@ -44,7 +44,7 @@ class EpisodeClip:
         return height, width
 
     def gif(self) -> bytes:
-        """The clip so far."""
+        """The clip so far, as a GIF."""
         return imageio.imwrite(
             "<bytes>", self._pictures, extension=".gif", duration=_MILLISECONDS, loop=0
         )

@@ -18,7 +18,7 @@ class EpisodeCounter:
         self.progress: Progress | None = None
 
     def shown(self) -> Progress:
-        """Show from now on how many episodes have ended."""
+        """Show a progress bar of ended episodes from now on."""
         self.progress = Progress(self.episodes, unit="episode", values=self._values)
         return self.progress
 
@@ -29,16 +29,16 @@ class EpisodeCounter:
 
     @property
     def returns(self) -> list[float]:
-        """Of the N, in their order."""
+        """Returns of the N episodes, in the order of their start."""
         return [self.results[i][0] for i in range(self.episodes)]
 
     @property
     def lengths(self) -> list[int]:
-        """Agent steps of the N, in their order."""
+        """Agent steps of the N episodes, in the order of their start."""
         return [self.results[i][1] for i in range(self.episodes)]
 
     def step(self, info: dict[str, Any]) -> None:
-        """Count what ended in a step of all environments; `info` as `GameVecEnv` has it."""
+        """Count the episodes that ended in a step; `info` is that of `GameVecEnv`."""
         self.steps += len(self.number)
         for i in np.flatnonzero(info["episode_end"]):
             number = int(self.number[i])

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float, UInt8
 
-Image = NDArray[np.uint8]
-"""[H, W, 3], RGB."""
+Image = UInt8[np.ndarray, "_ _ 3"]
+"""Height, width and RGB."""
 Color = tuple[int, int, int]
 
 WHITE: Color = (255, 255, 255)
@@ -61,15 +61,15 @@ def stack(rows: Sequence[Image]) -> Image:
 
 
 def value_bars(
-    size: tuple[int, int], names: Sequence[str], values: NDArray[np.floating], chosen: int
+    size: tuple[int, int], names: Sequence[str], values: Float[np.ndarray, " A"], chosen: int
 ) -> Image:
     """A bar to the right for each value, from the lowest (none) to the highest (whole).
 
     Args:
         size: (height, width).
-        names: of each.
-        values: one a name.
-        chosen: index of the one that is marked.
+        names: of the A actions.
+        values: one for each name.
+        chosen: index of the action that is marked.
     """
     image = canvas(*size)
     room = min(LINE, size[0] // len(names))

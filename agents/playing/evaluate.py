@@ -4,7 +4,9 @@ The policy evaluated is the one that learned, without its noise: quantile fracti
 at every step, from the evaluation's seed, as Dopamine and rltime do. With the same fractions at
 every step and epsilon 0.001 a young agent gets stuck more often (one: 23 of 24 episodes returned
 exactly 70, and 21 with drawn ones; with epsilon 0.05 none): docs/results.md, section 7.
-Counts the first N episodes *started*, not ended: the latter favours short episodes.
+The first N episodes to *start* are counted, not the first N to end, which would favour short ones.
+
+Shapes: E environments; C, H, W of stacked frames, c of C in one of them.
 """
 
 import contextlib
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float32, Int64, UInt8
 from numpy.typing import NDArray
 
 from agents.config import Config
@@ -32,28 +35,28 @@ from envs import GameVecEnv, make_env, newest_frame
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlayStep:
-    """One observation of each of E games, and what is done upon it.
+    """One observation of each of E games, and the action taken at it.
 
     The last observation of an episode is among them (`info["episode_end"]` is true there); its
     action has no effect. The actor's network has just read the observations.
     """
 
-    obs: NDArray[np.uint8]
-    """Stacked frames [E, C, H, W], the newest last."""
-    reward: NDArray[np.float32]
-    """Raw reward [E] that came with the observation."""
+    obs: UInt8[np.ndarray, "E C H W"]
+    """Stacked frames, the newest last."""
+    reward: Float32[np.ndarray, " E"]
+    """Raw reward that came with the observation."""
     info: dict[str, Any]
     """As `GameVecEnv` has it: `episode_start`, `episode_end`, `lives`, ..."""
-    action: NDArray[np.int64]
-    """What is chosen upon the observation [E]."""
+    action: Int64[np.ndarray, " E"]
+    """The action chosen at the observation."""
     actor: Actor | None
-    """Who chose; None for random play."""
+    """What chose the action; None for random play."""
     frame_channels: int = 1
-    """Of one of the stacked frames."""
+    """c."""
 
     @property
-    def newest(self) -> NDArray[np.uint8]:
-        """The newest frame of the first game, [H, W] or [c, H, W]."""
+    def newest(self) -> UInt8[np.ndarray, "*c H W"]:
+        """The newest frame of the first game; c is left out where it is 1."""
         return newest_frame(self.obs[:1], self.frame_channels)[0]
 
 

@@ -1,9 +1,14 @@
-"""A trained agent for use from Python: `agents.load(path)` and Stable-Baselines3's `predict`."""
+"""A trained agent for use from Python: `agents.load(path)` and Stable-Baselines3's `predict`.
+
+Shapes: `*B` a batch, or nothing where there is one observation; C, H, W of stacked frames. They are
+not checked in tests: `predict` itself refuses what does not fit, with a message for users.
+"""
 
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int64, UInt8
 from numpy.typing import NDArray
 
 from agents.config import Config
@@ -24,25 +29,24 @@ class Agent:
 
     def predict(
         self,
-        observation: NDArray[np.uint8],
+        observation: UInt8[np.ndarray, "*B C H W"] | UInt8[np.ndarray, "*B H W C"],
         state: PredictState | None = None,
-        episode_start: NDArray[np.bool_] | None = None,
+        episode_start: Bool[np.ndarray, "*B"] | None = None,
         deterministic: bool = True,
-    ) -> tuple[NDArray[np.int64], PredictState | None]:
+    ) -> tuple[Int64[np.ndarray, "*B"], PredictState | None]:
         """Actions, with the signature of Stable-Baselines3's `predict`.
 
         Args:
-            observation: uint8, one observation or a batch, channels first [B, C, H, W] or last
-                [B, H, W, C].
+            observation: one observation or a batch of them, channels first or last.
             state: what the last call returned; None at the beginning.
-            episode_start: bool [B], true where `observation` is the first of an episode.
+            episode_start: true where `observation` is the first of an episode.
             deterministic: the same action for the same observation and state; false: as in an
                 evaluation, random with the probability `run.eval_epsilon` and with quantile
                 fractions drawn anew.
 
         Returns:
-            int64 actions, [B] or a scalar array for one observation, and the state for the next
-            call: None for a feed-forward encoder.
+            The actions, a scalar array for one observation, and the state for the next call, which
+            is None for a feed-forward encoder.
 
         Raises:
             ValueError: if the shape fits neither order, the values are no uint8, or the batch is

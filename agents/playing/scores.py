@@ -1,4 +1,4 @@
-"""What an evaluation gives: returns and lengths of episodes, with the protocol they stand for."""
+"""The result of an evaluation: returns and lengths of episodes, and the protocol behind them."""
 
 import dataclasses
 from collections import Counter
@@ -30,7 +30,7 @@ class Scores:
 
     @property
     def repeated(self) -> tuple[int, float] | None:
-        """How many episodes returned the commonest score, and it, where more than half did.
+        """The commonest score and how many episodes returned it, if more than half of them did.
 
         The policy then leads to the same end whatever the game does: a sign that it is stuck.
         """
@@ -43,7 +43,7 @@ class Scores:
         return human_normalized_score(self.game, self.mean)
 
     def to_plain(self) -> dict[str, Any]:
-        """Everything, as plain values."""
+        """All fields and statistics, as plain values."""
         return {
             "game": self.game,
             "episodes": len(self.returns),
@@ -60,7 +60,7 @@ class Scores:
 def protocol_block(
     env: GameVecEnv, *, epsilon: float, seed: int, fixed_fractions: bool = False
 ) -> dict[str, Any]:
-    """Everything that the score depends on beside the network."""
+    """Everything besides the network that the score depends on."""
     return {
         "env_id": env.full_id,
         **protocol_fields(env.protocol),

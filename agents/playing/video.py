@@ -119,7 +119,7 @@ class EpisodeVideo:
         return stack(rows)
 
     def _draw_side(self, step: PlayStep) -> Image:
-        """What the agent sees, what it chooses and what it thinks of each action."""
+        """What the agent sees, the action it chooses and its value of each action."""
         side = canvas(_HEIGHT, _SIDE_WIDTH)
         side[:_VIEW, :_VIEW] = _scaled(as_picture(step.newest), (_VIEW, _VIEW))
         names = self.twin.action_meanings
@@ -142,7 +142,7 @@ class EpisodeVideo:
 
 
 def _scaled(image: Image, size: tuple[int, int]) -> Image:
-    """Enlarged to (height, width), pixels stay sharp."""
+    """The image enlarged to (height, width), with sharp pixels."""
     scaled = cv2.resize(image, size[::-1], interpolation=cv2.INTER_NEAREST)
     return np.asarray(scaled, np.uint8)
 

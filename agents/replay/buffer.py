@@ -8,25 +8,26 @@ lost a life: it ends the return where the protocol says so; stacks go on).
 
 The row before an episode start is never a start of a transition: it holds the last frame of its
 episode (the environment's autoreset step, whose action is ignored), and is what a return that meets
-a truncation bootstraps from. A resumed run begins new episodes, so its cut needs no own rule.
+a truncation bootstraps from. A resumed run begins new episodes, so it needs no rule of its own.
 
 Clipping, n-step sums and gamma are applied at sampling, in this order.
 
 Sampling reads sequences of `burn_in + T` positions and n rows more; for an encoder without state,
 T = 1 and no burn-in, only the two rows that are needed.
 
-Letters: R rows, E environments, B batch, T positions, S observations.
+Shapes: R rows, E environments, B batch, T positions, S observations; C, H, W of stacked frames.
 """
 
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from torch import Tensor
 
 from agents.replay.batch import Batch
 from agents.replay.config import ReplayConfig
-from agents.replay.layout import FRAME, STATE, make_stores
-from agents.replay.priorities import Priorities, importance_weights
+from agents.replay.layout import FRAME, make_states, make_stores
+from agents.replay.priorities import Priorities, importance_weights, sequence_priority
 from agents.replay.returns import ReturnConfig, n_step_returns
 from rl_nfm.encoders import State
 from rl_nfm.support.ranks import ALONE, Ranks
@@ -86,14 +87,7 @@ class Replay:
         self.priorities = Priorities(self.rows * num_envs, device)
         self.max_priority = torch.ones((), dtype=torch.float64, device=device)
         self.added_rows = 0
-        keep_state = config.initial_state == "stored"
-        state_rows = self.rows // self.stride
-        self.recurrent = tuple(
-            torch.zeros(state_rows, num_envs, *s.shape[1:], dtype=STATE, device=device)
-            if keep_state
-            else s
-            for s in state
-        )
+        self.recurrent = make_states(config, state, num_envs, device)
         self.beta = torch.zeros((), device=device)  # until learning begins
         self._env = torch.arange(num_envs, device=device)
         self._written = torch.zeros(1, dtype=torch.int64, device=device)  # `added_rows`, there
@@ -135,12 +129,12 @@ class Replay:
         for index, store in enumerate(self.recurrent):
             store.copy_(state[f"state.{index}"])
 
-    def add(self, *, state: State = (), **row: Tensor) -> None:
+    def add(self, *, state: State = (), **row: Shaped[Tensor, "E ..."]) -> None:
         """Append one row.
 
         Args:
             state: the encoder's recurrent state before this observation, each [E, ...].
-            row: a tensor [E, ...] for each name of `layout.ROW`.
+            row: a tensor for each name of `layout.ROW`.
         """
         self.write_row({**row, **{f"state.{index}": x for index, x in enumerate(state)}})
         self.count_row()
@@ -149,7 +143,7 @@ class Replay:
         """The part of `add` that the host does."""
         self.added_rows += 1
 
-    def write_row(self, row: Mapping[str, Tensor]) -> None:
+    def write_row(self, row: Mapping[str, Shaped[Tensor, "E ..."]]) -> None:
         """The part of `add` that runs on the device alone, and so can be captured as a graph.
 
         Args:
@@ -159,12 +153,12 @@ class Replay:
         for name, store in self.row_stores.items():
             store.index_copy_(0, time % self.rows, row[name][None].to(store.dtype))
         if self.keeps_states:
-            # the state of the sequence that begins behind the burn-in; others are not kept
+            # only the states with which a burn-in begins are kept
             begins = (time + self.config.burn_in_steps) % self.stride == 0
-            at = self._state_row(time % self.rows)
-            for index, kept in enumerate(self.recurrent):
-                new = torch.where(begins, row[f"state.{index}"][None], kept.index_select(0, at))
-                kept.index_copy_(0, at, new.to(kept.dtype))
+            slot = self._state_row(time % self.rows)
+            for index, store in enumerate(self.recurrent):
+                new = torch.where(begins, row[f"state.{index}"][None], store.index_select(0, slot))
+                store.index_copy_(0, slot, new.to(store.dtype))
         self._update_eligible(time)
         time.add_(1)
 
@@ -178,13 +172,13 @@ class Replay:
         return (row + self.config.burn_in_steps) % self.rows // self.stride
 
     def _update_eligible(self, newest: Tensor) -> None:
-        """Let in the sequence that just became complete; put out the one that lost its past."""
+        """Let sampling draw the newest complete sequence, and not the one whose past is gone."""
         complete = newest - self.future_steps
         ahead = torch.arange(1, self.config.sequence_steps + 1, device=self.device)
         starts = self.episode_start.index_select(0, (complete + ahead) % self.rows)  # [T, E]
         weight = self.max_priority**self.config.priority_exponent
-        let_in = (complete >= self.history_steps) & (complete % self.stride == 0)
-        self._write(complete, torch.where(starts.all(0), 0.0, weight), let_in)
+        admitted = (complete >= self.history_steps) & (complete % self.stride == 0)
+        self._write(complete, torch.where(starts.all(0), 0.0, weight), admitted)
         broken = newest - self.rows + self.history_steps
         self._write(broken, torch.zeros_like(weight), newest >= self.rows)
 
@@ -227,33 +221,39 @@ class Replay:
             burn_in_steps=burn_in,
         )
 
-    def recent(self, steps: int, num_envs: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Observations, resets and extras of the newest rows [<= steps, num_envs]."""
+    def recent(
+        self, steps: int, num_envs: int
+    ) -> tuple[UInt8[Tensor, "S B C H W"], Bool[Tensor, "S B"], dict[str, Shaped[Tensor, "S B"]]]:
+        """Observations, resets and extras of the newest rows: S <= steps, B = num_envs."""
         held = min(self.added_rows, self.rows) - self.stack_num  # the oldest lack their past
         age = torch.arange(max(1, min(steps, held)), device=self.device).flip(0)[:, None]
         rows, env = (self.added_rows - 1 - age).expand(-1, num_envs), self._env[:num_envs]
         return self.stacks(rows, env), self._resets(rows, env), self._extras(rows, env)
 
-    def update_priorities(self, index: Tensor, td_error: Tensor, mask: Tensor) -> None:
+    def update_priorities(
+        self,
+        index: Int64[Tensor, " B"],
+        td_error: Float[Tensor, "T B"],
+        mask: Bool[Tensor, "T B"],
+    ) -> None:
         """Set the priorities of sampled sequences.
 
         Args:
-            index: int64 [B] of a batch.
-            td_error: |TD error|, float [T, B].
-            mask: of the batch, bool [T, B].
+            index: that of the batch.
+            td_error: |TD error| of each position.
+            mask: that of the batch.
         """
         if self.config.priority_exponent == 0:
             return
-        error = td_error.double() * mask
-        mean = error.sum(0) / mask.sum(0).clamp(min=1)
-        eta = self.config.max_weight
-        priority = eta * error.amax(0) + (1 - eta) * mean + 1e-6
+        priority = sequence_priority(td_error, mask, self.config.max_weight)
         largest = torch.maximum(self.max_priority, priority.max())
         self.max_priority.copy_(self.ranks.maximum(largest))
         self.priorities.write(index, priority**self.config.priority_exponent)
 
-    def stacks(self, rows: Tensor, env: Tensor) -> Tensor:
-        """Stacked observations, uint8 [S, B, C, H, W], of rows [S, B]; zeros before an episode."""
+    def stacks(
+        self, rows: Int64[Tensor, "S B"], env: Int64[Tensor, " B"]
+    ) -> UInt8[Tensor, "S B C H W"]:
+        """Observations of stacked frames; a frame from before the episode is zeros."""
         age = torch.arange(self.stack_num - 1, -1, -1, device=self.device)  # oldest first
         index = self._flat(rows.unsqueeze(-1) - age, env.unsqueeze(-1))  # [S, B, stack]
         frames = self.frame.flatten(0, 1).flatten(1)

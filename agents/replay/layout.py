@@ -1,12 +1,13 @@
 """What is kept of every row, in which type, and what that takes.
 
-Letters: R rows, E environments, c, H, W of one frame.
+Shapes: R rows, E environments, c, H, W of one frame.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from agents.replay.config import ReplayConfig
@@ -43,8 +44,8 @@ def make_stores(
     obs_shape: Sequence[int],
     device: torch.device,
     frame_channels: int = 1,
-) -> dict[str, Tensor]:
-    """Zeros for each of `ROW`, [R, E, ...]."""
+) -> dict[str, Shaped[Tensor, "R E ..."]]:
+    """Zeros for each name of `ROW`."""
     frame = frame_shape(obs_shape, frame_channels)
 
     def store(name: str, dtype: torch.dtype) -> Tensor:
@@ -52,6 +53,23 @@ def make_stores(
         return torch.zeros(shape, dtype=dtype, device=device)
 
     return {name: store(name, dtype) for name, dtype in ROW.items()}
+
+
+def make_states(config: ReplayConfig, state: State, num_envs: int, device: torch.device) -> State:
+    """Zeros for the recurrent state of each sequence; the example where none are stored.
+
+    Args:
+        config: see `ReplayConfig`.
+        state: an example of the encoder's recurrent state, each [1, ...].
+        num_envs: E.
+        device: where they live.
+    """
+    if config.initial_state != "stored":
+        return state
+    sequences = config.rows(num_envs) // config.stride_steps
+    return tuple(
+        torch.zeros(sequences, num_envs, *s.shape[1:], dtype=STATE, device=device) for s in state
+    )
 
 
 def replay_bytes(

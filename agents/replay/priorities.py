@@ -4,11 +4,14 @@ Blocks of about sqrt(n) weights keep their sums. Writing updates only the touche
 searches the running sum of the blocks, then that of one block. Everything is float64: a running sum
 of 2^20 float32 priorities is off by 1e-4 of its total, which draws items of no weight at all. No
 Python loop over items, no host synchronisation, static shapes.
+
+Shapes: M weights in all, n of them written or drawn, T positions, B batch.
 """
 
 import math
 
 import torch
+from jaxtyping import Bool, Float, Float32, Float64, Int64, Num
 from torch import Tensor
 
 from rl_nfm.support.ranks import ALONE, Ranks
@@ -28,17 +31,17 @@ class Priorities:
         self._sums = torch.zeros(blocks, dtype=WEIGHT, device=device)
 
     @property
-    def weights(self) -> Tensor:
-        """All weights, float64 [size] (a view)."""
+    def weights(self) -> Float64[Tensor, " M"]:
+        """All weights, as a view."""
         return self._weights.view(-1)[: self.size]
 
     @property
-    def total(self) -> Tensor:
-        """Sum of all weights, a float64 scalar on the device."""
+    def total(self) -> Float64[Tensor, ""]:
+        """Sum of all weights, on the device."""
         return self._sums.sum()
 
-    def write(self, index: Tensor, weights: Tensor) -> None:
-        """Set the weights at `index`, int64 [n]; of equal indices the last one wins."""
+    def write(self, index: Int64[Tensor, " n"], weights: Num[Tensor, " n"]) -> None:
+        """Set the weights at `index`; where an index occurs twice, its last weight is kept."""
         # A GPU writes equal indices in any order: each of them brings the last one's weight.
         order = torch.arange(len(index), device=index.device)
         last = torch.where(index[:, None] == index, order, -1).amax(1)
@@ -46,17 +49,17 @@ class Priorities:
         touched = index // self.block
         self._sums.index_copy_(0, touched, self._weights[touched].sum(1))
 
-    def load(self, weights: Tensor) -> None:
-        """Replace all weights, [size]."""
+    def load(self, weights: Num[Tensor, " M"]) -> None:
+        """Replace all weights."""
         self._weights.view(-1)[: self.size] = weights.to(self._weights)
         self._sums.copy_(self._weights.sum(1))
 
-    def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """Draw with replacement, stratified over the total.
+    def sample(self, count: int) -> tuple[Int64[Tensor, " n"], Float64[Tensor, " n"]]:
+        """Draw n = `count` items with replacement, stratified over the total.
 
         Returns:
-            int64 indices [count] and their probabilities, float64 [count]. An item of weight 0 is
-            never drawn as long as any weight is positive.
+            Their indices and probabilities. An item of weight 0 is never drawn as long as any
+            weight is positive.
         """
         running = _running(self._sums)
         total = running[-1]
@@ -93,8 +96,23 @@ def _search(running: Tensor, point: Tensor) -> Tensor:
     return found.clamp(max=running.shape[-1] - 1)
 
 
-def importance_weights(probability: Tensor, beta: Tensor, ranks: Ranks = ALONE) -> Tensor:
-    """`(1 / P)^beta`, normalised by the batch maximum (Schaul et al. 2016), float32 [B].
+def sequence_priority(
+    td_error: Float[Tensor, "T B"], mask: Bool[Tensor, "T B"], max_weight: float
+) -> Float64[Tensor, " B"]:
+    """`max_weight` of the largest |TD error| and the rest of the mean (R2D2, section 2.3).
+
+    Positions that the mask leaves out count for neither; 1e-6 is added, so that every sequence can
+    be drawn again.
+    """
+    error = td_error.double() * mask
+    mean = error.sum(0) / mask.sum(0).clamp(min=1)
+    return max_weight * error.amax(0) + (1 - max_weight) * mean + 1e-6
+
+
+def importance_weights(
+    probability: Float[Tensor, " B"], beta: Float[Tensor, ""], ranks: Ranks = ALONE
+) -> Float32[Tensor, " B"]:
+    """`(1 / P)^beta`, normalised by the batch maximum (Schaul et al. 2016).
 
     Of W ranks each draws the same number from its own replay, so P of the run is that of the rank
     over W, whatever the totals of the others are; W falls out of the division by the maximum over

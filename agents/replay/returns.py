@@ -1,11 +1,12 @@
 """n-step returns: clipping, sums and gamma are applied at sampling, in this order.
 
-Letters: T positions, B batch, n steps of the return.
+Shapes: T positions, B batch, n steps of the return.
 """
 
 import dataclasses
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
@@ -20,20 +21,23 @@ class ReturnConfig:
 
 
 def n_step_returns(
-    config: ReturnConfig, reward: Tensor, alive: Tensor, crosses: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns of n rows from each position on.
+    config: ReturnConfig,
+    reward: Float[Tensor, "n T B"],
+    alive: Bool[Tensor, "n T B"],
+    crosses: Bool[Tensor, "n T B"],
+) -> tuple[Float[Tensor, "T B"], Float[Tensor, "T B"], Int64[Tensor, "T B"]]:
+    """The n-step return that begins at each position, over the n rows from there on.
 
     Args:
-        config: how.
-        reward: raw, of each row, float [n, T, B].
-        alive: false where the row ends the return, bool [n, T, B].
-        crosses: whether an episode begins right after the row, bool [n, T, B]: its observation is
-            the last of its episode, and what follows belongs to another one.
+        config: how rewards become returns.
+        reward: raw reward of each row.
+        alive: false where the row ends the return.
+        crosses: whether an episode begins right after the row. The row's observation is then the
+            last of its episode, and what follows belongs to another one.
 
     Returns:
-        The sum of discounted rewards, the discount of the bootstrap, and the steps to its
-        observation, each [T, B].
+        The sum of discounted rewards, the discount of the bootstrap, and the number of steps to the
+        observation to bootstrap from.
     """
     if config.reward_clip is not None:
         reward = reward.clamp(-config.reward_clip, config.reward_clip)

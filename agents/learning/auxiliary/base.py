@@ -4,13 +4,14 @@ One file each in this folder, which registers itself; `learner.auxiliary` names 
 their weights. A loss has its own parameters, which are part of the agent's network: the optimiser
 trains them, checkpoints hold them, and the target network has a copy.
 
-Letters: T positions, B batch, D features, A actions.
+Shapes: T positions, B batch, D features, A actions; c maps of h x w.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from agents.replay.batch import Batch
@@ -21,10 +22,10 @@ from rl_nfm.support.configuration import nearest
 class Latents(NamedTuple):
     """What the online encoder makes of the T positions of a batch; gradients flow through both."""
 
-    features: Tensor
-    """[T, B, D]."""
-    maps: Tensor | None
-    """Feature maps from before pooling, [T, B, c, h, w]; None where no loss reads them."""
+    features: Float[Tensor, "T B D"]
+    """What the value head reads."""
+    maps: Float[Tensor, "T B c h w"] | None
+    """Feature maps from before pooling; None where no loss reads them."""
 
 
 class AuxiliaryLoss(nn.Module, ABC):
@@ -44,8 +45,8 @@ class AuxiliaryLoss(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def forward(self, batch: Batch, latents: Latents, target: Encoder) -> Tensor:
-        """The loss of each position, [T, B], without host synchronisation.
+    def forward(self, batch: Batch, latents: Latents, target: Encoder) -> Float[Tensor, "T B"]:
+        """The loss of each position, without host synchronisation.
 
         Args:
             batch: from the replay.

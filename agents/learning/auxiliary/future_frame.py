@@ -5,10 +5,11 @@ linear decoder and a small picture. Chosen here: a picture of at most 12x12 mean
 to [0, 1], the mean squared error over them, and the action of the first of the n steps alone.
 Positions whose return ends before the bootstrap have no such frame and do not count.
 
-Letters: T positions, B batch, D features, A actions, h x w pixels of the small picture.
+Shapes: T positions, B batch, D features, A actions, P = h w pixels of the small picture.
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,16 +32,16 @@ class FutureFrameLoss(AuxiliaryLoss):
         self.size = (min(MAX_SIDE, height), min(MAX_SIDE, width))
         self.decoder = nn.Linear(encoder.feature_dim + num_actions, self.size[0] * self.size[1])
 
-    def forward(self, batch: Batch, latents: Latents, target: Encoder) -> Tensor:
+    def forward(self, batch: Batch, latents: Latents, target: Encoder) -> Float[Tensor, "T B"]:
         """See `AuxiliaryLoss.forward`."""
         actions = torch.arange(self.num_actions, device=batch.a_tm1.device)
         action = (batch.a_tm1.unsqueeze(-1) == actions).to(latents.features)  # [T, B, A]
-        predicted = self.decoder(torch.cat([latents.features, action], -1))  # [T, B, h w]
+        predicted = self.decoder(torch.cat([latents.features, action], -1))  # [T, B, P]
         error = (predicted.float() - self.picture(batch)).square().mean(-1)
         return error * (batch.discount_t > 0)
 
-    def picture(self, batch: Batch) -> Tensor:
-        """The small pictures to be predicted, float [T, B, h w] in [0, 1]."""
+    def picture(self, batch: Batch) -> Float[Tensor, "T B P"]:
+        """The small pictures to be predicted, in [0, 1]."""
         newest = batch.obs[:, :, -1]  # [S, B, H, W]
         index = batch.bootstrap[..., None, None].expand(-1, -1, *newest.shape[2:])
         ahead = newest.gather(0, index).float() / 255.0

@@ -93,7 +93,7 @@ def make_batch(size: int = 7, seed: int = 0, obs_shape: tuple[int, ...] = (2, 3,
         bootstrap=torch.ones(1, size, dtype=torch.int64),
         mask=torch.ones(1, size, dtype=torch.bool),
         index=torch.arange(size),
-        probability=torch.rand(size, generator=g, dtype=torch.float64) + 0.01,
+        probability=(torch.rand(size, generator=g, dtype=torch.float64) + 0.01).double(),
         weight=torch.ones(size),
         burn_in_steps=0,
     )
@@ -478,6 +478,14 @@ def test_noise_and_fractions_are_drawn_afresh(
         assert len(set(first)) == len(first)
 
 
+def first_item(batch: Batch) -> Batch:
+    """A batch of one."""
+    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    cut = {k: x[:, :1] if x.ndim > 1 else x[:1] for k, x in fields.items() if isinstance(x, Tensor)}
+    extras = {name: value[:, :1] for name, value in batch.extras.items()}
+    return dataclasses.replace(batch, **cut, extras=extras)
+
+
 @pytest.mark.usefixtures("fixed_draws")
 def test_the_loss_as_priority(toys: types.SimpleNamespace) -> None:
     """SABER's priority: each item's loss, before the importance weights."""
@@ -485,14 +493,7 @@ def test_the_loss_as_priority(toys: types.SimpleNamespace) -> None:
     learner, step, fake = make_learner(toys, options, IQN_HEAD, priority_beta=0.6)
     online, target = doubles(learner.online), doubles(learner.target)
     step()
-    first = dataclasses.replace(
-        fake.batch,
-        obs=fake.batch.obs[:, :1],
-        a_tm1=fake.batch.a_tm1[:, :1],
-        r_t=fake.batch.r_t[:, :1],
-        discount_t=fake.batch.discount_t[:, :1],
-        probability=fake.batch.probability[:1],
-    )  # its fractions are the same in a batch of one
+    first = first_item(fake.batch)  # its fractions are the same in a batch of one
     alone, errors, _ = expected_loss(learner.config, online, online, target, first, 0.6)
     assert float(fake.told[0][1][0, 0]) == pytest.approx(alone, rel=1e-4)
     assert alone != pytest.approx(errors[0], rel=0.1)
