@@ -1,4 +1,4 @@
-"""Bad arguments are answered in one line that names the field, its value and what is allowed."""
+"""Checks of arguments; errors name the field, its value and what is allowed, in one line."""
 
 import difflib
 import numbers
@@ -37,7 +37,7 @@ def check(field: str, value: Any, hint: Any) -> Any:
 
 
 def check_known(what: str, name: Any, known: typing.Collection[str]) -> None:
-    """Refuse a name that is not among `known`, and tell the nearest.
+    """Refuse a name that is not among `known`, and suggest the nearest.
 
     Raises:
         ValueError: unknown.

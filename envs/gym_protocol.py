@@ -46,7 +46,7 @@ class GymProtocol:
 
     @property
     def terminal_on_life_loss(self) -> bool:
-        """There are no lives."""
+        """Always false: there are no lives."""
         return False
 
     @property
@@ -59,7 +59,7 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(GymProtocol) if field
 
 
 def protocol_of(options: Mapping[str, Any]) -> GymProtocol:
-    """The settings that a run's options mean; those of the emulator are refused."""
+    """The settings that follow from a run's options; options of the Atari emulator are refused."""
     for name, value in options.items():
         if name not in ("protocol", *_FIELDS) and value is not None:
             raise ValueError(f"{name}: {value!r} is not allowed: no option of a gym: environment")
@@ -67,7 +67,7 @@ def protocol_of(options: Mapping[str, Any]) -> GymProtocol:
 
 
 def changed(protocol: GymProtocol, fields: Mapping[str, Any]) -> GymProtocol:
-    """With these fields; None leaves one as it is."""
+    """A copy with these fields replaced; None leaves a field as it is."""
     changed = {k: v for k, v in fields.items() if k != "protocol" and v is not None}
     for name in changed:
         check_known("protocol field", name, _FIELDS)
@@ -75,7 +75,7 @@ def changed(protocol: GymProtocol, fields: Mapping[str, Any]) -> GymProtocol:
 
 
 def load_wrapper(text: str) -> Callable[[Any], Any]:
-    """The wrapper that an import path means, with its arguments.
+    """The wrapper that an import path names, with its arguments.
 
     Raises:
         ValueError: not found, or no wrapper.

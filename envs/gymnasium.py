@@ -167,7 +167,7 @@ class GymVecEnv(GameVecEnv):
     def _stacked(
         self, images: NDArray[Any], start: NDArray[np.bool_]
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Observations and info once these images are the newest; `start` where they are first."""
+        """Observations and info after these images; `start` is true where they begin an episode."""
         self._stack[start] = 0
         channels = self._image.channels
         self._stack = np.concatenate([self._stack[:, channels:], self._image.frames(images)], 1)
@@ -201,7 +201,7 @@ class GymVecEnv(GameVecEnv):
 
 
 def _find_installed(name: str) -> None:
-    """Where an id is not registered, let the packages register theirs that offer to."""
+    """Let installed packages register their environments, for an id that is not registered."""
     if ":" not in name and name not in gymnasium.registry:
         _load_plugins()
 
@@ -215,7 +215,7 @@ def _load_plugins() -> None:
 
 @contextlib.contextmanager
 def _one_line(game: str) -> Iterator[None]:
-    """What foreign code raises inside is told as one line."""
+    """Report an exception of foreign code inside as one line."""
     try:
         yield
     except Exception as error:
@@ -228,7 +228,7 @@ def _one_line(game: str) -> Iterator[None]:
 
 
 def _packages(env: gymnasium.Env[Any, Any]) -> str:
-    """Gymnasium and what the environment and its wrappers come from, with their versions."""
+    """Gymnasium and the packages of the environment and its wrappers, with their versions."""
     names, layer = {"gymnasium": None}, env
     while True:
         names[type(layer).__module__.partition(".")[0]] = None
@@ -243,7 +243,7 @@ def _packages(env: gymnasium.Env[Any, Any]) -> str:
 
 
 def canonical(game: str) -> str:
-    """`gym:ID` as it is.
+    """The name itself, `gym:ID`.
 
     Raises:
         ValueError: no id.

@@ -1,4 +1,4 @@
-"""Which observation and action spaces are taken, and how an image becomes a frame."""
+"""Which observation and action spaces are supported, and how an image becomes a frame."""
 
 import dataclasses
 from typing import Any, Literal
@@ -22,7 +22,7 @@ class ImageLayout:
     scale: int
 
     def frames(self, images: NDArray[Any]) -> NDArray[np.uint8]:
-        """uint8 [N, c, H, W] of N images."""
+        """The frames [N, c, H, W] of N images."""
         if self.axes == "HW":
             images = images[:, None]
         elif self.axes == "HWC":
@@ -31,19 +31,20 @@ class ImageLayout:
 
 
 def image_layout(game: str, space: Space[Any]) -> ImageLayout:
-    """How the images of a space are read.
+    """How the images of an observation space become frames.
 
     Raises:
-        ValueError: other observations, telling which are allowed.
+        ValueError: other observations; the message says which are allowed.
     """
     kind = space.dtype if isinstance(space, Box) else None
     if not isinstance(space, Box) or len(space.shape) not in (2, 3) or kind not in (np.uint8, bool):
-        told = f"{type(space).__name__} {space.shape}, {space.dtype}"
+        description = f"{type(space).__name__} {space.shape}, {space.dtype}"
         if isinstance(space, Dict):
-            told = f"Dict of {', '.join(space)}"
+            description = f"Dict of {', '.join(space)}"
         raise ValueError(
-            f"{game}: observations {told} are not allowed: one image, Box (H, W), (H, W, channels) "
-            "or (channels, H, W), uint8 or bool (env.wrappers can turn others into one)"
+            f"{game}: observations {description} are not allowed: one image, Box (H, W), "
+            "(H, W, channels) or (channels, H, W), uint8 or bool (env.wrappers can turn others "
+            "into one)"
         )
     shape, scale = space.shape, 255 if kind == np.bool_ else 1
     if len(shape) == 2:
@@ -59,7 +60,7 @@ def action_range(game: str, space: Space[Any]) -> tuple[int, int]:
     """The first action and how many there are.
 
     Raises:
-        ValueError: other actions, telling which are allowed.
+        ValueError: other actions; the message says which are allowed.
     """
     if not isinstance(space, Discrete) or space.n > MAX_ACTIONS:
         raise ValueError(

@@ -61,11 +61,11 @@ class MemoryCueVecEnv(GameVecEnv):
         seed: int | None = None,
         render_mode: str | None = None,
     ):
-        """Arguments as for `make_atari`; the protocol is that of the task but for frame size."""
+        """Arguments as for `make_atari`; only the frame size of the protocol may differ."""
         for field, value in vars(MEMORY_PROTOCOL).items():
-            given = getattr(protocol, field)
-            if given != value and field not in ("img_height", "img_width"):
-                raise ValueError(f"{field}: {given!r} is not allowed, {MEMORY_CUE} has {value!r}")
+            setting = getattr(protocol, field)
+            if setting != value and field not in ("img_height", "img_width"):
+                raise ValueError(f"{field}: {setting!r} is not allowed, {MEMORY_CUE} has {value!r}")
         super().__init__(
             MEMORY_CUE,
             protocol,
@@ -132,7 +132,7 @@ class MemoryCueVecEnv(GameVecEnv):
 
 
 def _frames(height: int, width: int) -> NDArray[np.uint8]:
-    """All frames there are [6, 1, H, W]: four cues, black, white."""
+    """All possible frames [6, 1, H, W]: four cues, black, white."""
     frames = np.zeros((len(_ACTIONS) + 2, 1, height, width), np.uint8)
     top, left = height // 2, width // 2
     frames[0, :, :top, :left] = 255

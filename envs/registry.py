@@ -1,4 +1,4 @@
-"""From the name of a game to its environments: makers, found by the prefix of the name.
+"""Environments of a game by its name: the prefix of the name says which maker builds them.
 
 `gym:MinAtar/Breakout-v1` is made by whoever registered `gym`; `memory_cue` is a maker of one game;
 a name that begins with no registered key is an Atari game. A package outside this project registers
@@ -45,7 +45,7 @@ class EnvEntry:
 
     @property
     def summary(self) -> str:
-        """One line about it."""
+        """One line that describes the maker."""
         return (self.make.__doc__ or self.key).strip().splitlines()[0]
 
 
@@ -153,7 +153,7 @@ def env_protocol(game: str, options: Mapping[str, Any]) -> EnvProtocol:
 
 
 def step_spec(game: str, protocol: EnvProtocol) -> StepSpec:
-    """What a step of a game brings; of other than Atari games one environment is made to see it.
+    """The contents of a step of a game; except for Atari, one environment is made to find out.
 
     Raises:
         ValueError: it cannot be made.
@@ -228,7 +228,7 @@ def make_env(
 
 
 def _check_observations(env: GameVecEnv) -> None:
-    """Refuse what a replay would store wrongly: its frames are cut out as the spec says."""
+    """Refuse observations that a replay would store wrongly, because the spec does not fit them."""
     space, spec = env.single_observation_space, env.step_spec
     if space.shape != spec.obs_shape or space.dtype != np.uint8:
         env.close()

@@ -18,7 +18,7 @@ class EnvProtocol(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the settings they began from."""
+        """Name of the settings that these were derived from."""
         ...
 
     @property
@@ -38,7 +38,7 @@ class EnvProtocol(Protocol):
 
 
 def protocol_fields(protocol: EnvProtocol) -> dict[str, Any]:
-    """All settings of a protocol by name, as plain values that JSON keeps as they are."""
+    """All settings of a protocol by name, as plain values that survive JSON unchanged."""
     fields: Any = protocol
     found = dataclasses.asdict(fields)
     return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
@@ -46,7 +46,7 @@ def protocol_fields(protocol: EnvProtocol) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepSpec:
-    """What one step of an environment brings."""
+    """The contents of one step of an environment."""
 
     height: int
     """H, pixels."""

@@ -30,7 +30,7 @@ MAX_ENVS = 1024
 
 
 class Turn(Enum):
-    """Which call is next."""
+    """Which call must come next."""
 
     FIRST_RESET = auto()
     SEND = auto()
@@ -113,11 +113,11 @@ class GameVecEnv(VectorEnv):
 
     @property
     def full_id(self) -> str:
-        """What is played and what steps it, for the protocol block of scores."""
+        """Name of the game and of what emulates it, for the protocol block of scores."""
         return f"{self.source}/{self.game}"
 
     def _open(self, action_meanings: list[str], spec: StepSpec) -> None:
-        """The last step of building: set the spaces and be ready for use."""
+        """Set the spaces and be ready for use; the last step of construction."""
         self.action_meanings = action_meanings
         self.step_spec = spec
         self.single_observation_space = Box(0, 255, spec.obs_shape, np.uint8)
@@ -128,11 +128,11 @@ class GameVecEnv(VectorEnv):
 
     @abstractmethod
     def _restart(self, seed: int | None, turn: Turn) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """New episodes everywhere, whatever `turn` it was; the first rows and their `info`."""
+        """Begin new episodes in all environments, at any `turn`; returns first rows and `info`."""
 
     @abstractmethod
     def _dispatch(self, actions: NDArray[np.int64]) -> None:
-        """Begin to step the environments of the last rows."""
+        """Begin to step the environments of the last rows, without waiting."""
 
     @abstractmethod
     def _collect(
@@ -222,7 +222,7 @@ class GameVecEnv(VectorEnv):
         return tuple(self._pictures.copy())
 
     def _show(self, obs: NDArray[np.uint8]) -> None:
-        """Keep what `render` gives: the newest frame, where the game has no other picture."""
+        """Keep the picture that `render` returns: the newest frame, unless the game has another."""
         if self.render_mode is not None:
             newest = newest_frame(obs, self.step_spec.channels)
             self._pictures = np.stack([as_picture(frame) for frame in newest])
@@ -245,7 +245,7 @@ class GameVecEnv(VectorEnv):
         terminated: NDArray[np.bool_],
         truncated: NDArray[np.bool_],
     ) -> dict[str, Any]:
-        """Keep the books per environment, and add what they tell to `info`."""
+        """Update the counts of each environment, and add them to `info`."""
         # Every step passes here. NumPy indexes several times faster with intp than with the int32
         # of env_id, and counts faster than it finds any().
         ids, lives = info["env_id"].astype(np.intp), info["lives"]
@@ -290,5 +290,5 @@ class GameVecEnv(VectorEnv):
             raise ValueError(f"{call}: not allowed now, call {due}() first")
 
     def __reduce__(self) -> NoReturn:
-        """Neither threads nor emulator states can be copied."""
+        """Refuse: neither threads nor emulator states can be copied."""
         raise TypeError(f"{type(self).__name__} cannot be copied or pickled; make another")

@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _written(options: Options) -> dict[str, Path]:
-    """What each file that was asked for is called."""
+    """The path of each file that the options ask for."""
     files = {"scores": options.json, "video": options.video, "attention": options.attention}
     if options.attention is not None:
         files["attention, one picture"] = options.attention.with_suffix(".png")
@@ -150,7 +150,7 @@ def _random_config(path: Path) -> Config:
 
 
 def score_content(scores: Scores, config: Config, found: Checkpoint | None) -> dict[str, Any]:
-    """Scores with intervals and what was trained; nothing was without a checkpoint."""
+    """Scores with intervals, and facts about the training where there is a checkpoint."""
     trained: dict[str, Any] = {"encoder": RANDOM, "checkpoint_steps": None}
     if found is not None:
         trained = {
@@ -167,7 +167,7 @@ def score_content(scores: Scores, config: Config, found: Checkpoint | None) -> d
 
 
 def _spread(returns: Sequence[float]) -> dict[str, Any]:
-    """Sample standard deviation, and the 95 % bootstrap interval of the mean; None of one."""
+    """Sample standard deviation, and the 95 % bootstrap interval of the mean; None for one."""
     if len(returns) < 2:
         return {"standard_deviation": None, "mean_interval": None}
     values = np.array(returns)
@@ -189,7 +189,7 @@ def _spread_text(content: dict[str, Any]) -> str:
 
 
 def score_text(content: dict[str, Any]) -> str:
-    """What is printed of `score_content`."""
+    """The text that is printed for `score_content`."""
     hns = content["hns"]
     steps = content["checkpoint_steps"]
     who = content["encoder"] if steps is None else f"{content['encoder']} after {steps} steps"

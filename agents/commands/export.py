@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _write(out: Path, found: Checkpoint, network: QNetwork, scores: dict[str, Any]) -> None:
-    """The folder, whole or not at all."""
+    """Write the folder, completely or not at all."""
     config = to_plain(found.config)
     del scores["checkpoint"], scores["config"]  # a path of this machine, and what stands beside
     meta = {
@@ -120,7 +120,7 @@ def _write(out: Path, found: Checkpoint, network: QNetwork, scores: dict[str, An
 
 
 def _curve(found: Checkpoint) -> str | None:
-    """The run's learning curve up to the checkpoint; None where the run is not there."""
+    """The run's learning curve up to the checkpoint, as CSV; None without the run's folder."""
     metrics = found.path.parent.parent / "metrics.jsonl"
     if found.path.parent.name != "checkpoints" or not metrics.is_file():
         return None

@@ -26,8 +26,8 @@ from rl_nfm.support.flags import parse_flags
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
-    own, others = split_flags(argv, [field.name for field in dataclasses.fields(Options)])
-    options = parse_flags(Options, own, prog="rl-nfm sweep PRESET", description=DESCRIPTION)
+    sweep_flags, others = split_flags(argv, [field.name for field in dataclasses.fields(Options)])
+    options = parse_flags(Options, sweep_flags, prog="rl-nfm sweep PRESET", description=DESCRIPTION)
     if options.ray is not None:
         options = dataclasses.replace(options, out=options.out.resolve())
     if options.preset.startswith(PREFIX):
@@ -104,7 +104,7 @@ def _executor(options: Options) -> Executor:
 
 
 def _plan(options: Options, others: Sequence[str]) -> Plan:
-    """What is asked, checked.
+    """The plan that the options ask for, checked.
 
     Raises:
         ValueError: naming what is wrong with it.

@@ -1,4 +1,4 @@
-"""What `rl-nfm sweep` takes, and which of the flags are for its runs."""
+"""The options of `rl-nfm sweep`, and which flags are passed on to its runs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -105,13 +105,13 @@ class Options:
 
 
 def split_flags(argv: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What concerns the flags of these names (and no flag at all), and what others."""
-    own: list[str] = []
+    """Split arguments: the flags of these names and what stands before any flag, and the others."""
+    listed: list[str] = []
     others: list[str] = []
-    current = own
+    current = listed
     for word in argv:
         if word.startswith("--") or word == "-h":
             name = word.removeprefix("--").split("=")[0].replace("-", "_")
-            current = own if name in (*names, "help") or word == "-h" else others
+            current = listed if name in (*names, "help") or word == "-h" else others
         current.append(word)
-    return own, others
+    return listed, others

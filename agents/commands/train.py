@@ -90,7 +90,7 @@ def _take(argv: list[str], flag: str) -> str | None:
 
 
 def _flags(default: Config, argv: Sequence[str], prog: str) -> Config:
-    """The config with what the user typed, which must concern the chosen encoder."""
+    """The config with the user's flags, none of which may be for an encoder not chosen."""
     if not argv:
         return default  # the parser takes a third of a second to say so
     description = EPILOG

@@ -1,4 +1,4 @@
-"""What a report's text is made of, and its form as Markdown; `agents.reporting.page` makes HTML.
+"""The blocks of a report's text, and their Markdown; `agents.reporting.page` makes HTML of them.
 
 A cell or a line of text is plain text, or a `Link`.
 """
@@ -42,7 +42,7 @@ class Bullets:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of cells; the columns are those of the first row, which there must be."""
+    """Rows of cells, at least one; the columns are those of the first row."""
 
     rows: Sequence[Mapping[str, Inline]]
 

@@ -24,8 +24,8 @@ def model_card(name: str, scores: Mapping[str, Any], agent: Mapping[str, Any]) -
     """The text of README.md.
 
     Args:
-        name: of the agent, which is its folder's.
-        scores: `scores.json`: what `rl-nfm evaluate --json` gives.
+        name: of the agent, and of its folder.
+        scores: the content of `scores.json`, as written by `rl-nfm evaluate --json`.
         agent: `obs_shape`, `updates`, `parameters` and `config` (as plain values).
     """
     config, env_id = agent["config"], scores["protocol"]["env_id"]
@@ -64,7 +64,7 @@ def model_card(name: str, scores: Mapping[str, Any], agent: Mapping[str, Any]) -
 
 
 def _metadata(name: str, scores: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """As Hugging Face's hub has it, https://huggingface.co/docs/hub/model-cards."""
+    """The metadata of Hugging Face's hub, https://huggingface.co/docs/hub/model-cards."""
     spread = scores["standard_deviation"]
     value = f"{scores['mean']:.2f}" + ("" if spread is None else f" +/- {spread:.2f}")
     env_id = scores["protocol"]["env_id"]
@@ -99,5 +99,8 @@ def _references(scores: Mapping[str, Any]) -> dict[str, str]:
     published = random_and_human_score(scores["game"])
     if published is None:
         return {}
-    told = {"random play and a human (published)": f"{published[0]:,.1f} and {published[1]:,.1f}"}
-    return {**told, "human-normalised score": f"{scores['hns']:.4f}"}
+    random, human = published
+    return {
+        "random play and a human (published)": f"{random:,.1f} and {human:,.1f}",
+        "human-normalised score": f"{scores['hns']:.4f}",
+    }

@@ -1,4 +1,4 @@
-"""What a comparison of encoders is read with, beside the tables of each score.
+"""Further tables for a comparison of encoders.
 
 Games x methods, the size of each method's encoder, and Atari-5's estimate of the median over 57
 games.

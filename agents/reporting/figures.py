@@ -117,7 +117,7 @@ def learning_curves(
 
 
 def _draw_public(ax: Axes, public: Sequence[Reference], steps: int) -> None:
-    """As far as one's own runs go; at their end what was reached in the first iteration beyond."""
+    """Draw public curves up to the last step of the user's runs, and one iteration beyond."""
     for number, curve in enumerate(public):
         shown = max(1, int((curve.steps <= steps).sum()))
         beyond = curve.steps[0] > steps
@@ -135,7 +135,7 @@ def _draw_public(ax: Axes, public: Sequence[Reference], steps: int) -> None:
 
 
 def _legend_below(figure: Figure, columns: int) -> None:
-    """One legend for all panels, where it covers nothing."""
+    """One legend for all panels, below them, where it covers nothing."""
     entries = {}
     for ax in figure.axes:
         handles, labels = ax.get_legend_handles_labels()
@@ -176,7 +176,7 @@ def _finish(ax: Axes, title: str, frameskip: int) -> None:
 
 
 def _draw_references(axes: Sequence[Axes], game: str) -> None:
-    """Random play and the human tester; one that is out of sight is told in the legend alone."""
+    """Lines for random play and the human tester; one that is out of view is in the legend only."""
     published = random_and_human_score(game)
     if published is None:
         return

@@ -1,4 +1,4 @@
-"""Results that outlast the machine: of every finished run what tables and curves need, as text.
+"""Results to be committed: what tables and curves need of every finished run, as small text files.
 
 A kept run is a run's folder without checkpoints, so whatever reads runs reads it: `config.yaml`,
 `metrics.jsonl` of at most 40 lines (with all training episodes and all evaluations), and
@@ -25,7 +25,7 @@ _FREE = set(RESUMABLE) - {"steps"}
 
 
 def keep(sweep: Path, into: Path) -> list[Path]:
-    """Keep every finished run of a sweep; what is there already is left alone.
+    """Keep every finished run of a sweep; runs that are kept already are left alone.
 
     Args:
         sweep: its folder.
@@ -72,7 +72,7 @@ def check_same(config: Config, kept: Path) -> None:
 
 
 def _keep_run(run: SweptRun, lines: Sequence[Mapping[str, Any]], target: Path) -> None:
-    """Write the three files, that which makes it count last."""
+    """Write the three files; the last one marks the run as kept."""
     target.mkdir(parents=True, exist_ok=True)
     with written(target / "config.yaml") as partial:
         partial.write_bytes((run.path / "config.yaml").read_bytes())
@@ -88,7 +88,7 @@ def _keep_run(run: SweptRun, lines: Sequence[Mapping[str, Any]], target: Path) -
 
 
 def _code(log: Path) -> list[str]:
-    """Commits, in their order, that a run was begun and continued with."""
+    """The commits with which a run was begun and resumed, in their order."""
     if not log.is_file():
         return []
     text = log.read_bytes().decode("utf-8", "replace")
@@ -121,5 +121,5 @@ def thinned(lines: Sequence[Mapping[str, Any]], count: int = _LINES) -> list[dic
 
 
 def _short(value: Any) -> Any:
-    """Six digits say as much of a noisy number as sixteen."""
+    """Round to six digits, which are enough for noisy numbers."""
     return float(f"{value:.6g}") if isinstance(value, float) else value

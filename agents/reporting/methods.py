@@ -1,4 +1,4 @@
-"""Which results may stand together: the same protocol, the same method, at the same steps.
+"""Which results may be averaged or compared: same protocol, same method, same number of steps.
 
 Results of different protocols, or of the same seed twice, are refused: scores may only be put
 together where they measure the same thing independently.
@@ -15,24 +15,24 @@ from envs import GymProtocol, Protocol, protocol_fields
 _PROTOCOL_FIELDS = [f.name for f in dataclasses.fields(Protocol) if f.name != "name"]
 _GYM_FIELDS = [f.name for f in dataclasses.fields(GymProtocol) if f.name != "name"]
 OBSERVATION = ("maxpool", "stack_num", "img_height", "img_width")
-"""Fields of the protocol that say what the agent sees. They make another method, but the score of
-an episode means the same whoever played it."""
+"""Fields of the protocol that say what the agent sees. Runs that differ in them are different
+methods, but their scores mean the same and can be compared."""
 _VERSIONS = {"ale_py", "packages"}
 _NO_PROTOCOL = {"name", "env_id", "seed", "num_envs", "vectorization", *_VERSIONS, *OBSERVATION}
-"""In the protocol block, but no reason to keep scores apart."""
+"""Fields of the protocol block in which scores that are put together may differ."""
 _NO_METHOD = {"game", "seed", *RESUMABLE, "learner.cuda_graph"} - {"steps"}
-"""Settings that do not make another method of a run; the protocol's are checked apart."""
+"""Settings in which runs of one method may differ. The protocol's are checked separately."""
 _ENV_PROTOCOL = {"protocol", *_PROTOCOL_FIELDS, *_GYM_FIELDS}
 _MAX_SETTINGS_IN_NAME = 3
 
 
 def encoder_of(config: Config) -> str:
-    """`nature`, or `lstm on nfm` of one that is built on another."""
+    """`nature`, or `lstm on nfm` for an encoder that is built on another one."""
     return " on ".join(chosen_encoders(config))
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """What makes the method: dotted names to values."""
+    """The settings that tell methods apart: dotted names to values."""
     flat: dict[str, Any] = {}
 
     def add(group: Mapping[str, Any], prefix: str) -> None:
@@ -46,8 +46,9 @@ def settings_of(config: Config) -> dict[str, Any]:
                 flat[name] = value
 
     add(to_plain(config), "")
-    seen = protocol_of(config)
-    return flat | {f"env.{field}": seen[field] for field in OBSERVATION if field in seen}
+    protocol = protocol_of(config)
+    observation = {f"env.{field}": protocol[field] for field in OBSERVATION if field in protocol}
+    return flat | observation
 
 
 def protocol_of(config: Config) -> dict[str, Any]:
@@ -56,29 +57,29 @@ def protocol_of(config: Config) -> dict[str, Any]:
 
 
 def protocol_line(results: Sequence[Result]) -> str:
-    """The protocol that results share, in words; they have been through `check_protocols`."""
+    """The protocol that results share, in words; `check_protocols` has accepted them."""
     names = dict.fromkeys(str(r.protocol.get("name")) for r in results)
-    told = next((r.protocol for r in results if r.source == "training"), results[0].protocol)
-    if "kwargs" in told:
+    shared = next((r.protocol for r in results if r.source == "training"), results[0].protocol)
+    if "kwargs" in shared:
         return _gym_protocol_line(results)
-    lives = "end the return" if told.get("terminal_on_life_loss") else "not told"
+    lives = "end the return" if shared.get("terminal_on_life_loss") else "not told"
     parts = [
-        f"protocol {' / '.join(names)}: sticky actions {told.get('repeat_action_probability')}",
-        f"{'all 18 actions' if told.get('full_action_space') else 'minimal actions'}",
+        f"protocol {' / '.join(names)}: sticky actions {shared.get('repeat_action_probability')}",
+        f"{'all 18 actions' if shared.get('full_action_space') else 'minimal actions'}",
         f"lost lives {lives}",
-        f"up to {told['noop_max']} no-ops" if told.get("noop_max") else "no no-ops",
-        f"{told.get('frameskip')} frames a step",
-        f"cap {told.get('max_num_frames_per_episode', 0):,} frames",
+        f"up to {shared['noop_max']} no-ops" if shared.get("noop_max") else "no no-ops",
+        f"{shared.get('frameskip')} frames a step",
+        f"cap {shared.get('max_num_frames_per_episode', 0):,} frames",
     ]
     return ", ".join(parts)
 
 
 def _gym_protocol_line(results: Sequence[Result]) -> str:
-    """Gymnasium environments: by id, what differs from the registered ones."""
+    """For Gymnasium environments: each id, and how it differs from the registered one."""
     parts = {}
     for result in results:
-        told = [f"{k} {v}" for k in _GYM_FIELDS[:3] if (v := result.protocol.get(k))]
-        parts[result.game] = f"{result.game} {', '.join(told) or 'as registered'}"
+        differing = [f"{k} {v}" for k in _GYM_FIELDS[:3] if (v := result.protocol.get(k))]
+        parts[result.game] = f"{result.game} {', '.join(differing) or 'as registered'}"
     packages = dict.fromkeys(str(v) for r in results if (v := r.protocol.get("packages")))
     return "; ".join(["protocol gymnasium", *parts.values(), *packages])
 
@@ -86,10 +87,10 @@ def _gym_protocol_line(results: Sequence[Result]) -> str:
 def check_protocols(results: Sequence[Result]) -> None:
     """Refuse to put scores of different protocols together.
 
-    Only what changes the meaning of a score counts: sticky actions, action set, life loss, no-ops,
-    frame skip, cap and how episodes are counted. What the agent sees (`OBSERVATION`) is a property
-    of the method. Training and evaluation share the environment, evaluations (and those in
-    training) also how actions are chosen, which random play has no part in.
+    Only fields that change the meaning of a score are compared: sticky actions, action set, life
+    loss, no-ops, frame skip, cap and how episodes are counted. What the agent sees (`OBSERVATION`)
+    is a property of the method. Training and evaluation must agree in the environment; evaluations,
+    those during training too, must also agree in how actions are chosen, except for random play.
 
     Raises:
         ValueError: naming the field, both values and where they come from.
@@ -103,10 +104,10 @@ def check_protocols(results: Sequence[Result]) -> None:
             value = result.protocol.get(field, "unknown")
             # Each Gymnasium environment has arguments, wrappers and a length of its own.
             game = result.game if field in _GYM_FIELDS else ""
-            known, where = first.setdefault((field, game), (value, result.where))
-            if known != value:
+            first_value, where = first.setdefault((field, game), (value, result.where))
+            if first_value != value:
                 raise ValueError(
-                    f"{field}: {value!r} in {result.where}, but {known!r} in {where}\n"
+                    f"{field}: {value!r} in {result.where}, but {first_value!r} in {where}\n"
                     "scores of different protocols are never put together; report them apart"
                 )
 
@@ -114,22 +115,21 @@ def check_protocols(results: Sequence[Result]) -> None:
 def name_methods(results: Sequence[Result], notes: list[str]) -> list[Result]:
     """Name each result by its encoder and, where runs of that encoder differ, by its settings.
 
-    Runs of a sweep have their names: what the sweep calls an encoder and what it varied.
+    Runs of a sweep already have names, which say what the sweep varied.
 
     Args:
         results: of all sources.
-        notes: gets one for each method whose differences do not fit into a name.
+        notes: a line is added for each method whose differences do not fit into a name.
     """
     named = {id(result): result.encoder for result in results}
     unnamed = [result for result in results if not result.method]
     for encoder in dict.fromkeys(result.encoder for result in unnamed):
-        told = [r for r in unnamed if r.encoder == encoder and r.settings]
-        keys = dict.fromkeys(key for result in told for key in result.settings)
-        varying = [
-            k for k in keys if any(r.settings.get(k) != told[0].settings.get(k) for r in told)
-        ]
+        group = [r for r in unnamed if r.encoder == encoder and r.settings]
+        keys = dict.fromkeys(key for result in group for key in result.settings)
+        first = group[0].settings if group else {}
+        varying = [k for k in keys if any(r.settings.get(k) != first.get(k) for r in group)]
         variants: list[str] = []
-        for result in told if varying else ():
+        for result in group if varying else ():
             text = ", ".join(f"{key}={result.settings.get(key)}" for key in varying)
             short = len(varying) <= _MAX_SETTINGS_IN_NAME
             if text not in variants:
@@ -153,56 +153,56 @@ def check_seeds(results: Sequence[Result]) -> None:
     Raises:
         ValueError: naming both runs.
     """
-    seen: dict[tuple[str, str, str, int], str] = {}
+    runs: dict[tuple[str, str, str, int], str] = {}
     for result in results:
         if result.seed is not None:
             key = (result.source, result.method, result.game, result.seed)
-            if key in seen:
+            if key in runs:
                 raise ValueError(
                     f"seed: {result.seed} twice for {result.method} on {result.game} "
-                    f"({result.source}): {seen[key]} and {result.where}; must be different ones"
+                    f"({result.source}): {runs[key]} and {result.where}; must be different ones"
                 )
-            seen[key] = result.where
+            runs[key] = result.where
 
 
 def at_common_steps(results: Sequence[Result], notes: list[str]) -> list[Result]:
     """The runs of a method on a game where all of them are: at the same number of steps.
 
-    A run that stopped early is left out where others of its kind have finished. Where none has
-    finished, all are scored by the last step that all have reached. Whoever is left out, cut or
-    not finished is named in `notes`. The best checkpoint of a run has steps of its own. An
-    unfinished run of a sweep is in no table and named already; its curve is drawn where all of its
-    kind are unfinished.
+    A run that stopped early is left out where other runs of the group have finished. Where none has
+    finished, all are scored at the last step that all of them have reached. Every run that is left
+    out, cut or not finished is named in `notes`. Best checkpoints are kept whatever their steps
+    are. Unfinished runs of a sweep have been named before and are in no table; their curves are
+    drawn where the whole group is unfinished.
     """
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.source, result.method, result.game), []).append(result)
-    kept = {id(r) for r in results if r.best}
+    kept_ids = {id(r) for r in results if r.best}
     cut: dict[int, Result] = {}
     for group in groups.values():
         if group[0].source in ("last_tenth", "last_evaluations"):
-            kept |= {id(r) for r in [r for r in group if r.finished] or group}
+            kept_ids |= {id(r) for r in [r for r in group if r.finished] or group}
             continue
         most = max((r.steps or 0) for r in group)
         if any(r.finished for r in group) or group[0].source == "evaluation":
-            whole = [r for r in group if (r.steps or 0) == most]
+            comparable = [r for r in group if (r.steps or 0) == most]
         else:
-            whole = group
+            comparable = group
             least = min((r.steps or 0) for r in group)
             cut |= {id(r): _until(r, least, notes) for r in group if r.steps != least}
-        kept |= {id(r) for r in whole}
-        notes += [_lag(r, most) for r in group if id(r) not in kept]
-        notes += [_lag(r, None) for r in whole if not r.finished]
-    return [cut.get(id(r), r) for r in results if id(r) in kept]
+        kept_ids |= {id(r) for r in comparable}
+        notes += [_lag(r, most) for r in group if id(r) not in kept_ids]
+        notes += [_lag(r, None) for r in comparable if not r.finished]
+    return [cut.get(id(r), r) for r in results if id(r) in kept_ids]
 
 
 def _lag(result: Result, others: int | None) -> str:
-    """What is to be known of a run that stopped early."""
+    """The note on a run that stopped early."""
     of = "" if result.planned_steps is None else f" of {result.planned_steps}"
-    told = f"{result.where}: {result.source} of {result.method} on {result.game}"
+    subject = f"{result.where}: {result.source} of {result.method} on {result.game}"
     if others is None:
-        return f"{told} is not finished: at {result.steps}{of} steps"
-    return f"{told} left out: at {result.steps}{of} steps, where others are at {others}"
+        return f"{subject} is not finished: at {result.steps}{of} steps"
+    return f"{subject} left out: at {result.steps}{of} steps, where others are at {others}"
 
 
 def _until(result: Result, steps: int, notes: list[str]) -> Result:

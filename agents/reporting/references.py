@@ -1,4 +1,4 @@
-"""Public learning curves to draw beside one's own: Dopamine's IQN and Rainbow.
+"""Public learning curves to compare with: Dopamine's IQN and Rainbow.
 
 Source: google/dopamine (Apache License 2.0, Copyright The Dopamine Authors), commit 5873f549,
 `baselines/atari/data/*_CNN.json` and `*_Impala.json`; `dopamine.csv` is made from them by
@@ -42,7 +42,7 @@ class Reference:
 
 
 def references(game: str, protocol: Mapping[str, Any]) -> list[Reference]:
-    """The public curves of a game; none under another protocol than theirs."""
+    """The public curves of a game; empty for a protocol other than theirs."""
     theirs = vars(PROTOCOLS["dopamine"])
     if any(protocol.get(field) != theirs[field] for field in _SAME):
         return []

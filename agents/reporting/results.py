@@ -1,4 +1,4 @@
-"""What a report is made of: one `Result` per run and source of its scores."""
+"""The data of a report: one `Result` for each run and each source of its scores."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """Episodes that one run was scored by."""
+    """The episodes by which one run is scored."""
 
     source: Source
     game: str
@@ -72,7 +72,7 @@ class Result:
 
     @property
     def finished(self) -> bool:
-        """Whether training has come to its planned end, as far as is known."""
+        """Whether training has reached its planned end, as far as is known."""
         if self.steps is None or self.planned_steps is None or self.best:
             return True
         return self.steps >= self.planned_steps

@@ -1,4 +1,4 @@
-"""The runs behind a report, for its page: where each lies, and how its agent plays."""
+"""The runs behind a report, for its HTML page: links to their folders, and clips of their play."""
 
 import os
 from collections.abc import Sequence

@@ -9,12 +9,12 @@ STUDY_FILE = "study.db"
 
 
 def draw_search(sweep: Path, out: Path, notes: list[str]) -> list[str]:
-    """Draw what there is to draw of a search; returns the names of the figures.
+    """Draw the plots of a search that can be drawn; returns the names of the figures.
 
     Args:
         sweep: a sweep's folder; without a search nothing is drawn.
         out: folder of the report.
-        notes: gets a line where something cannot be drawn.
+        notes: a line is added for each plot that cannot be drawn, and one for the best trial.
     """
     if not (sweep / STUDY_FILE).is_file():
         return []
@@ -50,6 +50,6 @@ def draw_search(sweep: Path, out: Path, notes: list[str]) -> list[str]:
             figure.clear()
         names.append(name)
     best = study.best_trial
-    told = ", ".join(f"{option} {value}" for option, value in best.params.items())
-    notes.append(f"search: best of {len(done)} is trial-{best.number} ({best.value:g}): {told}")
+    options = ", ".join(f"{option} {value}" for option, value in best.params.items())
+    notes.append(f"search: best of {len(done)} is trial-{best.number} ({best.value:g}): {options}")
     return names

@@ -1,4 +1,4 @@
-"""A report's page in a browser: a server on this machine alone, of nothing but report and runs."""
+"""A report's page in a browser: a local server that offers only the report and its runs."""
 
 import os
 import webbrowser
@@ -52,10 +52,10 @@ class _Handler(SimpleHTTPRequestHandler):
         super().__init__(*args, **kwargs)
 
     def translate_path(self, path: str) -> str:
-        """The file of a request; of a refused one a name that no file has."""
+        """The file of a request; for a refused one, a name that no file has."""
         file = Path(super().translate_path(path))
         allowed = any(file.resolve().is_relative_to(folder) for folder in self._shown)
         return str(file) if allowed else os.devnull + "/refused"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not told."""
+        """Log nothing."""

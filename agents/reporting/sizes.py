@@ -14,7 +14,7 @@ NUM_ACTIONS = 18
 
 
 def build_encoder(config: Config) -> Encoder:
-    """The encoder of a config, as every game with all actions would have it."""
+    """The encoder of a config, as it is built for a game with all 18 actions."""
     return checkpoint.build_network(config, obs_shape(config), NUM_ACTIONS).encoder.eval()
 
 

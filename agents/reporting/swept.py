@@ -1,4 +1,4 @@
-"""The runs of a sweep's folder, and the two scores that each is judged by.
+"""The runs in the folder of a sweep, and the two scores of each.
 
 A run lies in GAME/METHOD/seed-N, be it the folder of `rl-nfm sweep` or one of kept results
 (`agents.reporting.kept`). One frozen greedy policy is a poor measure of a young agent, so a run is
@@ -37,7 +37,7 @@ def is_run(path: Path) -> bool:
 
 
 def swept_runs(folder: Path) -> list[SweptRun]:
-    """All runs of a sweep that have begun, in the order of their names; none: it is no sweep."""
+    """All runs of a sweep that have begun, in the order of their names; empty if it is no sweep."""
     found = []
     for config in sorted(folder.glob("*/*/seed-*/config.yaml")):
         path = config.parent
@@ -49,5 +49,5 @@ def swept_runs(folder: Path) -> list[SweptRun]:
 
 
 def each_once(runs: Sequence[SweptRun]) -> list[SweptRun]:
-    """Of runs with the same name (in a sweep, and kept of it) the first."""
+    """The first run of each name: a sweep may be named together with its kept results."""
     return list({run.name: run for run in reversed(runs)}.values())[::-1]

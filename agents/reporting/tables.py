@@ -1,7 +1,7 @@
 """The numbers of a report: per run, per game and method, over games, and method against method.
 
-Over seeds where there are several. Of a single run the statistics are over its episodes, and each
-row says which: such an interval tells nothing about other seeds.
+Statistics are over seeds where there are several. Those of a single run are over its episodes, and
+each row says which: an interval over episodes tells nothing about other seeds.
 """
 
 import dataclasses
@@ -64,12 +64,12 @@ class Tables:
 def make_tables(
     results: Sequence[Result], notes: list[str], *, against: str | None = None
 ) -> Tables:
-    """The numbers of results of one source, all with episodes; tells `notes` what is left out.
+    """The numbers of results of one source; every result has episodes.
 
     Args:
         results: of one source.
-        notes: gets a line for what is left out.
-        against: baseline that every other method is compared with; none: all pairs are compared.
+        notes: a line is added for whatever is left out.
+        against: the baseline that every other method is compared with; None compares all pairs.
     """
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in sorted(results, key=lambda r: (r.game, r.method, r.seed or 0)):
@@ -86,15 +86,15 @@ def make_tables(
 
 
 def _note_steps(results: Sequence[Result], notes: list[str]) -> None:
-    """Tell where methods stand side by side after different numbers of steps."""
+    """Add a note where methods are compared after different numbers of steps."""
     steps: dict[str, set[int]] = {}
     for result in results:
         if result.steps is not None and not result.best:
             steps.setdefault(result.method, set()).add(result.steps)
     if len(set().union(*steps.values())) > 1:
-        told = "; ".join(f"{m}: {', '.join(map(str, sorted(s)))}" for m, s in steps.items())
+        counts = "; ".join(f"{m}: {', '.join(map(str, sorted(s)))}" for m, s in steps.items())
         notes.append(
-            f"{TITLES[results[0].source]}: scores after different numbers of steps ({told})"
+            f"{TITLES[results[0].source]}: scores after different numbers of steps ({counts})"
         )
 
 
@@ -117,8 +117,8 @@ def _score_row(group: Sequence[Result]) -> Row:
     first = group[0]
     if len(group) > 1:
         values = _means(group)
-        known = all(result.seed is not None for result in group)
-        over = f"{len(group)} {'seeds' if known else 'runs'}"
+        seeds_known = all(result.seed is not None for result in group)
+        over = f"{len(group)} {'seeds' if seeds_known else 'runs'}"
     else:
         values = np.array(first.returns)
         what = "evaluations" if first.source == "last_evaluations" else "episodes"
@@ -162,8 +162,10 @@ def _normalized(
         and all((game, method) in groups for method in methods)
     ]
     if len(common) < len(games) > 1:
-        left = ", ".join(game for game in games if game not in common)
-        notes.append(f"{title}: not over {left} (no human score, or not played by every method)")
+        excluded = ", ".join(game for game in games if game not in common)
+        notes.append(
+            f"{title}: not over {excluded} (no human score, or not played by every method)"
+        )
     if len(common) < 2:
         return {}
     strata = {
@@ -187,7 +189,7 @@ def _aggregate_row(method: str, strata: Strata) -> Row:
 
 
 def _improvements(groups: Groups, against: str | None) -> list[Row]:
-    """On the games where both methods have several seeds; scores need no normalisation for it."""
+    """Over the games where both methods have several seeds; this needs no normalised scores."""
     games = list(dict.fromkeys(game for game, _ in groups))
     methods = list(dict.fromkeys(method for _, method in groups))
     pairs = list(itertools.combinations(methods, 2))

@@ -1,4 +1,4 @@
-"""The text of a report: what is told in which order, as blocks."""
+"""The text of a report, as a list of blocks."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -67,7 +67,7 @@ def add_end(writer: "CurveWriter", steps: int) -> None:
 
 
 def _flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted names to values that the hyperparameters' table takes: numbers, bools and text."""
+    """Dotted names to values that TensorBoard's table accepts: numbers, bools and text."""
     flat: dict[str, Any] = {}
     for key, value in group.items():
         if isinstance(value, Mapping):
@@ -80,7 +80,7 @@ def _flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def pictures_until(folder: Path, steps: float = math.inf) -> list[Any]:
-    """The events with pictures of a folder's files up to a step, as far as they can be read."""
+    """The events of a folder that hold pictures, up to a step, as far as they can be read."""
     from google.protobuf.message import DecodeError
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
     from tensorboard.compat import tf

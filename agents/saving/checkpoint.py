@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: everything to evaluate, and everything to go on.
+"""Checkpoints of a training run: what is needed to evaluate it, and to continue it.
 
 `checkpoints/step_000250000/` holds `network.safetensors` (the online network alone),
 `training.safetensors` (what each part gives as its state, and the random states) and the replay in
@@ -37,14 +37,14 @@ _LEFT_OVER = re.compile(r"\.(step_\d{9,}|best)\.(partial|old|removed)")
 
 
 class Part(Protocol):
-    """What a checkpoint asks of whatever goes on after a resume."""
+    """What a checkpoint needs of each object whose state survives a resume."""
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that goes on, by name."""
+        """The tensors to save, by name."""
         ...
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave."""
+        """Put back what `state` returned."""
         ...
 
 
@@ -70,10 +70,10 @@ class ReplayPart(Part, Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReplayMeta:
-    """The replay when it was saved."""
+    """The size of the replay when it was saved."""
 
     rows: Annotated[int, Gt(0)]
-    """Of the ring."""
+    """Rows of the ring."""
     added_rows: Annotated[int, Ge(0)]
     """Rows written since the run began."""
 
@@ -90,7 +90,7 @@ class Meta:
     """File name to SHA-256."""
     config: dict[str, Any]
     counters: dict[str, Any]
-    """At least `steps` and `updates`; the rest is the training loop's."""
+    """At least `steps` and `updates`; the others belong to the training loop."""
     obs_shape: tuple[Side, Side, Side]
     """(C, H, W)."""
     num_actions: Side
@@ -152,8 +152,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """The step checkpoints in a `checkpoints` folder, oldest first; other names are left alone."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=step_of)
+    folders = [path for path in folder.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()]
+    return sorted(folders, key=step_of)
 
 
 def step_of(path: Path) -> int:
@@ -162,14 +162,14 @@ def step_of(path: Path) -> int:
 
 
 def tidy(folder: Path) -> None:
-    """Clear away what a killed process has left half-written or half-removed in `checkpoints`."""
+    """Remove what a killed process has left half-written or half-removed in `checkpoints`."""
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         if (match := _LEFT_OVER.fullmatch(path.name)) is not None:
             storage.tidy(folder / match[1])
 
 
 def find(path: Path, which: str = "last") -> Path:
-    """The checkpoint that a path given by a user means: a run's, or itself, or `zoo:NAME`.
+    """The checkpoint that a user's path means: a run's folder, a checkpoint, or `zoo:NAME`.
 
     Raises:
         CheckpointError: if there is none.
@@ -188,14 +188,14 @@ def find(path: Path, which: str = "last") -> Path:
 
 
 def open_checkpoint(path: Path, *, replay: bool = False) -> Checkpoint:
-    """Read and check a checkpoint; the replay's files only where they are needed.
+    """Read and check a checkpoint; the files of the replay are only checked if asked for.
 
     Raises:
         CheckpointError: missing, truncated, foreign or tampered with.
     """
-    found = storage.load_meta(path, kind=KIND, skip=() if replay else ("replay-",))
+    saved = storage.load_meta(path, kind=KIND, skip=() if replay else ("replay-",))
     with fitting(path):
-        meta = validate(Meta, found)
+        meta = validate(Meta, saved)
         for name in ("steps", "updates"):
             count = meta.counters[name]
             if not isinstance(count, int) or isinstance(count, bool) or count < 0:
@@ -252,14 +252,14 @@ def restore(
     *,
     of_rank: bool = True,
 ) -> bool:
-    """Put networks, optimiser, replay and random states back; returns whether a replay was there.
+    """Put networks, optimiser, replay and random states back; returns whether it had a replay.
 
     Args:
         checkpoint: what to go on from.
         learner: owner of the networks.
         replay: the ring of rows.
-        others: further parts by name, which are told last.
-        of_rank: also what belongs to one rank: replay and random states.
+        others: further parts by name, whose states are put back last.
+        of_rank: also put back what belongs to one rank alone: the replay and the random states.
 
     Raises:
         CheckpointError: if something is missing or does not fit.
@@ -279,15 +279,16 @@ def restore(
         else:
             state = {}
         if of_rank and checkpoint.meta.replay is not None:
-            own = {f"replay.{name}": value for name, value in replay.state().items()}
-            _check_like(own, state)
+            current = {f"replay.{name}": value for name, value in replay.state().items()}
+            _check_like(current, state)
             _check_count(state, "replay.added_rows", checkpoint.meta.replay.added_rows)
             _restore_rows(checkpoint, checkpoint.meta.replay, replay)
-            replay.load_state({name.removeprefix("replay."): state[name] for name in own})
+            replay.load_state({name.removeprefix("replay."): state[name] for name in current})
         for part, other in others.items():
             prefix = f"{part}."
-            told = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            other.load_state(told)
+            other.load_state(
+                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            )
     return of_rank and checkpoint.meta.replay is not None
 
 
@@ -316,9 +317,9 @@ def _restore_rows(checkpoint: Checkpoint, saved: ReplayMeta, replay: ReplayPart)
         raise ValueError(f"rows from {filled} of the replay are missing")
 
 
-def _check_like(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Raise for a tensor that is missing or of another shape or type than here."""
-    for name, value in own.items():
+def _check_like(current: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Raise for a tensor that is missing, or saved in another shape or type than it has now."""
+    for name, value in current.items():
         shape, dtype = tuple(saved[name].shape), saved[name].dtype
         if shape != tuple(value.shape) or dtype != value.dtype:
             raise ValueError(
@@ -334,9 +335,9 @@ def _check_count(saved: Mapping[str, Tensor], name: str, count: int) -> None:
 
 @contextlib.contextmanager
 def fitting(path: Path) -> Iterator[None]:
-    """What goes wrong inside is told as a checkpoint that does not fit, in one line.
+    """Report errors inside as a checkpoint that does not fit, in one line.
 
-    The files have their digests, so this is one of another config or version, or made by hand.
+    The digests of its files were right, so it is of another config or version, or made by hand.
     """
     try:
         yield

@@ -11,7 +11,7 @@ _REPLAY = "replay-"
 
 
 def drop_replay(run: Path) -> int:
-    """Put the last checkpoint of a run that is over in its own place without the replay's rows.
+    """Rewrite the last checkpoint of a run that is over, without the rows of the replay.
 
     Networks, optimiser and random states stay as they are. A run that goes on from it first fills a
     new replay, and says so.

@@ -61,7 +61,7 @@ class RunFolder:
 
     @staticmethod
     def check_free(out: Path) -> None:
-        """Find out, before memory is taken, whether a new run may begin there.
+        """Check, before memory is allocated, whether a new run may begin there.
 
         Raises:
             ValueError: the folder is not empty, or cannot be made or written.
@@ -161,7 +161,7 @@ class RunFolder:
 
 
 def _new_folder(config: Config) -> Path:
-    """A folder of its own below `runs`, also for two runs begun in the same second."""
+    """A new folder below `runs`, distinct even for two runs that begin in the same second."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     name = f"{folder_name(config.game)}-{config.encoder}-seed{config.seed}-{stamp}"
     for number in itertools.count(1):
@@ -184,5 +184,5 @@ def read_metrics(path: Path) -> list[Line]:
 
 
 def folder_name(game: str) -> str:
-    """What a folder of a game's runs is called: ids of Gymnasium may hold a slash."""
+    """A game's name as it appears in names of folders: Gymnasium ids may contain a slash."""
     return game.replace("/", "_")

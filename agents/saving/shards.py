@@ -26,12 +26,12 @@ from rl_nfm.support.ranks import Ranks
 
 
 def folder_of(checkpoints: Path, rank: int) -> Path:
-    """Where a rank keeps its own."""
+    """The folder of a rank's checkpoints."""
     return checkpoints / f"rank-{rank}" if rank else checkpoints
 
 
 def newest(checkpoints: Path) -> Path | None:
-    """The checkpoint of rank 0 to go on from; where no rank lacks it, if there is such a one.
+    """The checkpoint of rank 0 to resume from: one that no rank lacks, if there is any.
 
     Raises:
         CheckpointError: a damaged one.
@@ -50,7 +50,7 @@ def is_whole(of_first: Checkpoint) -> bool:
 
 
 def part_of(of_first: Checkpoint, ranks: Ranks) -> Checkpoint | None:
-    """The checkpoint that this rank goes on from exactly; None where as many ranks did not write.
+    """The checkpoint of this very rank; None where another number of ranks wrote it.
 
     Raises:
         CheckpointError: it is damaged.
@@ -70,7 +70,7 @@ def restore_part(
     replay: ReplayPart,
     others: Mapping[str, Part],
 ) -> Checkpoint:
-    """Go on from this rank's part of a checkpoint, or with a replay that is to be filled anew.
+    """Resume from this rank's part of a checkpoint, or else with a replay to be filled anew.
 
     Args:
         of_first: that of rank 0.
@@ -113,7 +113,7 @@ def forget_others(checkpoints: Path, ranks: Ranks, steps: int) -> None:
 
 
 def forget_former_ranks(checkpoints: Path, ranks: Ranks) -> None:
-    """Once the run goes on with fewer ranks, remove the checkpoints of those it has no more."""
+    """Remove the checkpoints of ranks that a run, resumed with fewer of them, no longer has."""
     last = newest(checkpoints)
     if last is None or open_checkpoint(last).meta.ranks != ranks.size:
         return

@@ -1,4 +1,4 @@
-"""Writing checkpoints beside the training: what they hold is copied at once, written by a thread.
+"""Writing checkpoints in the background: the content is copied at once, a thread writes it.
 
 The copy is made on the device, so training stops only for as long as that takes; what it holds does
 not depend on when the thread runs. Where there is no room for a copy, the checkpoint is written
@@ -141,11 +141,11 @@ class CheckpointWriter:
 
     @property
     def last_good(self) -> Path | None:
-        """The newest checkpoint that is written."""
+        """The newest checkpoint that is completely written."""
         return self._last
 
     def check(self) -> None:
-        """Raise what went wrong in the background.
+        """Raise an error that occurred in the background.
 
         Raises:
             ValueError: names the last good checkpoint.
@@ -154,7 +154,7 @@ class CheckpointWriter:
             raise self._not_written(self._failure) from None
 
     def wait(self) -> None:
-        """Wait for what is being written.
+        """Wait until nothing is being written.
 
         Raises:
             ValueError: if it could not be written.
@@ -165,7 +165,7 @@ class CheckpointWriter:
         self.check()
 
     def _state(self) -> Files:
-        """Everything but the replay's rows."""
+        """All state except for the rows of the replay."""
         learner, replay = self.learner, self.replay
         training = learner.state()
         for prefix, part in {"replay": replay, **self.others}.items():
@@ -268,7 +268,7 @@ def chunks(added_rows: int, rows: int, size: int) -> dict[str, slice]:
 
 
 def _copies(files: Files, device: torch.device) -> Files | None:
-    """Copies on the device of everything in the files; None where there is no room for them."""
+    """Copies, on the device, of all tensors to be saved; None where there is no room for them."""
     tensors = [value for named in files.values() for value in named.values()]
     needed = sum(value.numel() * value.element_size() for value in tensors)
     free = free_bytes(device)
@@ -293,7 +293,7 @@ def _synchronize(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def _own_stream(device: torch.device) -> Iterator[None]:
-    """On a GPU, what is copied to the host inside neither waits for training nor holds it up."""
+    """Inside, on a GPU, copies to the host neither wait for training nor delay it."""
     if device.type != "cuda":
         yield
         return

@@ -1,1 +1,1 @@
-"""Many runs from one command: what is asked, where each stands, local processes or Ray, search."""
+"""Many runs from one command: plans, progress, local processes or a Ray cluster, and search."""

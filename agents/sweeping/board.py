@@ -1,4 +1,4 @@
-"""What a sweep shows: one live table in a terminal, without one a line a minute."""
+"""The progress of a sweep: one live table in a terminal, otherwise one line per minute."""
 
 import dataclasses
 import math
@@ -13,19 +13,19 @@ from envs import human_normalized_score, random_and_human_score
 
 _TERMINAL_SECONDS, _PLAIN_SECONDS = 2.0, 60.0
 _MAX_COLUMNS = 8
-"""With more methods than that, they are the rows."""
+"""With more methods than this, methods are the rows of the table and games the columns."""
 _QUIET_SECONDS = 3600.0
-"""A run that logged nothing for so long is not called under way."""
+"""A run that has logged nothing for so long is not counted as under way."""
 
 
 class Board:
-    """Reads where all runs stand, and shows it.
+    """Reads the progress of all runs from their folders, and shows it.
 
     Args:
-        runs: all of the sweep, finished ones too.
-        known: names of runs that are done elsewhere.
-        at_once: how many run side by side, for the time left.
-        out: where to.
+        runs: all runs of the sweep, finished ones too.
+        known: names of the runs whose results come from another folder.
+        at_once: how many runs are trained side by side, which the estimate of time needs.
+        out: where the table is printed.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class Board:
         self._out, self._terminal = out, out.isatty()
         self._next = time.monotonic() + (0.0 if self._terminal else _PLAIN_SECONDS)
         self._height = 0
-        whole = Progress(done=True)
-        self._done = {run.name: whole for run in runs if run.name in set(known)}
+        finished = Progress(done=True)
+        self._done = {run.name: finished for run in runs if run.name in set(known)}
 
     def add(self, runs: Sequence[PlannedRun]) -> None:
         """Show these runs too."""
@@ -52,37 +52,37 @@ class Board:
         self.runs.remove(run)
 
     def is_done(self, run: PlannedRun) -> bool:
-        """Whether a run is finished, as its folder (or what is known) tells."""
+        """Whether a run is finished, according to its folder, or known from another one."""
         return self._look(run).done
 
     def _look(self, run: PlannedRun) -> Progress:
-        """Read its folder again, unless it was done."""
+        """The progress of a run, read from its folder again until the run is done."""
         if run.name in self._done:
             return self._done[run.name]
         try:
-            found = progress(run)
+            state = progress(run)
         except ValueError:
-            found = Progress()  # damaged: its process says how
-        if found.done:
-            self._done[run.name] = found
-        return found
+            state = Progress()  # a damaged folder, which the run's process will report
+        if state.done:
+            self._done[run.name] = state
+        return state
 
     def tell(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that stays above the table."""
         self._erase()
         print(line, file=self._out, flush=True)
         self._next = min(self._next, time.monotonic() + 0.5)
 
     def show(self, failed: Mapping[str, str], *, last: bool = False) -> None:
-        """The table, or one line, when it is time for it."""
+        """Print the table, or the summary alone, when the next one is due."""
         if not self.runs or (time.monotonic() < self._next and not last):
             return
         self._next = time.monotonic() + (_TERMINAL_SECONDS if self._terminal else _PLAIN_SECONDS)
-        found = {run.name: self._look(run) for run in self.runs}
+        states = {run.name: self._look(run) for run in self.runs}
         if last:  # nothing runs any more, whatever was logged a moment ago
-            found = {k: dataclasses.replace(v, logged_at=0.0) for k, v in found.items()}
-        lines = [*self.table(found, failed)] if self._terminal or last else []
-        lines.append(self.summary(found, failed))
+            states = {k: dataclasses.replace(v, logged_at=0.0) for k, v in states.items()}
+        lines = [*self.table(states, failed)] if self._terminal or last else []
+        lines.append(self.summary(states, failed))
         if self._terminal and not last:
             lines = fit(lines, *shutil.get_terminal_size())
         self._erase()
@@ -94,33 +94,33 @@ class Board:
             print(f"\x1b[{self._height}F\x1b[J", end="", file=self._out)
             self._height = 0
 
-    def summary(self, found: Mapping[str, Progress], failed: Mapping[str, str]) -> str:
-        """One line on all runs."""
-        done = sum(state.done for state in found.values())
-        running = sum(_is_under_way(s) and n not in failed for n, s in found.items())
-        steps = sum(min(state.steps, run.steps) for run, state in self._pairs(found))
+    def summary(self, states: Mapping[str, Progress], failed: Mapping[str, str]) -> str:
+        """One line about all runs."""
+        done = sum(state.done for state in states.values())
+        running = sum(_is_under_way(s) and n not in failed for n, s in states.items())
+        steps = sum(min(state.steps, run.steps) for run, state in self._pairs(states))
         total = sum(run.steps for run in self.runs)
-        parts = [f"{done} of {len(found)} runs done", f"{len(failed)} given up"]
-        if done < len(found):
+        parts = [f"{done} of {len(states)} runs done", f"{len(failed)} given up"]
+        if done < len(states):
             parts += [f"{running} under way", f"{steps / max(1, total):.0%} of the steps"]
-            if (left := self._seconds_left(found, failed)) is not None:
-                parts.append(f"about {duration(left)} left")
+            if (seconds := self._remaining_seconds(states, failed)) is not None:
+                parts.append(f"about {duration(seconds)} left")
         return ", ".join(parts)
 
-    def table(self, found: Mapping[str, Progress], failed: Mapping[str, str]) -> Iterator[str]:
-        """Games x encoders, and the runs that are under way."""
+    def table(self, states: Mapping[str, Progress], failed: Mapping[str, str]) -> Iterator[str]:
+        """A table of games and encoders, and a line for each run that is under way."""
         methods = list(dict.fromkeys(run.method for run in self.runs))
         games = dict.fromkeys(run.game for run in self.runs)
         rows = [
             ["", *methods],
-            *([game, *(self._cell(game, m, found, failed) for m in methods)] for game in games),
+            *([game, *(self._cell(game, m, states, failed) for m in methods)] for game in games),
         ]
         if len(methods) > _MAX_COLUMNS:
             rows = [list(column) for column in zip(*rows, strict=True)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        for run, state in self._pairs(found):
+        for run, state in self._pairs(states):
             if _is_under_way(state) and run.name not in failed:
                 yield f"  {run.name}: {_describe(run, state)}"
 
@@ -128,11 +128,11 @@ class Board:
         self,
         game: str,
         method: str,
-        found: Mapping[str, Progress],
+        states: Mapping[str, Progress],
         failed: Mapping[str, str],
     ) -> str:
-        """Runs done, given up, and their mean return as a share of the way to a human's."""
-        group = [(r, s) for r, s in self._pairs(found) if (r.game, r.method) == (game, method)]
+        """Runs done and given up, and their mean return as `_against_human` shows it."""
+        group = [(r, s) for r, s in self._pairs(states) if (r.game, r.method) == (game, method)]
         text = f"{sum(state.done for _, state in group)}/{len(group)}"
         if lost := sum(run.name in failed for run, _ in group):
             text += f" ({lost} given up)"
@@ -141,23 +141,23 @@ class Board:
             text += f" {_against_human(game, math.fsum(returns) / len(returns))}"
         return text
 
-    def _pairs(self, found: Mapping[str, Progress]) -> Iterator[tuple[PlannedRun, Progress]]:
-        return ((run, found[run.name]) for run in self.runs)
+    def _pairs(self, states: Mapping[str, Progress]) -> Iterator[tuple[PlannedRun, Progress]]:
+        return ((run, states[run.name]) for run in self.runs)
 
-    def _seconds_left(
-        self, found: Mapping[str, Progress], failed: Mapping[str, str]
+    def _remaining_seconds(
+        self, states: Mapping[str, Progress], failed: Mapping[str, str]
     ) -> float | None:
-        """By each method's mean speed so far; by the others' where it has none yet."""
+        """Estimated by the mean speed of each method so far, or of all where it has none yet."""
         rates: dict[str, list[float]] = {}
-        for run, state in self._pairs(found):
+        for run, state in self._pairs(states):
             if state.steps_per_second:
                 rates.setdefault(run.method, []).append(state.steps_per_second)
         if not rates:
             return None
-        overall = _mean([rate for known in rates.values() for rate in known])
+        overall = _mean([rate for of_method in rates.values() for rate in of_method])
         seconds = [
             max(0, run.steps - state.steps) / _mean(rates.get(run.method, [overall]))
-            for run, state in self._pairs(found)
+            for run, state in self._pairs(states)
             if not state.done and run.name not in failed
         ]
         if not seconds:
@@ -166,17 +166,17 @@ class Board:
 
 
 def fit(lines: Sequence[str], columns: int, rows: int) -> list[str]:
-    """Lines that can be erased again: none wraps, and together they do not scroll the screen.
+    """Cut lines so that they can be erased again: none may wrap, nor all of them scroll the screen.
 
     Args:
-        lines: the last one is always shown.
-        columns: of the terminal.
-        rows: of the terminal.
+        lines: to print; the last one is always shown.
+        columns: width of the terminal.
+        rows: height of the terminal.
     """
-    kept = [*lines]
+    shown = [*lines]
     if len(lines) > (room := max(3, rows - 1)):
-        kept = [*lines[: room - 2], f"  ... {len(lines) - room + 1} more lines", lines[-1]]
-    return [line[: max(1, columns - 1)] for line in kept]
+        shown = [*lines[: room - 2], f"  ... {len(lines) - room + 1} more lines", lines[-1]]
+    return [line[: max(1, columns - 1)] for line in shown]
 
 
 def _is_under_way(state: Progress) -> bool:
@@ -186,8 +186,8 @@ def _is_under_way(state: Progress) -> bool:
 def _describe(run: PlannedRun, state: Progress) -> str:
     parts = [f"{state.steps / run.steps:.0%}"]
     if state.steps_per_second:
-        left = (run.steps - state.steps) / state.steps_per_second
-        parts += [f"{state.steps_per_second:.1f} steps/s", f"{duration(left)} left"]
+        seconds = (run.steps - state.steps) / state.steps_per_second
+        parts += [f"{state.steps_per_second:.1f} steps/s", f"{duration(seconds)} left"]
     if state.last_return is not None:
         parts.append(f"return {state.last_return:.1f}{_reference(run.game)}")
     return ", ".join(parts)
@@ -199,7 +199,7 @@ def _reference(game: str) -> str:
 
 
 def _against_human(game: str, score: float) -> str:
-    """The return, and how much of the way from random play to a human's it is."""
+    """The return, and where a human score is published, the human-normalised one."""
     share = human_normalized_score(game, score)
     return f"{score:.{0 if abs(score) >= 10 else 1}f}" + ("" if share is None else f" {share:.1%}")
 

@@ -40,7 +40,7 @@ class RayExecutor:
         self._refs: dict[str, Any] = {}
 
     def _room(self, cpus: int, gpus: float) -> int:
-        """Runs that fit on the machines as they are now."""
+        """How many runs fit on the machines that the cluster has now."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         counts = [int(node.get("CPU", 0) // cpus) for node in nodes]
         if gpus:
@@ -82,5 +82,5 @@ def _import_ray() -> Any:
 
 
 def _execute(run: PlannedRun, threads: int) -> int:
-    """What a task does, on its machine."""
+    """The work of a task, on its machine."""
     return execute(run, threads, StopRequest())

@@ -12,7 +12,7 @@ from agents.sweeping.runs import PlannedRun, StopRequest, execute
 
 
 class Executor(Protocol):
-    """Runs what it is given, as many at once as there is room for."""
+    """Carries out runs, as many at a time as there is room for."""
 
     threads: int
     """Cores of one run."""
@@ -20,19 +20,19 @@ class Executor(Protocol):
     """Runs side by side."""
 
     def submit(self, run: PlannedRun) -> "Future[int]":
-        """Begin a run, or go on with it, when there is room; the exit code of its process."""
+        """Begin or resume a run when there is room; the future gives its process's exit code."""
         ...
 
     def end(self, run: PlannedRun) -> None:
-        """Have one run end with a checkpoint, or not begin."""
+        """Let one run end with a checkpoint, or never begin."""
         ...
 
     def stop(self) -> None:
-        """Begin nothing more, and have what runs end with a checkpoint."""
+        """Begin no more runs, and let those that are running end with a checkpoint."""
         ...
 
     def kill(self) -> None:
-        """End what runs without waiting for a checkpoint."""
+        """End the running ones at once, without a checkpoint."""
         ...
 
 

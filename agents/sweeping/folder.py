@@ -37,7 +37,7 @@ def held(out: Path) -> Iterator[None]:
 def check_space(
     out: Path, runs: Sequence[PlannedRun], configs: Mapping[str, Config], *, at_once: int | None
 ) -> None:
-    """Refuse a disk without room for what the checkpoints of these runs will hold at least.
+    """Refuse a disk that has less room than the checkpoints of these runs need at least.
 
     Args:
         out: on that disk.

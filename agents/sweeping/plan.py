@@ -1,4 +1,4 @@
-"""What a sweep of agents asks for, checked, and the runs it comes to.
+"""What a sweep of agents is to run, checked, and the runs that follow from it.
 
 `OUT/preset.yaml` holds the values that all runs share, complete, so that a sweep stays what it was
 when its preset is edited; `OUT/sweep.yaml` says what was asked. A run lies in GAME/METHOD/seed-N,
@@ -54,7 +54,7 @@ class Plan:
             check_unique(f"vary: {option}", values)
 
     def settings(self) -> list[dict[str, str]]:
-        """Every combination of what is varied."""
+        """Every combination of the varied settings."""
         values = itertools.product(*self.vary.values())
         return [dict(zip(self.vary, chosen, strict=True)) for chosen in values]
 
@@ -142,7 +142,7 @@ class Plan:
                 partial.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
     def _check_same(self, path: Path, encoders: Sequence[str]) -> None:
-        """Refuse a change of what the runs asked for before read."""
+        """Refuse settings that differ from those of the runs that the sweep already has."""
         before = make_config(read_yaml(path), where=str(path), saved=True)
         for encoder in encoders:
             old, new = (to_plain(with_encoder(base, encoder)) for base in (before, self.base))
@@ -155,7 +155,7 @@ class Plan:
 
 
 def read_request(out: Path) -> dict[str, Any]:
-    """What sweep.yaml says; empty where no sweep was begun.
+    """The content of sweep.yaml; empty where no sweep has begun in the folder.
 
     Raises:
         ValueError: the folder holds other things, or the file is damaged.
@@ -169,12 +169,12 @@ def read_request(out: Path) -> dict[str, Any]:
 
 
 def method_name(encoder: str, setting: Mapping[str, str]) -> str:
-    """The encoder and what was varied, as the name of a folder."""
+    """The encoder and the varied settings, as the name of a folder."""
     return ",".join([encoder, *(f"{option}={value}" for option, value in setting.items())])
 
 
 def check_unique(name: str, values: Sequence[Any]) -> None:
-    """Refuse no value, and one that is there twice.
+    """Refuse an empty list, and a value that is in it twice.
 
     Raises:
         ValueError: naming it.

@@ -1,4 +1,4 @@
-"""One run of a sweep: how it is begun and continued, and where it stands.
+"""One run of a sweep: how it is begun and resumed, and how its progress is read.
 
 A run is `rl-nfm train` (or `rl-nfm supervised`) in a process of its own. Its state is read from the
 files which that command writes, at every look; nothing else keeps track of it.
@@ -55,12 +55,12 @@ class PlannedRun:
 
     @property
     def log(self) -> Path:
-        """What the run's processes print: beside its folder, which must be empty at the start."""
+        """The file for what the run prints. Not in its folder, which must start empty."""
         return self.folder.with_suffix(".log")
 
 
 class StopRequest:
-    """How a sweep tells its runs to end, from any thread."""
+    """Lets a sweep ask its runs to end, from any thread."""
 
     def __init__(self) -> None:
         self.gently = threading.Event()
@@ -86,7 +86,7 @@ class Progress:
 
 
 def progress(run: PlannedRun) -> Progress:
-    """Read where a run stands from its folder.
+    """Read the progress of a run from its folder.
 
     Raises:
         ValueError: a damaged metrics file.
@@ -107,7 +107,7 @@ def progress(run: PlannedRun) -> Progress:
 
 
 def _supervised_progress(run: PlannedRun) -> Progress:
-    """By the last evaluation of the trial, or of the batch of seeds, that logged last."""
+    """Progress at the last evaluation of whichever trial or batch of seeds logged last."""
     if (run.folder / "result.json").is_file():
         return Progress(steps=run.steps, done=True)
     files = [*run.folder.glob("metrics.jsonl"), *run.folder.glob("*/metrics.jsonl")]
@@ -129,7 +129,7 @@ def saved_steps(folder: Path) -> int:
 
 
 def drop_replay_of(run: PlannedRun) -> str:
-    """Drop the replay of a run that is over; why that was not possible, or nothing."""
+    """Delete the replay of a run that is over; returns why that failed, if it did."""
     if run.kind != "train" or not (run.folder / "config.yaml").is_file():
         return ""
     try:
@@ -140,7 +140,7 @@ def drop_replay_of(run: PlannedRun) -> str:
 
 
 def execute(run: PlannedRun, threads: int, stop: StopRequest) -> int:
-    """Begin a run, or go on with it, and wait for its end; the exit code of its process.
+    """Begin or resume a run and wait for its end; returns the exit code of its process.
 
     Asked to stop, by the request or by an exception such as that of Ray's cancelling, the run ends
     with a checkpoint first.
@@ -180,7 +180,7 @@ def _start(run: PlannedRun, threads: int) -> "subprocess.Popen[bytes]":
 
 
 def _end(process: "subprocess.Popen[bytes]", stop: StopRequest) -> int:
-    """Ask the process to end with a checkpoint, and kill it when that takes too long."""
+    """Ask the process to end with a checkpoint, and kill it if it takes too long."""
     process.terminate()
     deadline = time.monotonic() + _SETTLE_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
@@ -210,13 +210,13 @@ def _is_trained_elsewhere(folder: Path) -> bool:
 
 
 def thread_variables(threads: int) -> Mapping[str, str]:
-    """Environment of a run that may use so many cores."""
+    """Environment variables that limit a run to this number of cores."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return dict.fromkeys(names, str(threads))
 
 
 def last_line(path: Path, limit: int = 300) -> str:
-    """The last line of a log that says something."""
+    """The last line of a log that is not blank."""
     if not path.is_file():
         return "nothing was printed"
     text = path.read_bytes()[-10_000:].decode("utf-8", "replace")

@@ -81,7 +81,7 @@ class Search:
 
     @property
     def ended(self) -> int:
-        """Trials that are over, of whatever command."""
+        """How many trials are over, those of earlier commands included."""
         return sum(trial.state.is_finished() for trial in self._study.get_trials(deepcopy=False))
 
     def begin(self) -> Sequence[PlannedRun]:
@@ -100,7 +100,7 @@ class Search:
         return runs
 
     def _more(self) -> Iterator[tuple[Any, set[int]]]:
-        """Trials to go on with, then new ones, as many as there is room for."""
+        """Resume unfinished trials, then begin new ones, as many as there is room for."""
         states = self._optuna.trial.TrialState
         known = self._study.get_trials(deepcopy=False)
         for trial in known:
@@ -131,7 +131,7 @@ class Search:
                 self._tell(number, state=self._optuna.trial.TrialState.FAIL)
 
     def _judge(self, number: int) -> None:
-        """Tell Optuna how far a trial is, and end it where it is done or Optuna gives it up."""
+        """Report a trial's progress to Optuna; end the trial if it is done or Optuna prunes it."""
         trial = self._live[number]
         done = all(self._board.is_done(run) for run in trial.runs)  # first: then all is logged
         values = self._values(trial.runs)
@@ -152,7 +152,7 @@ class Search:
             self._tell(number, state=states.PRUNED)
 
     def _tell(self, number: int, value: float | None = None, state: Any = None) -> None:
-        """A trial is over; what still runs of it is ended."""
+        """Report the end of a trial to Optuna, and end what still runs of it."""
         trial = self._live.pop(number)
         for run in trial.runs:
             if not self._board.is_done(run):
@@ -195,7 +195,7 @@ def _has(line: Mapping[str, Any], name: str) -> bool:
 
 
 def check_ends(plan: Plan, space: Sequence[Dimension]) -> None:
-    """Build a config at both ends of every range and for every choice.
+    """Check every range and choice, by building a config at both ends and for each choice.
 
     Raises:
         ValueError: one of them is not allowed.
@@ -208,7 +208,7 @@ def check_ends(plan: Plan, space: Sequence[Dimension]) -> None:
 
 
 def import_optuna() -> Any:
-    """Optuna, quiet.
+    """Import Optuna and silence its log.
 
     Raises:
         ValueError: it is not installed.

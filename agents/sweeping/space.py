@@ -1,4 +1,4 @@
-"""What a search looks through, as typed: `learner.learning_rate=1e-5..1e-3:log`."""
+"""The space of a search, as users write it: `learner.learning_rate=1e-5..1e-3:log`."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from agents.config import Config
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dimension:
-    """Where the values of one option lie: between two bounds, or among choices."""
+    """The values that one option can take: between two bounds, or among choices."""
 
     option: str
     """Dotted name."""
@@ -24,7 +24,7 @@ class Dimension:
     choices: tuple[str, ...] = ()
 
     def suggest(self, trial: Any) -> str:
-        """The value that Optuna's trial takes, as one would type it."""
+        """The value that Optuna chooses for a trial, as a user would type it."""
         if self.choices:
             return trial.suggest_categorical(self.option, self.choices)
         if self.whole:
@@ -89,7 +89,7 @@ def _parse(option: str, text: str, value: Any, word: str) -> Dimension:
 
 
 def same_space(space: Sequence[Dimension], before: Mapping[str, str]) -> None:
-    """Refuse to go on with a search through another space.
+    """Refuse to continue a search in another space.
 
     Raises:
         ValueError: naming the option that differs.

@@ -1,4 +1,4 @@
-"""The loop of a sweep: submit what is unfinished, retry what failed, show where all stand."""
+"""The loop of a sweep: submit unfinished runs, retry failed ones, and show the progress."""
 
 import contextlib
 import dataclasses
@@ -27,18 +27,18 @@ class Outcome:
 
 
 class Work(Protocol):
-    """What there is to do: a list of runs, or a search that decides as it goes."""
+    """The runs to do: a fixed list, or those that a search chooses as it goes."""
 
     def begin(self) -> Sequence[PlannedRun]:
-        """Runs to begin now; asked again and again."""
+        """The runs to begin now; called again and again."""
         ...
 
     def is_over(self, run: PlannedRun) -> bool:
-        """Whether nothing more is to be done for a run that has ended."""
+        """Whether a run that has ended needs no further work."""
         ...
 
     def give_up(self, run: PlannedRun) -> None:
-        """Told of a run that failed too often."""
+        """Called for a run that failed too often."""
         ...
 
 
@@ -116,14 +116,14 @@ def run_all(
 
 
 def drop_replays(runs: Iterable[PlannedRun], board: Board) -> None:
-    """Drop the replays of runs that are over; one that cannot be dropped is told and stays."""
+    """Delete the replays of runs that are over; says which of them cannot be deleted."""
     for run in runs:
         if reason := drop_replay_of(run):
             board.tell(f"{run.name}: its replay stays on disk: {reason}")
 
 
 def _obey(obeyed: int, number: int, executor: Executor, board: Board) -> None:
-    """The first signal stops the runs with a checkpoint each, a second one at once."""
+    """On the first signal the runs end with a checkpoint each, on the second at once."""
     name = signal.Signals(number).name
     if obeyed == 0:
         board.tell(f"{name}: the runs end with a checkpoint each (once more: at once)")

@@ -23,7 +23,7 @@ from rl_nfm.support.configuration import nearest
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Match:
-    """How a baseline becomes as large as its reference."""
+    """Which size of a baseline is matched to its reference."""
 
     encoder: str
     """The baseline."""
@@ -44,7 +44,7 @@ MATCHES: Mapping[str, Match] = {
 
 
 def variant_names() -> list[str]:
-    """Everything that `--encoders` takes."""
+    """All names that `--encoders` accepts."""
     return [*encoder_names(), *MATCHES]
 
 
@@ -70,7 +70,7 @@ def with_encoder(config: Config, name: str) -> Config:
 
 
 def _without_sequences(config: Config) -> Config:
-    """For an encoder without a state, which is trained on single steps."""
+    """The config for an encoder without a state, which is trained on single steps."""
     single = {"sequence_steps": 1, "overlap_steps": 0, "burn_in_steps": 0}
     return _replaced(config, replay={**dataclasses.asdict(config.replay), **single})
 

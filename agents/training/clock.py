@@ -1,4 +1,4 @@
-"""When things are due, and where the time goes."""
+"""Schedules: what is due when, how epsilon decays, and how long each part of the loop takes."""
 
 import time
 from collections import defaultdict
@@ -10,17 +10,17 @@ from agents.config import ExplorationConfig
 
 
 class Clock:
-    """Tells what is due: each name once in every so many agent steps.
+    """Tells what is due: each task has a name and an interval in agent steps.
 
-    Knows no past: a count is due where a multiple of its interval was passed, so that a resumed run
-    needs nothing but its steps, and a run with other intervals goes on with those.
+    It keeps no history: a task is due whenever a multiple of its interval is passed. A resumed run
+    therefore needs only its count of steps, and may go on with other intervals.
     """
 
     def __init__(self, **every_steps: int):
         self._every_steps = every_steps
 
     def due(self, before: int, now: int) -> frozenset[str]:
-        """The names whose multiple lies after `before` and not after `now`, in agent steps."""
+        """The names of which a multiple of the interval lies in (before, now], in agent steps."""
         return frozenset(
             name for name, every in self._every_steps.items() if now // every > before // every
         )
@@ -43,7 +43,7 @@ class Epsilon:
         self._exponent = 1 + config.epsilon_power * share
 
     def __call__(self, steps: int) -> Tensor:
-        """After so many agent steps, float [E] on the host."""
+        """Epsilon of each environment after so many agent steps, float [E] on the host."""
         config, begun = self._config, steps - self._min_steps
         if begun < 0:
             return torch.ones_like(self._exponent)
@@ -61,13 +61,13 @@ class Stopwatch:
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """What has passed since the last call belongs to this part."""
+        """Count the time since the last call as that of this part."""
         now = time.perf_counter()
         self._seconds[name] += now - self._last
         self._last = now
 
     def milliseconds(self, rounds: int) -> dict[str, float]:
-        """Mean of each part per round of the loop, as `time/NAME`; begins anew."""
+        """Mean time of each part per round of the loop, as `time/NAME`; resets the sums."""
         means = {f"time/{k}": 1e3 * v / max(1, rounds) for k, v in self._seconds.items()}
         self._seconds.clear()
         return means

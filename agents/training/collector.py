@@ -40,7 +40,7 @@ class Streams:
 
     @classmethod
     def of(cls, device: torch.device) -> "Streams":
-        """Those of this device; acting goes first, since the environments wait for it."""
+        """The streams of this device; acting has priority, since the environments wait for it."""
         return cls(acting=make_stream(device, urgent=True), learning=make_stream(device))
 
     def finish(self) -> None:
@@ -98,14 +98,14 @@ class Collector:
         )
 
     def begin(self, obs: NDArray[Any], info: dict[str, Any], *, epsilon: Tensor) -> None:
-        """The first observations of new episodes everywhere."""
+        """Take in the first observations, after all environments began new episodes."""
         self.player.begin(obs, episode_start=info["episode_start"], epsilon=epsilon.numpy())
 
     def act(self) -> NDArray[Any]:
-        """Actions upon the last observations, int64 [E]; the host waits for them alone."""
-        taken = self._taken[self._rows % self._handover.slots]
-        if taken is not None:
-            self.streams.acting.wait(taken)
+        """Actions at the last observations, int64 [E]; the host waits for nothing else."""
+        slot_free = self._taken[self._rows % self._handover.slots]
+        if slot_free is not None:
+            self.streams.acting.wait(slot_free)
         return self.player.act()
 
     def receive(
@@ -117,7 +117,7 @@ class Collector:
         *,
         epsilon: Tensor,
     ) -> None:
-        """What the actions led to; the row is complete and goes to the replay.
+        """Take in what the actions led to, and store the completed row in the replay.
 
         Args:
             obs: uint8 [E, C, H, W].
@@ -142,11 +142,11 @@ class Collector:
         self._rows += 1
 
     def state(self) -> dict[str, Tensor]:
-        """Random numbers to come, where acting draws its own."""
+        """The state of the random generator, where acting has one of its own."""
         return {} if self.random is None else {"rng": self.random.state()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """After the learner and the replay: act with their weights of now."""
+        """Restore it after the learner and the replay, and act with its present weights."""
         if self.random is not None and "rng" in state:
             self.random.load_state(state["rng"])
         self.weights.refresh()
@@ -154,8 +154,7 @@ class Collector:
         self._add.forget()
 
     def _fill(self, row: Row) -> None:
-        kept = row if self.replay.keeps_states else _without_states(row)
-        self._handover.put(kept)
+        self._handover.put(row if self.replay.keeps_states else _without_states(row))
 
     def _close(self, row: Row) -> None:
         self._handover.put(row)

@@ -22,19 +22,19 @@ def evaluate(
     config: Config,
     recorder: Recorder,
     saver: CheckpointWriter,
-    asked: StopRequest,
+    stop_request: StopRequest,
     ranks: Ranks,
 ) -> dict[str, Any]:
-    """Scores for the log; none where a signal cut them short.
+    """Evaluate the network; returns scores for the log, none where a signal ended it early.
 
     Rank 0 plays while the others wait.
 
     Args:
-        network: that is trained.
+        network: the one in training.
         config: of the run.
-        recorder: of the run; its counters are told of a better return, its curves get the clip.
+        recorder: of the run: a better return is noted in its counters, the clip in its curves.
         saver: keeps the best network.
-        asked: whether the run is to end.
+        stop_request: tells whether a signal asked the run to end.
         ranks: of the run.
     """
     counters = recorder.counters
@@ -42,7 +42,7 @@ def evaluate(
 
     def scores() -> dict[str, Any]:
         try:
-            found = play(
+            played = play(
                 network,
                 config,
                 episodes=config.run.eval_episodes,
@@ -54,16 +54,16 @@ def evaluate(
             )
         except Interrupted:
             return {}
-        if saver.save_best(dataclasses.asdict(counters), found.mean):
-            counters.best_return = found.mean
+        if saver.save_best(dataclasses.asdict(counters), played.mean):
+            counters.best_return = played.mean
         if clip is not None:
             _show(clip, recorder)
-        return {"eval_return_mean": found.mean, "eval_return_median": found.median}
+        return {"eval_return_mean": played.mean, "eval_return_median": played.median}
 
-    meanwhile = Meanwhile(asked, ranks)
-    own = scores() if ranks.first else {}
+    meanwhile = Meanwhile(stop_request, ranks)
+    local_scores = scores() if ranks.first else {}
     meanwhile.wait()
-    return ranks.of_first(lambda: own)
+    return ranks.of_first(lambda: local_scores)
 
 
 def _show(clip: EpisodeClip, recorder: Recorder) -> None:

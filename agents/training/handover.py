@@ -28,16 +28,16 @@ class Handover:
         self._taking = torch.zeros(1, dtype=torch.int64, device=device)
 
     def put(self, values: Mapping[str, Tensor]) -> None:
-        """Write part of the row that is being filled."""
+        """Write some tensors of the row that is being filled."""
         for name, value in values.items():
             self._ring[name].index_copy_(0, self._filling, value[None])
 
     def close(self) -> None:
-        """The row is complete: go on to the next slot."""
+        """Complete the row and go on to the next slot."""
         self._filling.add_(1).remainder_(self.slots)
 
     def take(self) -> dict[str, Tensor]:
-        """The oldest row that was not taken yet."""
+        """The oldest row that has not been taken yet."""
         row = {name: x.index_select(0, self._taking)[0] for name, x in self._ring.items()}
         self._taking.add_(1).remainder_(self.slots)
         return row

@@ -8,7 +8,7 @@ from agents.training.trainer import Trainer
 
 
 def initialize(trainer: Trainer) -> None:
-    """Before the first step of a new run: take the weights that `config.init` names, if any.
+    """Load the weights that `config.init` names, if any, before the first step of a new run.
 
     Raises:
         ValueError: see `start_from`.
@@ -33,10 +33,10 @@ def start_from(agent: str, learner: Learner) -> None:
         ValueError: its encoder is another one.
     """
     found = checkpoint.open_checkpoint(checkpoint.find(Path(agent)))
-    weights, own = found.tensors("network"), learner.online.state_dict()
+    weights, current = found.tensors("network"), learner.online.state_dict()
     wrong: dict[str, str] = {}  # part of the network to one of its weights
-    for name in {**own, **weights}:
-        if name not in own or name not in weights or own[name].shape != weights[name].shape:
+    for name in {**current, **weights}:
+        if name not in current or name not in weights or current[name].shape != weights[name].shape:
             wrong.setdefault(name.split(".")[0], name)
     if "encoder" in wrong:
         raise ValueError(
@@ -46,5 +46,5 @@ def start_from(agent: str, learner: Learner) -> None:
     for part, name in wrong.items():
         print(f"note: init: the {part} of {agent} does not fit ({name}); it begins anew")
     weights = {k: v for k, v in weights.items() if k.split(".")[0] not in wrong}
-    learner.online.load_state_dict({**own, **weights})
+    learner.online.load_state_dict({**current, **weights})
     learner.target.load_state_dict(learner.online.state_dict())

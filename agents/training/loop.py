@@ -1,4 +1,4 @@
-"""The loop of a training run: act, send, learn, receive, hand over, and what is due in between."""
+"""The loop of a training run: act, send, learn, receive, store; log, save and evaluate when due."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ AGREE_EVERY_ROUNDS = 16
 
 
 class Loop:
-    """Runs the parts of a trainer from where they are to the end, and writes what a run leaves."""
+    """Runs the parts of a trainer from their state to the end, and writes the run's files."""
 
     def __init__(self, parts: "Trainer", folder: RunFolder, last: checkpoint.Checkpoint | None):
         """Make the writers.
@@ -43,7 +43,7 @@ class Loop:
         self.collector, self.streams = parts.collector, parts.streams
         self.epsilon, self.rank_epsilon = parts.epsilon, parts.rank_epsilon
         self.clock, self.watch = parts.clock, parts.watch
-        self.counters, self.asked = parts.counters, parts.asked
+        self.counters, self.stop_request = parts.counters, parts.stop_request
         self._ended: list[Episode] = []
         self.saver = CheckpointWriter(
             shards.folder_of(folder.checkpoints, self.ranks.rank),
@@ -106,20 +106,20 @@ class Loop:
         self._finish()
 
     def _stops(self) -> bool:
-        """Whether the run was asked to end; ranks agree about it now and then."""
+        """Whether the run was asked to end; the ranks exchange this from time to time."""
         rounds = self.counters.steps // self.config.env.num_envs
         if not self.ranks.alone and rounds % AGREE_EVERY_ROUNDS:
             return False
-        return self.asked.agreed(self.ranks)
+        return self.stop_request.agreed(self.ranks)
 
     def _count_episodes(self) -> None:
-        """Those of all ranks, in the order in which they ended."""
+        """Count the ended episodes of all ranks, in the order in which they ended."""
         ended = itertools.chain(*self.ranks.gather(self._ended))
         self.counters.count_episodes(sorted(ended, key=lambda episode: episode.ended_at))
         self._ended = []
 
     def _learn(self) -> None:
-        """The updates that this step's frames have paid for."""
+        """Do the updates that are due after this step."""
         config, replay = self.config, self.replay
         if replay.steps < self.share.replay.min_steps or not replay.ready:
             return
@@ -153,7 +153,7 @@ class Loop:
                 self._save()
 
     def _finish(self) -> None:
-        """Log the last stretch, and leave a checkpoint of the last step."""
+        """Log the last interval and write a checkpoint of the last step."""
         with self._paused():
             self._count_episodes()
             self._require_numbers()
@@ -166,7 +166,7 @@ class Loop:
 
     @contextlib.contextmanager
     def _paused(self) -> Iterator[None]:
-        """Inside, no stream has work under way, so that the host may read and write everything."""
+        """Inside, no stream has unfinished work, so the host may read and write all tensors."""
         self.streams.finish()
         yield
         if self.device.type == "cuda":  # what was done inside is done before streams go on
@@ -190,7 +190,12 @@ class Loop:
 
     def _evaluated(self) -> dict[str, Any]:
         return evaluate(
-            self.learner.online, self.config, self.recorder, self.saver, self.asked, self.ranks
+            self.learner.online,
+            self.config,
+            self.recorder,
+            self.saver,
+            self.stop_request,
+            self.ranks,
         )
 
     def _log(self, scores: dict[str, Any]) -> None:

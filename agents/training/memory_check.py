@@ -1,4 +1,4 @@
-"""Whether the replay fits: asked before it is allocated, and told when memory runs out."""
+"""Checks that the replay fits into memory, and explains an allocation that fails."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from rl_nfm.support.memory import free_bytes
 
 
 def check_memory(needed: int, for_states: int, device: torch.device) -> None:
-    """Say what the replay takes, and refuse one that does not fit.
+    """Print how much memory the replay takes, and refuse one that does not fit.
 
     Args:
         needed: bytes in all.

@@ -19,7 +19,7 @@ from rl_nfm.support.ranks import ALONE, Ranks
 
 
 def share_of(config: Config, ranks: Ranks) -> Config:
-    """What one rank of a run is made from: its part of every total, and a seed of its own.
+    """The config of one rank of a run: its share of every total, and its own seed.
 
     Raises:
         ValueError: environments or batch cannot be split evenly.
@@ -67,7 +67,7 @@ def obs_shape_of(env: GameVecEnv) -> tuple[int, int, int]:
 def build_learner(
     config: Config, env: GameVecEnv, device: torch.device, ranks: Ranks = ALONE
 ) -> Learner:
-    """Both networks, fresh, and what trains them.
+    """New online and target networks, and the learner that trains them.
 
     Raises:
         ValueError: sequences are asked for, and the encoder has no state.

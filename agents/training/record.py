@@ -25,7 +25,7 @@ class Episode(NamedTuple):
 
     @classmethod
     def of(cls, info: Mapping[str, Any], now: int) -> "list[Episode]":
-        """Those that ended in the step after which the run had `now` agent steps."""
+        """The episodes that ended in the step after which the run had `now` agent steps."""
         ended = info["episode_end"]
         if not ended.any():
             return []
@@ -48,7 +48,7 @@ class Counters:
 
     @classmethod
     def of(cls, saved: Mapping[str, Any], where: str) -> "Counters":
-        """Those of a checkpoint; older ones hold more.
+        """The counters of a checkpoint; those of earlier versions hold more fields.
 
         Raises:
             ValueError: a value of the wrong type.
@@ -65,7 +65,7 @@ class Counters:
         self.episodes += len(returns)
 
     def updates_due(self, steps: int, steps_per_update: float) -> int:
-        """Updates that these agent steps have paid for; a rest is kept."""
+        """How many updates are due after these agent steps; a fraction is carried over."""
         self.update_credit += steps / steps_per_update
         due = int(self.update_credit)
         self.update_credit -= due
@@ -118,7 +118,7 @@ class Recorder:
         self.progress.advance(steps)
 
     def _values(self) -> dict[str, float]:
-        """What is shown beside the steps, as far as it is known."""
+        """The values shown beside the steps, as far as they are known yet."""
         now = time.perf_counter()
         rate = (self._updates - self._shown_updates) / max(1e-9, now - self._shown_at)
         self._shown_updates, self._shown_at = self._updates, now

@@ -17,7 +17,7 @@ from agents.replay.config import ReplayConfig
 
 
 class Memory(Protocol):
-    """What a gradient step asks of a replay."""
+    """What a gradient step needs of a replay."""
 
     config: ReplayConfig
 
@@ -26,7 +26,7 @@ class Memory(Protocol):
         ...
 
     def update_priorities(self, index: Tensor, td_error: Tensor, mask: Tensor) -> None:
-        """Tell the errors of a batch."""
+        """Set the priorities of a batch from its errors."""
         ...
 
     def set_schedule(self, progress: float) -> None:
@@ -43,7 +43,7 @@ class GradientStep:
         Args:
             learner: updates the networks.
             replay: gives batches and takes priorities.
-            random: what both draw from; None: torch's default generator.
+            random: where random numbers of both come from; None: torch's default generator.
         """
         self.learner, self.replay, self.random = learner, replay, random
         if learner.wants_compile:
@@ -68,11 +68,11 @@ class GradientStep:
         self.learner.count_update()
 
     def state(self) -> dict[str, Tensor]:
-        """Random numbers to come, where learning draws its own."""
+        """The state of the random generator, where learning has one of its own."""
         return {} if self.random is None else {"rng": self.random.state()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """After the learner and the replay, whose new tensors a graph of before does not know."""
+        """Restore it, after learner and replay: an earlier graph does not know their tensors."""
         if self.random is not None and "rng" in state:
             self.random.load_state(state["rng"])
         self.forget_graph()

@@ -35,7 +35,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, SIGINT and SIGTERM are requests, where the process is ours to steer.
+        """Inside, SIGINT and SIGTERM are requests, where the process belongs to this run.
 
         Python lets only the main thread handle signals; a run in another one belongs to a program
         that decides for itself what its signals mean.
@@ -75,33 +75,33 @@ class StopRequest:
 
 
 class Meanwhile:
-    """Lets ranks wait for one that works alone for long, and hear of signals.
+    """Lets ranks wait for one that works alone for a long time, and still pass on signals.
 
-    Without it they would take one that evaluates for hours for one that stands still.
+    Without it they would believe that a rank which evaluates for hours has died.
 
     Args:
-        asked: what this rank was asked.
+        stop_request: the signals that this rank has received.
         ranks: all of them.
     """
 
-    def __init__(self, asked: StopRequest, ranks: Ranks):
-        self._asked, self._ranks = asked, ranks
+    def __init__(self, stop_request: StopRequest, ranks: Ranks):
+        self._stop_request, self._ranks = stop_request, ranks
         self._next = time.monotonic() + EXCHANGE_SECONDS
 
     def __call__(self) -> bool:
-        """Whether to end; the one that works asks often."""
+        """Whether to end; the rank that works calls it often."""
         if not self._ranks.alone and time.monotonic() >= self._next:
             self._exchange(working=True)
             self._next = time.monotonic() + EXCHANGE_SECONDS
-        return self._asked()
+        return self._stop_request()
 
     def wait(self) -> None:
-        """Until no rank works any more: called by all of them, at the end or at once."""
+        """Return when no rank works any more; a rank calls it as soon as it has no work left."""
         while self._exchange(working=False):
             pass
 
     def _exchange(self, *, working: bool) -> bool:
-        others_work, number = self._ranks.agree(int(working), self._asked.number or 0)
+        others_work, number = self._ranks.agree(int(working), self._stop_request.number or 0)
         if number:
-            self._asked.number = number
+            self._stop_request.number = number
         return others_work > 0

@@ -78,7 +78,7 @@ def resume(path: Path, override: Callable[[Config], Config]) -> Path:
 
 
 def _newest(folder: RunFolder, config: Config) -> Path | None:
-    """The checkpoint to go on from, if the config fits it."""
+    """The checkpoint to resume from, if the config fits it."""
     found = shards.newest(folder.checkpoints)
     if found is not None:
         last = checkpoint.open_checkpoint(found)

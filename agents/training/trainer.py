@@ -59,8 +59,8 @@ class Trainer:
             torch.manual_seed(share.seed)
         state = self.learner.online.initial_state(1)
         self.replay = parts.build_replay(share, self.env, state, device, ranks)
-        own = RandomStream(device, share.seed + 1) if device.type == "cuda" else None
-        self.step = GradientStep(self.learner, self.replay, random=own)
+        random = RandomStream(device, share.seed + 1) if device.type == "cuda" else None
+        self.step = GradientStep(self.learner, self.replay, random=random)
         self.collector = Collector(
             share,
             self.learner,
@@ -80,7 +80,7 @@ class Trainer:
             evaluate=run.eval_every_steps,
             save=run.checkpoint_every_steps,
         )
-        self.counters, self.watch, self.asked = Counters(), Stopwatch(), StopRequest()
+        self.counters, self.watch, self.stop_request = Counters(), Stopwatch(), StopRequest()
         self.loop: Loop | None = None
         """Set by `run`."""
 
@@ -91,7 +91,7 @@ class Trainer:
             ValueError: learning diverged, or a checkpoint cannot be written.
             Stop: a signal asked for the end.
         """
-        with self.asked.listening():  # from the first line that names the folder to the last
+        with self.stop_request.listening():  # from the first line that names the folder to the last
             last = self._restore(folder, last)
             self.loop = Loop(self, folder, last)
             with contextlib.closing(self.env):
@@ -103,13 +103,13 @@ class Trainer:
             )
         if self.ranks.first and any(folder.checkpoints.glob("rank-*")):
             shards.forget_former_ranks(folder.checkpoints, self.ranks)
-        self.asked.raise_if_asked(folder.path)
+        self.stop_request.raise_if_asked(folder.path)
         return folder.path
 
     def _restore(
         self, folder: RunFolder, last: checkpoint.Checkpoint | None
     ) -> checkpoint.Checkpoint | None:
-        """Take over what the last checkpoint, that of rank 0, holds; returns this rank's part."""
+        """Restore the last checkpoint, which is that of rank 0; returns this rank's part."""
         if last is not None:
             last = shards.restore_part(last, self.ranks, self.learner, self.replay, self.others)
             self.counters = Counters.of(last.counters, where=str(last.path))

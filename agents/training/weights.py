@@ -17,7 +17,7 @@ from agents.learning.streams import Event, Stream
 
 
 def lag_of(config: LearnerConfig, device: torch.device) -> int:
-    """Batches of updates by which the acting weights lie behind."""
+    """By how many batches of updates the acting weights lag behind the learner's."""
     if config.acting_lag is not None:
         return config.acting_lag
     return 1 if device.type == "cuda" else 0
@@ -30,20 +30,20 @@ class ActingWeights:
         self.lag, self.acting, self.learning = lag, acting, learning
         self.network = copy.deepcopy(online).requires_grad_(False).eval() if lag else online
         self._online = _tensors(online)
-        self._own = _tensors(self.network)
+        self._acting_weights = _tensors(self.network)
         self._between = [x.clone() for x in self._online] if lag else []
         self._published: Event | None = None
         self._copied: Event | None = None
 
     def before_updates(self) -> None:
-        """Give acting what the last updates made; call it before the next ones are appended."""
+        """Let acting use the weights after the last updates; call it before more are appended."""
         if self.lag and self._published is not None:
             self.acting.wait(self._published)
-            self.acting.run(lambda: _copy(self._own, self._between))
+            self.acting.run(lambda: _copy(self._acting_weights, self._between))
             self._copied = self.acting.record()
 
     def after_updates(self) -> None:
-        """Publish what the updates appended since `before_updates` make."""
+        """Publish the weights after the updates that were appended since `before_updates`."""
         if self.lag:
             if self._copied is not None:
                 self.learning.wait(self._copied)  # what it publishes over has been read
@@ -53,9 +53,9 @@ class ActingWeights:
             self.acting.wait(self.learning.record())
 
     def refresh(self) -> None:
-        """Act with the learner's weights of now: after a restore, when no work is under way."""
+        """Act with the learner's present weights: after a restore, when no work is under way."""
         if self.lag:
-            _copy(self._own, self._online)
+            _copy(self._acting_weights, self._online)
             self._published = None
 
 

@@ -17,7 +17,7 @@ HEIGHT, WIDTH = 210, 160
 
 
 class ColorTwin:
-    """Emulators that show colours at full size; everything else is as the protocol says."""
+    """Emulators that show colours at full size; all other settings are those of the protocol."""
 
     def __init__(self, game: str, protocol: Protocol, *, num_envs: int, num_threads: int = 1):
         settings = dict(vars(protocol))
@@ -36,7 +36,7 @@ class ColorTwin:
         )
 
     def reset(self, seed: int | None) -> NDArray[np.uint8]:
-        """Begin anew with the seed of the others; pictures [N, 210, 160, 3], RGB."""
+        """Begin anew with the seed of the first emulators; pictures [N, 210, 160, 3], RGB."""
         obs, _ = self._vec.reset(seed=seed)
         return obs[:, 0]
 

@@ -118,7 +118,7 @@ class AtariVecEnv(GameVecEnv):
             self._pictures, _ = self._twin.step(actions)
 
     def _show(self, obs: NDArray[np.uint8]) -> None:
-        """The twin has shown it already, in colour."""
+        """Nothing to keep: the twin has drawn the picture already, in colour."""
 
     def _collect(
         self,
@@ -133,7 +133,7 @@ class AtariVecEnv(GameVecEnv):
 
 
 def _protocol_of(options: Mapping[str, Any]) -> Protocol:
-    """The protocol that a run's options mean; those of Gymnasium environments are refused."""
+    """The protocol that follows from a run's options; Gymnasium's options are refused."""
     fields = {field.name for field in dataclasses.fields(Protocol)} - {"name"}
     for name, value in options.items():
         if name not in {"protocol", *fields} and value:

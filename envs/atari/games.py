@@ -1,4 +1,4 @@
-"""Names of games, and the scores that normalise theirs.
+"""Names of games, and the published scores by which returns are normalised.
 
 Every single-player ROM of ale-py is a game here. Human and random scores: the table of dqn_zoo
 (`dqn_zoo/atari_data.py`, Atari-57; at least 3 episodes from up to 30 no-ops, at most 108,000
@@ -116,7 +116,7 @@ def resolve_game(name: str) -> str:
 
 
 def _nearest(compact: str, stem: str) -> str | None:
-    """The game that a name comes nearest to, in spelling or with its words in another order."""
+    """The game whose name is nearest, in spelling or with its words in another order."""
     words = sorted(re.findall(r"[A-Z]?[a-z0-9]+", stem))
     for game in _by_compact_name().values():
         if sorted(game.split("_")) == [word.lower() for word in words]:

@@ -63,7 +63,7 @@ def atari5_median(human_normalized: Mapping[str, float | None]) -> float | None:
 
 
 def games_of(names: Sequence[str]) -> tuple[str, ...]:
-    """The games that names of games and suites mean, each once, in their order.
+    """The games that a list of games and suites stands for, each once, in their order.
 
     Raises:
         ValueError: a name that is neither.
