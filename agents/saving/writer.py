@@ -23,14 +23,12 @@ from agents.saving.checkpoint import (
     BEST,
     KIND,
     Checkpoint,
-    LearnerPart,
-    Part,
-    ReplayPart,
     best_return,
     first_not_finite,
     list_checkpoints,
     step_of,
 )
+from agents.saving.parts import LearnerPart, Part, ReplayPart
 from rl_nfm.support import storage
 from rl_nfm.support.memory import free_bytes
 from rl_nfm.support.ranks import ALONE, Ranks

@@ -11,6 +11,7 @@ import torch
 
 from agents import cli
 from agents.saving import checkpoint
+from agents.saving.parts import restore
 from agents.training import train
 from agents.training.record import Counters
 from rl_nfm.support import storage
@@ -73,7 +74,7 @@ def read_back(folder: Path, fresh: train.Trainer) -> None:
     """All that `evaluate` and `train --resume` do with a checkpoint."""
     found = checkpoint.open_checkpoint(folder, replay=True)
     checkpoint.load_network(found, torch.device("cpu"))
-    checkpoint.restore(found, fresh.learner, fresh.replay, fresh.others)
+    restore(found, fresh.learner, fresh.replay, fresh.others)
     Counters.of(found.counters, where=str(folder))
 
 

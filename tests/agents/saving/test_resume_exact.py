@@ -7,6 +7,7 @@ import torch
 
 from agents.config import make_config, read_preset, to_plain
 from agents.saving import checkpoint
+from agents.saving.parts import restore
 from agents.training import train
 from rl_nfm.encoders import encoder_names
 
@@ -27,7 +28,7 @@ def test_one_update_after_restore_equals_the_one_without_interruption(tmp_path, 
         trainer.run(folder, None)
     saved = checkpoint.open_checkpoint(checkpoint.find(tmp_path / "run"), replay=True)
     other = train.Trainer(dataclasses.replace(config, seed=7), CPU)
-    checkpoint.restore(saved, other.learner, other.replay, other.others)
+    restore(saved, other.learner, other.replay, other.others)
     other.env.close()
     assert trainer.learner.updates > 0
     for step in (trainer.step, other.step):

@@ -8,6 +8,7 @@ import torch
 from agents import load
 from agents.config import read_preset
 from agents.saving import checkpoint
+from agents.saving.parts import restore
 from agents.saving.run_folder import read_metrics
 from agents.training import train
 from rl_nfm.encoders import encoder_names
@@ -33,6 +34,6 @@ def test_the_schedule_reaches_a_restored_optimiser(tmp_path):
     folder = train.train(config, out=tmp_path / "run")
     trainer = train.Trainer(config, torch.device("cuda"))
     saved = checkpoint.open_checkpoint(checkpoint.find(folder), replay=True)
-    checkpoint.restore(saved, trainer.learner, trainer.replay, trainer.others)
+    restore(saved, trainer.learner, trainer.replay, trainer.others)
     assert trainer.learner.optimizer.param_groups[0]["lr"] is trainer.learner.learning_rate
     trainer.env.close()

@@ -27,6 +27,7 @@ from agents.replay.config import ReplayConfig
 from agents.replay.priorities import importance_weights
 from agents.replay.returns import ReturnConfig
 from agents.saving import checkpoint, shards
+from agents.saving.parts import restore
 from agents.saving.run_folder import RunFolder, read_metrics
 from agents.training import train
 from agents.training.parts import share_of
@@ -382,7 +383,7 @@ def test_as_many_ranks_go_on_exactly(in_ranks, tmp_path):
             last = checkpoint.open_checkpoint(checkpoint.find(out))
             part = shards.part_of(last, ranks)
             assert part is not None
-            checkpoint.restore(part, other.learner, other.replay, other.others)
+            restore(part, other.learner, other.replay, other.others)
             other.env.close()
             for step in (trainer.step, other.step):
                 step.set_schedule(0.5)

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.config import check_resumable, make_config, read_preset, to_plain
 from agents.saving import checkpoint, writer
+from agents.saving.parts import restore
 from agents.saving.run_folder import RunFolder, read_metrics
 from agents.training import train
 from rl_nfm.support import storage
@@ -71,9 +72,9 @@ def test_restore_puts_everything_back(tmp_path):
     folder = train.train(config, out=tmp_path / "run")
     saved = checkpoint.open_checkpoint(checkpoint.find(folder), replay=True)
     a = train.Trainer(config, torch.device("cpu"))
-    assert checkpoint.restore(saved, a.learner, a.replay, a.others)
+    assert restore(saved, a.learner, a.replay, a.others)
     b = train.Trainer(dataclasses.replace(config, seed=7), torch.device("cpu"))
-    checkpoint.restore(saved, b.learner, b.replay, b.others)
+    restore(saved, b.learner, b.replay, b.others)
     for name, value in a.replay.row_stores.items():
         assert torch.equal(value, b.replay.row_stores[name])
     assert a.replay.added_rows == 75
