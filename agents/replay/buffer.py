@@ -1,7 +1,6 @@
 """Replay on the learner's device: one uint8 frame per step, stacks rebuilt at sampling.
 
-Layout: one ring per environment, all written in lockstep, so a row is a time step of all of them:
-every store is [rows, num_envs, ...]. A stored row t holds the newest frame of the observation, the
+Layout: one ring per environment, written in lockstep: every store is [rows, num_envs, ...]. A stored row t holds the newest frame of the observation, the
 action taken on it, the raw reward and discount (0 or 1) that followed, and two borders:
 `episode_start` (the frame is the first of an episode: it cuts stacks) and `life_loss` (the step
 lost a life: it ends the return where the protocol says so; stacks go on).
@@ -16,6 +15,7 @@ Sampling reads sequences of `burn_in + T` positions and n rows more; for an enco
 T = 1 and no burn-in, only the two rows that are needed.
 
 Shapes: R rows, E environments, B batch, T positions, S observations; C, H, W of stacked frames.
+Tests check them in `Batch`, returns and priorities, not here: its small helpers would slow them.
 """
 
 from collections.abc import Mapping
