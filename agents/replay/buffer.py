@@ -1,10 +1,10 @@
 """Replay on the learner's device: one uint8 frame per step, stacks rebuilt at sampling.
 
-Layout: one ring per environment, written in lockstep: every store is [rows, num_envs, ...]. A
-stored row t holds the newest frame of the observation, the action taken on it, the raw reward and
-discount (0 or 1) that followed, and two borders: `episode_start` (the frame is the first of an
-episode: it cuts stacks) and `life_loss` (the step lost a life: it ends the return where the
-protocol says so; stacks go on).
+Layout: one ring per environment, written in lockstep: every store is [rows, num_envs, ...]. Row t
+holds the newest frame of the observation, the action taken on it, the raw reward and discount (0 or
+1) that followed, and two borders: `episode_start` (the first frame of an episode, which cuts
+stacks) and `life_loss` (the step lost a life: it ends the return where the protocol says so; stacks
+go on).
 
 The row before an episode start is never a start of a transition: it holds the last frame of its
 episode (the environment's autoreset step, whose action is ignored), and is what a return that meets
