@@ -12,8 +12,7 @@ a truncation bootstraps from. A resumed run begins new episodes, so it needs no 
 
 Clipping, n-step sums and gamma are applied at sampling, in this order.
 
-Sampling reads sequences of `burn_in + T` positions and n rows more; for an encoder without state,
-T = 1 and no burn-in, only the two rows that are needed.
+Sampling reads sequences of `burn_in + T + n` rows; without state, burn-in and T > 1 the two needed.
 
 Shapes: R rows, E environments, B batch, T positions, S observations; C, H, W of stacked frames.
 Tests check them in `Batch`, returns and priorities, not here: its small helpers would slow them.
