@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check clean
+.PHONY: install demo test check docs clean
 
 install: .venv/.installed
 
@@ -21,5 +21,9 @@ test: install
 
 check: test
 
+docs: install
+	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/docs docs docs/site
+	@echo "docs/site/index.html"
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist docs/site *.egg-info
