@@ -1,8 +1,8 @@
-"""Makes `agents/reporting/dopamine.csv` from a checkout of google/dopamine.
+"""Make `agents/reporting/dopamine.csv` from a checkout of google/dopamine.
 
 `python scripts/dopamine_references.py DOPAMINE` reads `baselines/atari/data/GAME_CNN.json` and
-`GAME_Impala.json` (five seeds of 200 iterations each, of which
-only some are taken; in the last one some seeds are missing).
+`GAME_Impala.json`: five seeds of 200 iterations each. Only some iterations are used, and some seeds
+lack the last one.
 """
 
 import csv
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
         for game in SUITES["atari57"]:
             for network, suffix in NETWORKS.items():
                 path = data / f"{game.replace('_', '')}_{suffix}.json"
-                if not path.is_file():  # Dopamine has no Defender and no Surround
+                if not path.is_file():  # Dopamine has no data for Defender and Surround
                     continue
                 rows = json.loads(path.read_text(encoding="utf-8"))
                 values: dict[tuple[str, int], list[float]] = defaultdict(list)

@@ -7,8 +7,8 @@
     python scripts/gpu_session.py --rehearse a b c    # tiny sizes on a CPU, Triton interpreted
 
 Each stage runs in a process of its own with a limit in seconds, so that one that hangs or crashes
-costs only itself. Results are JSON lines, flushed as they come, in OUT/STAGE.jsonl; the table at
-the end holds them against the goals.
+does not affect the others. Results are JSON lines in OUT/STAGE.jsonl, flushed as they are measured;
+the table at the end compares them with the goals.
 """
 
 import argparse
@@ -41,7 +41,7 @@ CALLS: dict[str, dict[str, int]] = {
     "b": {"nfm": 90, "rims": 25, "profile": 60, "compiling": 120},
     "c": {"learning": 200},
 }  # fmt: skip
-"""Call to its stages, in order of importance, each with its limit in seconds."""
+"""The stages of each call, in order of importance, with their limits in seconds."""
 CALL_SECONDS = 235
 GOALS: dict[str, tuple[str, float]] = {
     "speed:nfm_paper run_steps_s": (">=", 3_500),
@@ -55,7 +55,7 @@ GOALS: dict[str, tuple[str, float]] = {
     "nfm:256 memory_over_backbone": ("<=", 1.5),
     "rims:RIM_LSTM float32 over_lstm": ("<=", 2.0),
 }
-"""What the table at the end compares results with."""
+"""The goals that the table at the end compares results with."""
 
 
 def stage_function(name: str, out: Path) -> Callable[[], Iterator[dict[str, Any]]]:
@@ -78,14 +78,14 @@ def all_stages() -> dict[str, int]:
 
 
 def stage_file(out: Path, name: str, suffix: str) -> Path:
-    """Where a stage writes its results (jsonl) or what it prints (log)."""
+    """The file of a stage's results (jsonl) or of its output (log)."""
     return out / f"{name.replace(':', '_')}.{suffix}"
 
 
 def run_stage(name: str, out: Path) -> None:
-    """Run one stage in this process and write each result as it comes."""
+    """Run one stage in this process and write each result as soon as it is measured."""
     if limit := float(os.environ.get("RL_NFM_STAGE_SECONDS", 0)):
-        faulthandler.dump_traceback_later(max(1.0, limit - 2.0))  # where it hangs
+        faulthandler.dump_traceback_later(max(1.0, limit - 2.0))  # show where the stage hangs
     with stage_file(out, name, "jsonl").open("w") as file:
         for result in stage_function(name, out)():
             rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()}
@@ -114,7 +114,7 @@ def supervise(name: str, limit: float, out: Path, env: dict[str, str]) -> str:
 
 
 def read_results(name: str, out: Path) -> list[dict[str, Any]]:
-    """What a stage has written, however it ended."""
+    """The results that a stage has written, however it ended."""
     path = stage_file(out, name, "jsonl")
     if not path.is_file():
         return []
@@ -127,7 +127,7 @@ def read_results(name: str, out: Path) -> list[dict[str, Any]]:
 
 
 def figures(results: list[dict[str, Any]]) -> dict[str, float]:
-    """Numbers under the names that GOALS uses."""
+    """The measured numbers under the names in GOALS."""
     found: dict[str, float] = {}
     parts: dict[str, float] = {}
     for row in results:
@@ -148,7 +148,7 @@ def figures(results: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
-    """What was measured beside the goals, and every check that failed."""
+    """The table of measurements and goals, and every check that failed."""
     found = figures(results)
     print(f"\n{'goal':42s} {'wanted':>10s} {'measured':>10s}")
     for name, (sign, goal) in GOALS.items():
@@ -189,13 +189,13 @@ def main() -> int:
         wanted.update(CALLS.get(name) or {name: limits.get(name, 60)})
     begin, verdicts, results = time.monotonic(), {}, []
     for name, limit in wanted.items():
-        left = options.seconds - (time.monotonic() - begin)
-        if left < 10:
+        seconds_left = options.seconds - (time.monotonic() - begin)
+        if seconds_left < 10:
             verdicts[name] = "not run: out of time"
             continue
         start = time.monotonic()
         stage_file(options.out, name, "jsonl").unlink(missing_ok=True)
-        limit = min(limit * (4 if options.rehearse else 1), left)
+        limit = min(limit * (4 if options.rehearse else 1), seconds_left)
         verdict = supervise(name, limit, options.out, env)
         verdicts[name] = f"{verdict} ({time.monotonic() - start:.1f} s)"
         rows = read_results(name, options.out)

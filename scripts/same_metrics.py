@@ -1,9 +1,10 @@
-"""Do two checkouts of this project compute the same? For changes that must not change a result.
+"""Check that two checkouts compute the same, for changes that must not affect any result.
 
     python scripts/same_metrics.py OTHER_CHECKOUT [--only NAME ...]
 
 Runs presets and supervised tasks from the same seed in both, on the CPU, and compares every number
-they write but those that tell the time. Exit code 1 and the first difference where there is one.
+they write except measurements of time. Prints the first difference and exits with 1 if there is
+one.
 """
 
 import argparse
@@ -26,13 +27,13 @@ CASES: dict[str, list[str]] = {
     "adding": [*SUPERVISED, "adding", "--epochs", "2", "--updates-per-epoch", "20"],
     "arithmetic": [*SUPERVISED, "arithmetic", "--updates", "2000", "--trials", "2"],
 }
-"""Name and command; `--out DIR` is added."""
+"""Commands by name; `--out DIR` is appended."""
 TIMES = ("_per_second", "seconds", "time/")
-"""Parts of the names of numbers that differ from run to run."""
+"""Numbers whose names contain one of these differ from run to run."""
 
 
 def run(checkout: Path, command: list[str], out: Path) -> None:
-    """Run one command with the code of `checkout`, one thread."""
+    """Run one command with the code of `checkout` and one thread."""
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     device = ["--device", "cpu"]
     subprocess.run(
@@ -46,14 +47,14 @@ def run(checkout: Path, command: list[str], out: Path) -> None:
 
 
 def untimed(value: Any) -> Any:
-    """Without what tells the time, at any depth."""
+    """The value without measurements of time, at any depth."""
     if isinstance(value, dict):
         return {k: untimed(v) for k, v in value.items() if not any(t in k for t in TIMES)}
     return [untimed(v) for v in value] if isinstance(value, list) else value
 
 
 def results(out: Path) -> dict[str, list[Any]]:
-    """Every line of every metrics file, by its place."""
+    """Every line of every metrics file, by file and number."""
     files = sorted(p for p in out.rglob("*.jsonl"))
     return {
         str(p.relative_to(out)): [untimed(json.loads(x)) for x in p.read_text().splitlines()]
@@ -62,7 +63,7 @@ def results(out: Path) -> dict[str, list[Any]]:
 
 
 def difference(a: dict[str, list[Any]], b: dict[str, list[Any]]) -> str | None:
-    """The first difference in words; None where all is the same."""
+    """A description of the first difference; None if there is none."""
     if not a or a.keys() != b.keys():
         return f"files: {sorted(a)} and {sorted(b)}"
     for name in a:

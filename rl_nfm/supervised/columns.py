@@ -1,4 +1,4 @@
-"""What a table of a task's runs shows, and the rows that papers have printed for it."""
+"""The columns of a table of a task's runs, and the rows that papers have published for it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,25 +13,25 @@ class Published:
     source: str
     """Paper and table."""
     setting: Mapping[str, Any]
-    """Options, as dotted names, that a run must have for the row to stand beside it."""
+    """Options, by dotted name, that a run must have to be compared with this row."""
     mean: Mapping[str, float]
-    """By metric, as runs report it: shares, not percent."""
+    """Values by metric, in the units that runs report: shares, not percent."""
     deviation: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """As printed beside the mean, where it is."""
+    """The deviation printed beside the mean, if there is one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which figures of a run the table shows; JSON and CSV hold all of them."""
+    """The metrics of a run that the table shows; JSON and CSV hold all of them."""
 
     shown: Sequence[str] = ("*",)
-    """Patterns of metrics, as for file names, in the order of the columns."""
+    """Patterns of metric names, with the wildcards of file names, in the order of the columns."""
     percent: Sequence[str] = ()
-    """Patterns of metrics that are shares, printed in %."""
+    """Patterns of the metrics that are shares and printed in %."""
     published: Sequence[Published] = ()
 
     def choose(self, names: Sequence[str]) -> list[str]:
-        """The shown ones among the names of metrics; all of them where none is."""
+        """The names of the metrics to show; all of them if no pattern matches."""
         chosen = [name for shown in self.shown for name in names if fnmatchcase(name, shown)]
         return list(dict.fromkeys(chosen)) or list(names)
 

@@ -1,8 +1,8 @@
-"""The table of supervised tasks: a name, one line of description and how a run is begun.
+"""The table of supervised tasks: a name, one line of description and how to start a run.
 
-A task that fits the shared loop registers with `loop.run.register_loop_task`; one with a loop of
-its own (all seeds in one batch, say) registers its `main` with `register_task`. A package of its
-own registers tasks by an entry point of the group `rl_nfm.tasks` that names the module.
+A task that fits the shared loop registers with `loop.run.register_loop_task`. A task with another
+loop, such as one that trains all seeds in one batch, registers its `main` with `register_task`.
+Other packages name the modules of their tasks in entry points of the group `rl_nfm.tasks`.
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ class TaskEntry:
     used_by: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     """Option to the models that read it; with any other model, setting it is refused."""
     columns: Columns = dataclasses.field(default_factory=Columns)
-    """Of a table of its runs."""
+    """Columns of a table of its runs."""
     write_table: Callable[[Path, Sequence[Mapping[str, Any]]], str] | None = None
-    """Writes a report's own table and pictures of results; none: the common table."""
+    """Writes this task's table and pictures for a report; none: the common table is used."""
     task: Any = None
-    """What the shared loop trains, a `loop.task.Task`; none: a loop of its own."""
+    """The `loop.task.Task` that the shared loop trains; none if the task has another loop."""
 
 
 _TASKS: dict[str, TaskEntry] = {}
@@ -55,7 +55,7 @@ def register_task(entry: TaskEntry) -> None:
 
 
 def _load_plugins() -> None:
-    """Those of other packages, once."""
+    """Load the tasks of other packages, once."""
     global _plugins_loaded
     if _plugins_loaded:
         return

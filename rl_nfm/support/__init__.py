@@ -1,1 +1,1 @@
-"""What both halves share: strict configuration, atomic folders, files of commands, C++ builds."""
+"""Code that `rl_nfm` and `agents` share: strict configuration, atomic folders, C++ builds."""

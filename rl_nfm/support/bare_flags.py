@@ -8,8 +8,8 @@ def spell_out(argv: Sequence[str], config: type) -> list[str]:
     """`argv` with True after each boolean flag of `config` that has no value.
 
     Args:
-        argv: flags, with - or _ between words.
-        config: a dataclass.
+        argv: the flags, with - or _ between words.
+        config: the dataclass whose fields are the options.
     """
     booleans = {field.name for field in dataclasses.fields(config) if field.type is bool}
     spelled = []

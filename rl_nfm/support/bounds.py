@@ -1,7 +1,8 @@
-"""Config dataclasses that refuse values out of range also when they are made in Python.
+"""Config dataclasses that refuse values out of range, even when they are created in Python.
 
-Files and flags go through `rl_nfm.support.configuration`, which converts and names more; this is
-what is left for `NFMConfig(top_k=0)`, and loads nothing but the standard library.
+Values from files and flags go through `rl_nfm.support.configuration`, which also converts them and
+explains more. The checks here catch `NFMConfig(top_k=0)` in a program, and import only the standard
+library and `annotated_types`.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ _BOUNDS: dict[type, tuple[str, str, Callable[[Any, Any], bool]]] = {
 class Bounded:
     """Base of config dataclasses: bounds and choices of their annotations hold for every instance.
 
-    A subclass with a `__post_init__` of its own calls this one first.
+    A subclass that defines `__post_init__` must call this one first.
     """
 
     def __post_init__(self) -> None:
@@ -46,7 +47,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _problem(hint: Any, value: Any) -> str | None:
-    """What a value must be and is not; None where it is right, or the hint says nothing of it."""
+    """What the value should have been; None if it is valid or the hint does not restrict it."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _problem(arguments[0], value) or _out_of_bounds(arguments[1:], value)

@@ -1,4 +1,4 @@
-"""Which state of the code this is."""
+"""Which version of the code is running."""
 
 import subprocess
 from functools import cache
@@ -10,7 +10,7 @@ _ROOT = Path(__file__).parents[2]
 
 @cache
 def commit() -> str:
-    """The commit of a checkout ("-dirty" where files differ from it), else the version."""
+    """The commit of a checkout, with "-dirty" if files have changed; otherwise the version."""
     if (_ROOT / ".git").exists():
         command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
         try:

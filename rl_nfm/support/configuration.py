@@ -2,7 +2,7 @@
 
 Unknown keys, wrong types and values out of range become one `ValueError` whose lines name the
 field, the value and what is allowed. Values are checked by pydantic; YAML files are read in
-`yaml_file`, flags in `flags`, so that whoever builds a network needs neither.
+`yaml_file` and flags in `flags`, so that building a network imports neither.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from rl_nfm.support.near import did_you_mean
 T = TypeVar("T")
 MAX_ERROR_LINES = 10
 MAX_INTEGER = 2**53
-"""Largest integer option: what JSON, float64 and a 64-bit counter hold alike."""
+"""Largest integer option; JSON, float64 and a 64-bit counter all represent it exactly."""
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 100
 
@@ -36,7 +36,7 @@ def validate(cls: type[T], values: Mapping[str, Any] | T, *, where: str = "") ->
     Args:
         cls: a frozen dataclass, whose fields may be dataclasses.
         values: a mapping (defaults fill what is missing) or an instance of `cls`.
-        where: put before field names in errors, such as the file the values come from.
+        where: prefix of field names in errors, such as the file the values come from.
 
     Raises:
         ValueError: unknown key (with the nearest known one), wrong type or value out of range.
@@ -58,17 +58,17 @@ def validate(cls: type[T], values: Mapping[str, Any] | T, *, where: str = "") ->
 
 
 def short(value: Any) -> str:
-    """A value as Python writes it, cut to a length that fits an error message."""
+    """The `repr` of a value, shortened to fit into an error message."""
     return _repr.repr(value)
 
 
 def _printable(line: str) -> str:
-    """One line, whatever names and values in it hold."""
+    """The text as one printable line, whatever characters it contains."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def _unknown(cls: type, plain: Any, path: str = "") -> Iterator[str]:
-    """Keys that no field of `cls`, or of a dataclass among its fields, is called."""
+    """A message for each key that is no field of `cls` or of the dataclasses inside it."""
     types = {field.name: field.type for field in dataclasses.fields(cls)}
     renamed = renamed_options(cls)
     for key, value in plain.items() if isinstance(plain, Mapping) else ():
@@ -86,7 +86,7 @@ def _cut(name: str) -> str:
 
 
 def _implausible(plain: Mapping[str, Any], checked: Any, path: str = "") -> Iterator[str]:
-    """What pydantic takes and should not: booleans among other types, giant or infinite numbers."""
+    """A message for each value that pydantic wrongly accepts: booleans, infinite numbers, ..."""
     for key, value in plain.items():
         found = getattr(checked, key)
         if isinstance(value, Mapping) and dataclasses.is_dataclass(found):
@@ -118,6 +118,6 @@ def _explain(error: dict[str, Any]) -> str:
 
 
 def nearest(field: str, value: str, allowed: Sequence[str]) -> str:
-    """The message for an unknown name: the field, the value, the nearest and all allowed ones."""
+    """The message for an unknown name: field, value, the nearest name and all allowed ones."""
     hint = did_you_mean(value, allowed)
     return f"{field}: {short(value)} is unknown{hint} (allowed: {', '.join(allowed)})"

@@ -1,4 +1,4 @@
-"""When kernels of our own may run, and how their C++ files are built into the user's cache."""
+"""When the C++ kernels of this project may run, and how they are built into the user's cache."""
 
 import ctypes
 import hashlib
@@ -29,14 +29,14 @@ _log = logging.getLogger(__name__)
 
 
 def runs_eagerly(*tensors: Tensor | None) -> bool:
-    """Whether operations on these tensors are executed here and now, and nothing else happens.
+    """Whether operations on these tensors are executed at once, and nothing else happens to them.
 
-    A kernel that is handed addresses is seen by nothing in PyTorch that records operations
-    (`torch.compile`, `torch.export`, `torch.jit.trace`, `make_fx`), transforms them (`torch.func`,
-    forward-mode derivatives, functionalisation) or fakes them (fake and meta tensors, subclasses,
-    modes). There a kernel must stand aside for plain operations, or be an operator of PyTorch's
-    dispatcher. Autograd in the ordinary, reverse mode does not count: what a kernel computes is
-    hidden from it by `torch.autograd.Function`.
+    A kernel that receives memory addresses is invisible to the parts of PyTorch that record
+    operations (`torch.compile`, `torch.export`, `torch.jit.trace`, `make_fx`), transform them
+    (`torch.func`, forward-mode derivatives, functionalisation) or fake them (fake and meta tensors,
+    subclasses, modes). In those cases plain operations must run instead of the kernel, unless the
+    kernel is an operator of PyTorch's dispatcher. Ordinary reverse-mode autograd is no such case,
+    because `torch.autograd.Function` hides from it what the kernel computes.
     """
     return (
         not torch.compiler.is_compiling()
@@ -49,7 +49,7 @@ def runs_eagerly(*tensors: Tensor | None) -> bool:
 
 
 def _is_ordinary(tensor: Tensor) -> bool:
-    """Whether the tensor is no more than its numbers, which lie in memory."""
+    """Whether the tensor is an ordinary one, whose numbers lie in memory."""
     return (
         type(tensor) in (Tensor, nn.Parameter)
         and tensor.layout is torch.strided
@@ -60,7 +60,7 @@ def _is_ordinary(tensor: Tensor) -> bool:
 
 
 def _is_in_function_mode() -> bool:
-    """Whether a mode sees each call. One that sets the device of new tensors does not count."""
+    """Whether a mode intercepts each call, other than the one that sets default devices."""
     if torch._C._len_torch_function_stack() == 0:
         return False
     modes: list[TorchFunctionMode] = torch.overrides._get_current_function_mode_stack()
@@ -69,7 +69,7 @@ def _is_in_function_mode() -> bool:
 
 @cache
 def library(source: Path) -> ctypes.CDLL | None:
-    """The built file; None where such kernels are switched off or cannot be built."""
+    """The loaded library; None if kernels are switched off or cannot be built."""
     if os.environ.get("RL_NFM_KERNELS", "1") == "0":
         return None
     try:
@@ -81,22 +81,23 @@ def library(source: Path) -> ctypes.CDLL | None:
 
 
 def build(source: Path, compiler: Sequence[str]) -> Path:
-    """Path of the shared library, built unless the cache has it.
+    """Path of the shared library, which is built unless it is in the cache.
 
-    Its name ends in the digest of its content, which is checked: a file that was cut off or
-    changed is removed and built anew. To load one cut off would kill the process.
+    The file's name ends in a digest of its content. A file that does not match its digest, because
+    it was truncated or changed, is removed and built again: loading a truncated library would kill
+    the process.
 
     Args:
         source: the C++ file.
-        compiler: a command and options of it.
+        compiler: the compiler's command and its options.
 
     Raises:
-        OSError: the cache cannot be written to, or is not this user's alone.
+        OSError: the cache cannot be written to, or other users may write to it.
         RuntimeError: the compiler fails, or takes longer than `COMPILER_TIMEOUT_S`.
     """
     folder = _private_folder()
     with tempfile.TemporaryDirectory() as scratch:
-        # What -march=native stands for here: another machine on the same home needs its own build.
+        # What -march=native means here: another machine with the same home needs its own build.
         target = _compile([*compiler, *_FLAGS, "-E", "-v", "-x", "c++", os.devnull], scratch)
     key = hashlib.sha256(source.read_bytes() + target).hexdigest()[:16]
     name = f"{source.parent.name}-{key}"
@@ -120,7 +121,7 @@ def _installed_compiler() -> list[str]:
 
 
 def _private_folder() -> Path:
-    """The cache, whose files become code in this process: no one else may write to it."""
+    """The cache folder. Its files run as code in this process, so no one else may write to it."""
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache_home / "rl_nfm" / "kernels"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -138,10 +139,10 @@ def _digest(path: Path) -> str:
 
 
 def _compile(command: Sequence[str], scratch: str) -> bytes:
-    """What the compiler says.
+    """Run the compiler and return its messages.
 
-    It goes to a file, and the time limit ends all of the compiler's own processes, too: one of them
-    that hangs would keep a pipe open.
+    The messages go to a file instead of a pipe, because a child process of the compiler that hangs
+    would keep the pipe open. The time limit ends those child processes as well.
     """
     with (Path(scratch) / "messages").open("w+b") as messages:
         process = subprocess.Popen(

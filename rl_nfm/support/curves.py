@@ -1,6 +1,6 @@
-"""TensorBoard beside a run: curves and pictures, which are looked at but never needed.
+"""TensorBoard's files of a run: curves and pictures for people, which no program reads back.
 
-What cannot be written is left out, with one warning, and never ends the run.
+If they cannot be written, the run continues without them after one warning.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ class Curves:
         purge_step: int | None = None,
         begin: "Callable[[CurveWriter], object] | None" = None,
     ):
-        """Nothing is written yet.
+        """Nothing is written before `draw`.
 
         Args:
-            folder: of the event files; made where there is none.
+            folder: holds the event files; it is created if needed.
             purge_step: see `CurveWriter`.
-            begin: adds what each new event file holds first.
+            begin: called with the writer of each new event file, to add its first contents.
         """
         self.folder = folder
         self._purge_step, self._begin = purge_step, begin
@@ -38,9 +38,9 @@ class Curves:
         self._warned = False
 
     def draw(self, write: "Callable[[CurveWriter], object]") -> bool:
-        """Let `write` add scalars, images, histograms; returns whether that worked.
+        """Let `write` add scalars, images or histograms; returns whether that worked.
 
-        A folder deleted in mid-run is made anew.
+        A folder that was deleted during the run is created again.
         """
         try:
             writer = self._open()
@@ -57,7 +57,7 @@ class Curves:
             return False
 
     def close(self) -> None:
-        """Close the event file; drawing again begins another one."""
+        """Close the event file; the next `draw` opens a new one."""
         if self._writer is not None:
             with contextlib.suppress(OSError):
                 self._writer.close()

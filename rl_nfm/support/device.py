@@ -1,13 +1,13 @@
-"""Which device a `--device` means."""
+"""From the option `--device` to a device."""
 
 import torch
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `auto`, `cpu` or `cuda`; auto: CUDA where there is one.
+    """The device named by `auto`, `cpu` or `cuda`; `auto` is CUDA if it is available.
 
     Raises:
-        ValueError: CUDA is asked for and there is none.
+        ValueError: CUDA was requested and is not available.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: 'cuda' is not available on this machine (allowed: auto, cpu)")

@@ -1,4 +1,4 @@
-"""Files that register themselves: those of a folder, and those of other packages by entry point."""
+"""Import modules that register themselves: those of a folder, and plug-ins of other packages."""
 
 import importlib
 import logging
@@ -27,13 +27,13 @@ def load_plugins(
     registry: dict[str, Any],
     check: Callable[[Iterable[str]], None] = lambda names: None,
 ) -> None:
-    """Import the modules of other packages that register something; a broken one is left out.
+    """Import the modules that other packages name in their entry points; skip broken ones.
 
     Args:
-        group: of the entry points.
-        kind: of what they register, for the warning.
-        registry: by name; as it was before where a plug-in is left out.
-        check: raises where the new names it is given cannot be used.
+        group: the group of entry points.
+        kind: what the plug-ins register, for the warning.
+        registry: what is registered, by name; a broken plug-in leaves it unchanged.
+        check: raises an error if the newly registered names, its argument, cannot be used.
     """
     for point in entry_points(group=group):
         known = dict(registry)

@@ -1,7 +1,7 @@
-"""TensorBoard's event file, written at once instead of by a thread.
+"""TensorBoard's event file, written directly instead of by a thread.
 
-TensorBoard's own writer has a thread that dies with a traceback when its folder is deleted or the
-disk is full, and loses what it had not written yet when the process is killed.
+TensorBoard's own writer uses a thread, which dies with a traceback when its folder is deleted or
+the disk is full, and loses what it has not yet written when the process is killed.
 """
 
 import itertools
@@ -23,11 +23,11 @@ Summary: Any = summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue
 
 
 class CurveWriter(SummaryWriter):
-    """torch's `SummaryWriter`, whose errors arise where something is added or flushed.
+    """torch's `SummaryWriter`, except that errors are raised by the call that adds or flushes.
 
     Args:
-        folder: made where there is none, but not the one that it lies in.
-        purge_step: what earlier files of the folder hold from this step on is not shown.
+        folder: created if needed; its parent folder must exist.
+        purge_step: TensorBoard hides what earlier files of the folder hold from this step on.
 
     Raises:
         OSError: when the folder cannot be made or the file cannot be written.
@@ -47,18 +47,18 @@ class CurveWriter(SummaryWriter):
         return self.file_writer
 
     def add_event(self, event: Any) -> None:
-        """Add an event as it is, such as one of another file."""
+        """Add an event unchanged, such as one read from another file."""
         writer: Any = self._get_file_writer()
         writer.event_writer.add_event(event)
 
     def add_gif(self, tag: str, gif: bytes, size: tuple[int, int], step: int) -> None:
-        """Add moving pictures; torch's `add_video` would need MoviePy.
+        """Add an animation; torch's `add_video` would need MoviePy.
 
         Args:
-            tag: shown among the images.
+            tag: its name among the images.
             gif: an encoded, animated GIF.
             size: (height, width) of its pictures.
-            step: shown beside it.
+            step: the step it is shown at.
         """
         height, width = size
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)

@@ -1,4 +1,4 @@
-"""Command-line flags from dataclasses, by tyro, whose errors become one line each."""
+"""Command-line flags from dataclasses, parsed by tyro; each error becomes one line."""
 
 import contextlib
 import dataclasses
@@ -22,16 +22,16 @@ T = TypeVar("T")
 
 
 class _Refused(Exception):
-    """Carries the message out of tyro."""
+    """Carries an error message out of tyro's parser."""
 
 
 def parse_flags(
     cls: type[T], argv: Sequence[str], *, default: T | None = None, prog: str, description: str = ""
 ) -> T:
-    """A `cls` from command-line flags over `default`; `--help` shows its values and docstrings.
+    """Build a `cls` from flags on top of `default`; `--help` shows the values and docstrings.
 
     Raises:
-        ValueError: one line on what the user typed that is unknown or not allowed.
+        ValueError: a flag or value is unknown or not allowed; the message is one line.
         SystemExit: 0 after `--help`.
     """
 
@@ -58,7 +58,7 @@ def parse_flags(
 
 
 def _explain(event: tyro_errors.ParseErrorEvent, cls: type) -> str:
-    """One line for what tyro found."""
+    """One line that explains tyro's error."""
     if isinstance(event, tyro_errors.UnrecognizedArgs):
         return _unknown(event.tokens[0], cls)
     if isinstance(event, tyro_errors.InvalidChoice):
@@ -86,7 +86,7 @@ def _unknown(word: str, cls: type) -> str:
 
 
 def _flags(cls: type, prefix: str = "--") -> Iterator[str]:
-    """Every flag that the fields of a dataclass make."""
+    """Every flag of a dataclass, one per field."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         name = prefix + field.name.replace("_", "-")
@@ -106,10 +106,10 @@ _NO_NUMBER = re.compile(r"(invalid literal for|could not convert string to) (\w+
 
 
 def _not_built(event: tyro_errors.InstantiationFailure) -> str:
-    """A text that is no number, or what a dataclass says of its values."""
+    """The message for text that is not a number, or for a value that a dataclass refused."""
     message = event.message.strip().splitlines()[0]
     if event.argument is None:
-        # Of a group of options the event does not tell the name, but the error behind it does.
+        # The event does not name the group of options, but the error that caused it does.
         group = getattr(sys.exception(), "arg", None)
         return f"{group}.{message}" if isinstance(group, str) and group else message
     if found := _NO_NUMBER.search(message):

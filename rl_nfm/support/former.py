@@ -1,8 +1,9 @@
 """Options that had another name in an earlier version.
 
-A config class lists them beside its fields: `FORMER_NAMES` maps an option's former name to today's,
-`FORMER_VALUES` maps today's name to former values and what they are now. Whoever types a former
-name is told the new one; what earlier versions have saved is read under today's names.
+A config class lists them beside its fields: `FORMER_NAMES` maps an option's former name to its
+current one, and `FORMER_VALUES` maps a current name to its former values and their replacements. A
+former name on the command line is answered with the current one; configs that earlier versions
+saved are read under the current names.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from typing import Any
 
 
 def renamed_options(cls: type, prefix: str = "") -> dict[str, str]:
-    """Former name to today's, dotted, of all fields of a dataclass and of those inside it."""
+    """Former names to current ones, dotted, for a dataclass and the dataclasses inside it."""
     found = {
         f"{prefix}{old}": f"{prefix}{new}" for old, new in _merged(cls, "FORMER_NAMES").items()
     }
@@ -22,7 +23,7 @@ def renamed_options(cls: type, prefix: str = "") -> dict[str, str]:
 
 
 def with_current_names(cls: type, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """What an earlier version saved of a `cls`, as plain values under today's names."""
+    """Values of a `cls` that an earlier version saved, under the current names."""
     names, values = _merged(cls, "FORMER_NAMES"), _merged(cls, "FORMER_VALUES")
     groups = {
         field.name: field.type

@@ -1,7 +1,4 @@
-"""How much memory is free: of a GPU, of the machine, or of the container the process lives in.
-
-And what becomes of memory that is freed on a CPU.
-"""
+"""How much memory is free (GPU, machine or container), and keeping freed memory on a CPU."""
 
 import contextlib
 import ctypes
@@ -13,18 +10,18 @@ MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
+"""Parameters of `mallopt`, from glibc's malloc.h."""
 _LARGEST_KEPT = (2**30, 2**25)
-"""Bytes of the largest block that is kept; older versions of glibc refuse more than 32 MiB."""
+"""Sizes to try for the largest block that is kept, in bytes; older glibc refuses above 32 MiB."""
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """Have glibc keep what this process frees, for what it allocates next: on a CPU only.
+    """On a CPU, have glibc keep the memory that this process frees, for its next allocations.
 
     An update allocates and frees the same blocks again and again. By default the large ones go back
     to the system each time, which then hands out pages anew and fills them with zeros: 18,000 page
     faults and a tenth of the processor time of an update of preset `quickstart`. Blocks above
-    1 GiB, a replay for example, still go back. Where there is no glibc nothing happens.
+    1 GiB, a replay for example, still go back. Without glibc, nothing happens.
     """
     if device.type != "cpu":
         return
@@ -35,7 +32,7 @@ def keep_freed_memory(device: torch.device) -> None:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory free on the device; None where the system does not tell."""
+    """Bytes of free memory on the device; None if the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     known = [free for free in (_free_in_machine(), _free_in_container()) if free is not None]
@@ -52,7 +49,7 @@ def _free_in_machine() -> int | None:
 
 
 def _free_in_container() -> int | None:
-    """Of a limit by control groups (version 2); page cache counts as free."""
+    """Bytes free under the limit of a control group (version 2); page cache counts as free."""
     try:
         limit = (CGROUP / "memory.max").read_text(encoding="utf-8").strip()
         used = int((CGROUP / "memory.current").read_text(encoding="utf-8"))

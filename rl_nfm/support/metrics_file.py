@@ -1,8 +1,9 @@
-"""metrics.jsonl: one line of JSON each time a run logs, and what becomes of damaged lines.
+"""metrics.jsonl: one line of JSON each time a run logs, and how damaged lines are handled.
 
-A process killed while it writes leaves a torn last line, which is left out without a word, since a
-resumed run writes it again. Any other line that cannot be read is damage: it is named, never taken
-for the end of the file, and kept beside when the file is written anew.
+A process that is killed while it writes leaves an incomplete last line. That line is skipped
+without a warning, because a resumed run writes it again. Any other line that cannot be read is
+damage: it is reported by its number, reading continues after it, and a copy of the damaged file is
+kept when the file is rewritten.
 """
 
 import dataclasses
@@ -25,19 +26,19 @@ class Content:
     """What a metrics file holds."""
 
     lines: list[Line]
-    """Those that can be read."""
+    """The lines that can be read."""
     damaged: list[int]
-    """Numbers, from 1, of those that cannot."""
+    """Numbers, counted from 1, of the lines that cannot be read."""
     torn: bool
-    """Whether the writing of the last line was cut short."""
+    """Whether the last line is incomplete."""
 
 
 class MetricsFile:
     """The lines of a run's metrics.
 
     Args:
-        path: need not exist.
-        counter: key of the count, an integer from 0, that every line has.
+        path: the file, which need not exist.
+        counter: the key, present in every line, of a count that is an integer from 0 on.
     """
 
     def __init__(self, path: Path, counter: str):
@@ -57,7 +58,7 @@ class MetricsFile:
             raise ValueError(f"{self.path}: cannot be read ({error.strerror})") from None
         *texts, end = content.split(b"\n")
         parsed = [self._parse(text) for text in texts]
-        last = self._parse(end)  # perhaps only its end of line is missing
+        last = self._parse(end)  # perhaps only its newline is missing
         return Content(
             lines=[line for line in [*parsed, last] if line is not None],
             damaged=[number for number, line in enumerate(parsed, 1) if line is None],
@@ -65,7 +66,7 @@ class MetricsFile:
         )
 
     def append(self, line: Mapping[str, Any]) -> Line:
-        """Append one line, with null for numbers that JSON does not have; returns it as written.
+        """Append one line, with null for NaN and infinity; returns the line as written.
 
         Raises:
             OSError: if it cannot be written.
@@ -76,9 +77,9 @@ class MetricsFile:
         return finite
 
     def cut(self, count: int) -> list[Line]:
-        """Drop the lines after `count` and return the others.
+        """Remove the lines after `count` and return the others.
 
-        A file with damaged lines is kept beside as `*.damaged.jsonl`, and a warning names them.
+        If lines are damaged, a copy is kept as `*.damaged.jsonl` and a warning names them.
 
         Raises:
             ValueError: if the file cannot be read at all.

@@ -4,10 +4,11 @@ from torch import Tensor, nn
 
 
 def is_untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether `module` is exactly one of `kinds`, and nothing was hung on it or put in its place.
+    """Whether `module` is exactly of one of `kinds`, and nothing changes what calling it does.
 
-    Users replace a layer by an adapter or a subclass, parametrise or quantise its weights, hang
-    hooks on it or give it another `forward`. All of that only acts when the module is called.
+    Users replace a layer by an adapter or a subclass, parametrise or quantise its weights, register
+    hooks on it or give it another `forward`. All of these take effect only when the module is
+    called.
     """
     return (
         type(module) in kinds

@@ -1,11 +1,11 @@
-"""The hint that an unknown name is answered with. Loads nothing but the standard library."""
+"""The hint for an unknown name. Imports only the standard library."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def did_you_mean(name: str, known: Iterable[str], *, quoted: bool = True) -> str:
-    """`; did you mean 'NEAREST'?`, to be put behind the name; empty where no known one is near."""
+    """`; did you mean 'NEAREST'?`, to append to a message; empty if no known name is similar."""
     near = difflib.get_close_matches(name, list(known), n=1)
     if not near:
         return ""

@@ -1,8 +1,8 @@
-"""What an optimiser remembers, as named tensors, and how it comes back.
+"""The state of an optimiser as named tensors: how it is saved and restored.
 
-A saved tensor has lost its memory format. A fused optimiser walks parameter, gradient and moments
-as raw memory, so a moment that came back with other strides than its parameter's would be applied
-to other weights: every restored moment is laid out like its parameter.
+Saving a tensor loses its memory format. A fused optimiser walks through parameter, gradient and
+moments as raw memory, so a moment whose strides differ from its parameter's would be applied to the
+wrong weights. Every restored moment is therefore laid out like its parameter.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ def optimizer_state(
 
     Args:
         optimizer: any of torch's.
-        names: one for each parameter, in the optimiser's order; None: their numbers.
+        names: one for each parameter, in the optimiser's order; None: they are numbered.
     """
     names = _numbers(optimizer) if names is None else names
     state = optimizer.state_dict()["state"]
@@ -36,17 +36,17 @@ def load_optimizer_state(
     names: Sequence[str] | None = None,
     groups: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
-    """Put back what `optimizer_state` gave.
+    """Restore what `optimizer_state` returned.
 
     Args:
-        optimizer: over parameters of the same names and shapes.
+        optimizer: its parameters must have the same names and shapes.
         saved: moments and step counts by `NAME.FIELD`.
         names: as in `optimizer_state`.
-        groups: options of the parameter groups; None: they stay as they are.
+        groups: options of the parameter groups; None leaves them unchanged.
 
     Raises:
-        ValueError: a name is unknown, a moment is missing that others have, or its shape is not
-            its parameter's.
+        ValueError: a name is unknown, a moment is missing that other parameters have, or a moment's
+            shape is not its parameter's.
     """
     names = _numbers(optimizer) if names is None else names
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

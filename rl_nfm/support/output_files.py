@@ -1,4 +1,4 @@
-"""Files that commands write: whole or not at all, and their place checked before the work."""
+"""Files that commands write: atomically, and checked to be writable before the work starts."""
 
 import contextlib
 import json
@@ -10,10 +10,10 @@ from typing import Any
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A place to write to, of the same suffix; it becomes `path` unless something is raised.
+    """A temporary path with the same suffix, which is renamed to `path` unless an error is raised.
 
     Raises:
-        OSError: naming `path`, if it cannot be written; what was there before is whole.
+        OSError: it cannot be written; the error names `path`, whose earlier content is intact.
     """
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
@@ -22,7 +22,7 @@ def written(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())  # else a power cut could leave the new name without content
         partial.replace(path)
     except OSError as error:  # a failing write does not name its file
-        if error.errno is None:  # already told in words
+        if error.errno is None:  # the message is complete already
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
@@ -33,22 +33,22 @@ def write_json(path: Path, content: Any) -> None:
     """Write plain values, atomically.
 
     Raises:
-        OSError: if it cannot be written; what was there before is whole.
+        OSError: it cannot be written; the earlier content is intact.
     """
     with written(path) as partial:
         partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def check_file(option: str, path: Path, suffix: str = "") -> None:
-    """Find out, before hours of work, whether a file can be written.
+    """Check, before hours of work, that a file can be written.
 
     Args:
-        option: named in the error.
-        path: may exist, and is left as it is.
+        option: the option to name in the error.
+        path: the file, which is not changed if it exists.
         suffix: what the name must end in.
 
     Raises:
-        ValueError: a folder, another suffix, or a place that cannot be written.
+        ValueError: it is a folder, has another suffix, or cannot be written.
     """
     if path.is_dir():
         raise ValueError(f"{option}: {path} is a folder, must be a file")

@@ -1,7 +1,7 @@
-"""How far a long job is: a bar on a terminal, elsewhere one line a minute.
+"""The progress of a long job: a bar on a terminal, one line a minute anywhere else.
 
-A log file or a scheduler's output cannot be drawn over; a bar there is a page of carriage returns,
-and nothing at all looks like a job that hangs.
+Text in a log file or in a scheduler's output cannot be overwritten, so a bar would fill it with
+carriage returns; printing nothing would make the job look as if it hung.
 """
 
 import os
@@ -18,11 +18,11 @@ FIRST_LINE_AFTER_SECONDS = 10.0
 _REFRESH_SECONDS = 1.0
 
 Values = Mapping[str, float]
-"""What is shown beside the count, names to numbers."""
+"""Names and numbers to show beside the count."""
 
 
 class Progress:
-    """Counts something, and shows it with its rate and whatever else is known."""
+    """Counts steps of a job, and shows the count, its rate and further values."""
 
     def __init__(
         self,
@@ -35,16 +35,16 @@ class Progress:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Begin to show.
+        """Start to show the progress.
 
         Args:
-            total: the count at which the job is done; None: not known yet, see `expect`.
-            begun: the count that an earlier part of the job has reached.
-            unit: of the count.
-            name: put before everything else.
-            values: what else to show, asked for when it is shown, at most once a second.
-            stream: where to; None: standard error.
-            clock: gives seconds.
+            total: the count at which the job is done; None if it is not known yet, see `expect`.
+            begun: the count at which the job starts, if an earlier run did a part of it.
+            unit: what is counted.
+            name: the text at the start of each line.
+            values: returns further numbers to show; called at most once a second.
+            stream: where to write; None: standard error.
+            clock: returns the time in seconds.
         """
         self.count, self.total, self.unit, self.name = begun, total, unit, name
         self._values = values or dict
@@ -68,7 +68,7 @@ class Progress:
             )
 
     def __enter__(self) -> "Progress":
-        """Itself; it is closed at the end of the block."""
+        """Return this object, which is closed at the end of the block."""
         return self
 
     def __exit__(
@@ -77,11 +77,11 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Show where it ended."""
+        """Show the last count."""
         self.close()
 
     def advance(self, count: int = 1) -> None:
-        """Count on, and show it when it is time."""
+        """Add to the count, and show it if it is time to."""
         self.count += count
         if self._clock() >= self._next:
             self.show()
@@ -90,13 +90,13 @@ class Progress:
             self._shown = self.count
 
     def expect(self, total: int) -> None:
-        """Tell the count at which the job will be done."""
+        """Set the count at which the job will be done."""
         self.total = total
         if self._bar is not None:
             self._bar.total = total
 
     def show(self) -> None:
-        """Show it now."""
+        """Show the count now."""
         if self._bar is None:
             self._next = self._clock() + LINE_EVERY_SECONDS
             print(self.line(), file=self._stream, flush=True)
@@ -109,14 +109,14 @@ class Progress:
         self._shown = self.count
 
     def write(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Print a line of text above the bar."""
         if self._bar is None:
             print(text, file=self._stream, flush=True)
         else:
             self._bar.write(text, file=self._stream)
 
     def close(self) -> None:
-        """Show the last count, if it has not been shown."""
+        """Show the last count, unless it has been shown already."""
         if self._bar is not None:
             self.show()
             self._bar.close()
@@ -124,7 +124,7 @@ class Progress:
             self.show()
 
     def line(self) -> str:
-        """Where it stands, in words."""
+        """The count, its rate and the further values as one line of text."""
         seconds = max(1e-9, self._clock() - self._begun[0])
         rate = (self.count - self._begun[1]) / seconds
         of = ""
@@ -141,7 +141,7 @@ class Progress:
 
 
 def _width(stream: TextIO) -> dict[str, Any]:
-    """Tqdm draws nothing on a terminal that says it has no columns, as some containers' do."""
+    """A width for tqdm, which draws nothing if a terminal reports 0 columns (some containers)."""
     try:
         known = os.get_terminal_size(stream.fileno()).columns > 0
     except (OSError, ValueError):
@@ -155,7 +155,7 @@ def _number(value: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """In the unit that fits: 40 s, 12 min, 3.5 h."""
+    """A duration in a suitable unit: 40 s, 12 min, 3.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,10 +1,11 @@
-"""The processes that torchrun has started for one run ("ranks"), and what they tell each other.
+"""The processes that torchrun starts for one run ("ranks"), and how they communicate.
 
-Each rank owns an equal share of what the run has in total, and all of them hold the same weights.
-Gradients, and maxima that belong to an update, meet where they lie: on GPUs by NCCL, whose calls
-are captured with a CUDA graph, on CPUs by gloo. What the host decides always goes by gloo.
+Each rank has an equal share of the run's environments, replay and batch, and all ranks hold the
+same weights. Gradients, and maxima that an update needs, are reduced on the device that holds them:
+on GPUs by NCCL, whose calls are captured in a CUDA graph, and on CPUs by gloo. Decisions of the
+host always go through gloo.
 
-A process that torchrun did not start is alone: every method then gives back what it was given.
+A process that torchrun did not start is alone; every method then returns its argument.
 """
 
 import contextlib
@@ -21,35 +22,35 @@ import torch.distributed as dist
 from torch import Tensor
 
 TIME_LIMIT = timedelta(minutes=5)
-"""For which a rank waits for the others. A process that ends is noticed at once, by its closed
-connections; this is for one that stands still, or whose machine is gone."""
+"""How long a rank waits for the others. The end of a process is noticed at once, by its closed
+connections; the limit is for a process that hangs, or whose machine is gone."""
 
 
 class LostRank(ValueError):
-    """Another rank of this run has ended, or does not answer."""
+    """Another rank of this run has ended or does not answer."""
 
 
 class ToldByFirst(ValueError):
-    """Rank 0 has failed with the same words, and tells them."""
+    """Rank 0 has failed with the same message, and is the one to print it."""
 
 
 class OwnError(ValueError):
-    """Something that this rank, which is not the first, must tell."""
+    """An error that this rank must print, although it is not the first."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """This process among the others."""
+    """This process and its place among the ranks."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Among the ranks on this machine."""
+    """Number of this rank among those on its machine."""
     local_size: int = 1
 
     @classmethod
     def of_torchrun(cls) -> "Ranks":
-        """As torchrun says; alone where it did not start this process."""
+        """The ranks that torchrun describes; alone if it did not start this process."""
         if not under_torchrun():
             return cls()
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -70,7 +71,7 @@ class Ranks:
         """This rank's part of a total.
 
         Raises:
-            ValueError: it cannot be split evenly; names the option.
+            ValueError: it cannot be split evenly; the message names the option.
         """
         if total % self.size:
             raise ValueError(
@@ -79,14 +80,14 @@ class Ranks:
         return total // self.size
 
     def seed(self, seed: int) -> int:
-        """A seed of this rank's own; that of rank 0 is the run's."""
+        """The seed of this rank; that of rank 0 is the run's seed."""
         if self.first:
             return seed
         digest = hashlib.sha256(f"{seed} rank {self.rank}".encode()).digest()
         return int.from_bytes(digest[:8], "big") % 2**31
 
     def device(self, chosen: torch.device) -> torch.device:
-        """This rank's own device of the kind that the run uses.
+        """The device of this rank, of the kind that the run uses.
 
         Raises:
             ValueError: there are more ranks than GPUs on this machine.
@@ -97,34 +98,37 @@ class Ranks:
             raise ValueError(
                 f"nproc-per-node: {self.local_size} is not allowed: this machine has {count} GPUs"
             )
-        own = torch.device("cuda", self.local_rank)
-        torch.cuda.set_device(own)
-        return own
+        device = torch.device("cuda", self.local_rank)
+        torch.cuda.set_device(device)
+        return device
 
     @contextlib.contextmanager
     def joined(self, device: torch.device, limit: timedelta = TIME_LIMIT) -> Iterator[None]:
-        """Inside, the ranks can speak to each other, and only the first prints.
+        """A block in which the ranks can communicate and only the first one prints.
 
         Args:
-            device: of the tensors to reduce.
-            limit: for which a rank waits for the others.
+            device: holds the tensors to reduce.
+            limit: how long a rank waits for the others.
 
         Raises:
-            LostRank: a rank does not come, or is not there any more at the end.
-            OwnError: what goes wrong on another rank than the first, with its number.
+            LostRank: a rank does not join, or has gone before the end.
+            OwnError: a ValueError on a rank other than the first, with the rank's number.
         """
         if self.alone:
             yield
             return
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        with self._told():
+        with self._naming_lost_ranks():
             dist.init_process_group(backend, timeout=limit)
         try:
-            with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.ExitStack() as told:
+            with (
+                open(os.devnull, "w", encoding="utf-8") as nowhere,
+                contextlib.ExitStack() as redirects,
+            ):
                 if not self.first:
-                    told.enter_context(contextlib.redirect_stdout(nowhere))
+                    redirects.enter_context(contextlib.redirect_stdout(nowhere))
                 yield
-            self.agree()  # before this one goes, nobody needs it any more
+            self.agree()  # leave only when no rank needs this one any more
         except ValueError as error:
             if self.first or isinstance(error, ToldByFirst):
                 raise
@@ -136,12 +140,12 @@ class Ranks:
         """The largest of each value over all ranks; also a barrier.
 
         Raises:
-            LostRank: as its name says; likewise for all below.
+            LostRank: another rank is gone; so do all methods below.
         """
         if self.alone:
             return values
         largest = torch.tensor([0, *values])
-        with self._told():
+        with self._naming_lost_ranks():
             dist.all_reduce(largest, dist.ReduceOp.MAX)
         return tuple(largest.tolist()[1:])
 
@@ -150,7 +154,7 @@ class Ranks:
         if self.alone:
             return [value]
         values = [None] * self.size
-        with self._told():
+        with self._naming_lost_ranks():
             dist.all_gather_object(values, value)
         return values
 
@@ -158,7 +162,7 @@ class Ranks:
         """The plain value that rank 0 makes, on all ranks; the others wait for it.
 
         Raises:
-            ValueError: on all ranks what rank 0 has failed with, so that none waits for it.
+            ValueError: `make` failed on rank 0; raised on all ranks, so that none waits for it.
         """
         if self.alone:
             return make()
@@ -168,19 +172,19 @@ class Ranks:
                 made = [make(), None]
             except ValueError as error:
                 made, failure = [None, str(error)], error
-        with self._told():
+        with self._naming_lost_ranks():
             dist.broadcast_object_list(made, src=0)
         if made[1] is not None:
             raise failure or ToldByFirst(made[1])
         return made[0]
 
     def copy_first_(self, tensors: Sequence[Tensor]) -> None:
-        """Give all ranks the values that rank 0 has, in place."""
+        """Set tensors on all ranks to the values of rank 0, in place."""
         if self.alone:
             return
         for tensor in tensors:
             value = tensor.detach().cpu().contiguous()
-            with self._told():
+            with self._naming_lost_ranks():
                 dist.broadcast(value, src=0)
             tensor.detach().copy_(value)
 
@@ -189,14 +193,14 @@ class Ranks:
         if self.alone:
             return
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-        with self._told():
+        with self._naming_lost_ranks():
             dist.all_reduce(flat)
         flat.div_(self.size)
-        own = [tensor.detach() for tensor in tensors]
-        parts = zip(own, flat.split([tensor.numel() for tensor in own]), strict=True)
-        # few kernels, however many tensors: on a GPU each would cost as much as the all-reduce
+        detached = [tensor.detach() for tensor in tensors]
+        parts = zip(detached, flat.split([tensor.numel() for tensor in detached]), strict=True)
+        # one call for all tensors: on a GPU a kernel for each would cost as much as the all-reduce
         torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-            own, [part.view(tensor.shape) for tensor, part in parts]
+            detached, [part.view(tensor.shape) for tensor, part in parts]
         )
 
     def maximum(self, value: Tensor) -> Tensor:
@@ -204,13 +208,13 @@ class Ranks:
         if self.alone:
             return value
         largest = value.clone()
-        with self._told():
+        with self._naming_lost_ranks():
             dist.all_reduce(largest, dist.ReduceOp.MAX)
         return largest
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """What goes wrong inside because of another rank is told in one line."""
+    def _naming_lost_ranks(self) -> Iterator[None]:
+        """Turn an error that another rank caused into a LostRank with a message of one line."""
         try:
             yield
         except RuntimeError as error:

@@ -1,8 +1,8 @@
 """Atomic directories of tensors and plain values: the form of every checkpoint.
 
 A checkpoint is a directory with `meta.json` (plain types, a format version and the SHA-256 of every
-other file) and `*.safetensors`. It is written beside its final place and renamed into it, so a
-directory of that name is always whole. Nothing is ever unpickled.
+other file) and `*.safetensors`. It is written under a temporary name beside its final place and
+then renamed, so a directory with the final name is always complete. Nothing is ever unpickled.
 """
 
 import hashlib
@@ -60,13 +60,13 @@ def _write_bytes(path: Path, content: bytes) -> str:
 
 
 class Draft:
-    """A directory being written beside its final place; `commit` puts it there.
+    """A directory that is being written; `commit` moves it to its final place.
 
     Replacing takes two renames. A process killed just between them leaves the old directory as
     `.<name>.old`, which `present` finds and the next draft puts back first.
 
     Args:
-        target: final place; a directory there stays as it is until `commit`.
+        target: the final place; a directory that exists there is unchanged until `commit`.
 
     Raises:
         OSError: if nothing can be written there.
@@ -82,7 +82,7 @@ class Draft:
         self._partial.mkdir()
 
     def __enter__(self) -> "Draft":
-        """Inside, what is raised removes the draft."""
+        """A block whose exceptions remove the draft."""
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -109,7 +109,7 @@ class Draft:
         self.digests[name] = write_tensors(self._partial / name, tensors)
 
     def write_text(self, name: str, content: str) -> None:
-        """Write a file for readers: it has no digest, and may be changed later.
+        """Write a file for people: it has no digest and may be changed later.
 
         Raises:
             OSError: if it cannot be written.
@@ -124,7 +124,7 @@ class Draft:
             meta: plain JSON values.
 
         Raises:
-            OSError: when it cannot be written; `target` is then as it was before.
+            OSError: it cannot be written; `target` is then unchanged.
         """
         content = {**meta, "kind": kind, "files": self.digests}
         content["sha256"] = _meta_sha256(content)
@@ -133,7 +133,7 @@ class Draft:
         _replace_directory(self._partial, self.target)
 
     def discard(self) -> None:
-        """Remove what was written; the final place is as it was before."""
+        """Remove what was written; the final place is unchanged."""
         _put_back(self.target)
         _clear(self._partial)
 
@@ -154,7 +154,7 @@ def save_directory(
         tensors: file stem to named tensors; each becomes `<stem>.safetensors`.
 
     Raises:
-        OSError: when it cannot be written; `target` is then as it was before.
+        OSError: it cannot be written; `target` is then unchanged.
     """
     with Draft(target) as draft:
         for stem, named in tensors.items():
@@ -163,12 +163,12 @@ def save_directory(
 
 
 def present(target: Path) -> Path | None:
-    """Where the directory last written as `target` lies, or None."""
+    """The path of the directory last written as `target`, or None."""
     return next((path for path in (target, _beside(target, "old")) if path.is_dir()), None)
 
 
 def remove(directory: Path) -> None:
-    """Remove a directory such that a process killed in the middle leaves no half of that name.
+    """Remove a directory; a process killed meanwhile leaves no partial directory of that name.
 
     Raises:
         OSError: if it cannot be renamed.
@@ -180,7 +180,7 @@ def remove(directory: Path) -> None:
 
 
 def tidy(target: Path) -> None:
-    """Clear away what a process that was killed while it wrote or removed `target` has left."""
+    """Remove what a process left that was killed while it wrote or removed `target`."""
     _put_back(target)
     for state in ("partial", "old", "removed"):
         _clear(_beside(target, state))
@@ -192,7 +192,7 @@ def load_meta(directory: Path, *, kind: str, skip: tuple[str, ...] = ()) -> dict
     Args:
         directory: the checkpoint.
         kind: what it must be.
-        skip: files whose name begins so are not read (large ones that are not needed).
+        skip: prefixes of files that are not read (large ones that are not needed).
 
     Raises:
         CheckpointError: missing, truncated, foreign or tampered with; the message says which.
@@ -221,7 +221,7 @@ def load_meta(directory: Path, *, kind: str, skip: tuple[str, ...] = ()) -> dict
 
 
 def _meta_sha256(meta: Mapping[str, Any]) -> str:
-    """Digest of the meta data as JSON gives it back."""
+    """Digest of the meta data after a round trip through JSON."""
     plain = json.loads(json.dumps(meta))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
@@ -256,7 +256,7 @@ def _put_back(target: Path) -> None:
 
 
 def _clear(path: Path) -> None:
-    """Remove a directory, or a file or link in its place; what a link points to stays."""
+    """Remove a directory, file or link; the target of a link is not touched."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)

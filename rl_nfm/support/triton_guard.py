@@ -1,8 +1,8 @@
-"""Decides where a Triton kernel stands in for the plain path.
+"""Decides where a Triton kernel is used instead of plain PyTorch.
 
-Triton comes with CUDA builds of PyTorch and is no dependency. A kernel is used on a device once it
-has agreed there with the plain path on a small input; where Triton is missing, a launch fails or
-the results differ, the plain path is used and one warning says why.
+CUDA builds of PyTorch bring Triton, which is not a dependency of ours. A kernel is used on a device
+after its results on a small input agree with those of plain PyTorch there. If Triton is missing, a
+launch fails or the results differ, plain PyTorch is used and one warning says why.
 
 `RL_NFM_KERNELS=0` in the environment switches such kernels off. With `RL_NFM_KERNELS=triton` and
 `TRITON_INTERPRET=1` they also run on the CPU, in Triton's interpreter: slow, for tests and
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 _TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
-"""Highest relative error by the kernel's type, of norms; several times that of rounding."""
+"""Largest relative error of norms by the kernel's type; several times the rounding error."""
 _log = logging.getLogger(__name__)
 
 
@@ -26,10 +26,10 @@ class TritonGuard:
     """Remembers on which devices, and in which cases, a kernel agrees with the plain path.
 
     Args:
-        name: of the kernel, for the warning.
-        check: runs kernel and plain path on a small input, for a device and the case; returns pairs
-            of results, gradients included, the plain ones best in float64. It imports Triton
-            itself, and draws its input from a generator of its own.
+        name: the kernel's name, for the warning.
+        check: runs the kernel and plain PyTorch on a small input, for a device and a case; returns
+            pairs of results, including gradients, with the plain ones preferably in float64. It
+            imports Triton itself, and draws its input from a separate generator.
     """
 
     def __init__(self, name: str, check: Callable[..., Iterable[tuple[Tensor, Tensor]]]):
@@ -39,13 +39,13 @@ class TritonGuard:
         self._warned = False
 
     def ready(self, device: torch.device, *case: Hashable) -> bool:
-        """Whether the kernel may be used; the first call for a device and a case checks that.
+        """Whether the kernel may be used; the first call for a device and a case checks it.
 
-        While a CUDA graph is being captured nothing can be checked, and what was not checked before
-        is not used: the warm-up that comes before a capture should have come by here.
+        Nothing can be checked while a CUDA graph is being captured, and a kernel that was not
+        checked before is not used. The warm-up before a capture should therefore call this.
 
         Args:
-            device: of the tensors.
+            device: holds the tensors.
             *case: what else the kernel is compiled for, such as types and sizes of heads.
         """
         if not switched_on(device):
@@ -58,7 +58,7 @@ class TritonGuard:
         return self._verdicts[key]
 
     def give_up(self, device: torch.device, *case: Hashable, error: object) -> None:
-        """Use the plain path from now on, because a launch failed after all."""
+        """Use plain PyTorch from now on, because a launch failed after the check."""
         self._verdicts[(device.type, device.index, *case)] = False
         if not self._warned:
             self._warned = True
@@ -79,7 +79,7 @@ class TritonGuard:
 
 
 def switched_on(device: torch.device | None = None) -> bool:
-    """Whether kernels of this package are wanted: at all, or Triton's on a device."""
+    """Whether kernels are switched on: any of them, or Triton's on a device."""
     switch = os.environ.get("RL_NFM_KERNELS", "1")
     if device is None:
         return switch != "0"
@@ -88,7 +88,7 @@ def switched_on(device: torch.device | None = None) -> bool:
 
 @contextlib.contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
-    """Whatever the caller's modes are, the check runs with gradients and without autocast."""
+    """Run a check with gradients and without autocast, whatever modes the caller has set."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

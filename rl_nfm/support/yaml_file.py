@@ -9,11 +9,11 @@ from rl_nfm.support.configuration import short
 
 
 class _NotPlainError(ValueError):
-    """YAML that says what a config must not."""
+    """YAML that a config must not contain."""
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Refuses what hides a mistake or grows without bound: a key given twice, and aliases."""
+    """Refuses duplicate keys, which hide mistakes, and aliases, which grow without bound."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -46,7 +46,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except _NotPlainError as error:
         raise ValueError(f"{path}: {error}") from None
-    # PyYAML lets KeyError and AttributeError out for wrong values of its own tags.
+    # PyYAML raises KeyError and AttributeError for wrong values of its own tags.
     except (yaml.YAMLError, ValueError, RecursionError, KeyError, AttributeError) as error:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ValueError(f"{path}: not valid YAML ({problem})") from None

@@ -1,9 +1,9 @@
 """Kernels, bytes and floating-point operations of what runs inside a `Counter`, on fake tensors.
 
-Each operation is taken for the kernels that PyTorch's eager CUDA path launches for it (by its
-sources; cuDNN's own helpers and caching are not seen), and for the bytes that it must read and
-write. A copy between host and device, or an operation whose result's shape depends on numbers,
-waits for the device: it is counted as synchronising.
+Each operation counts as the kernels that PyTorch's eager CUDA path launches for it, according to
+PyTorch's sources (helpers and caching inside cuDNN are not seen), and as the bytes that it must
+read and write. A copy between host and device, or an operation whose output shape depends on
+values, waits for the device and is counted as synchronising.
 """
 
 import collections
@@ -34,9 +34,9 @@ _WRITES_ONLY = {
     "zeros_like",
 }  # fmt: skip
 _KERNELS = {"native_group_norm": 3, "native_group_norm_backward": 5, "topk": 2, "sort": 3}
-"""Of operations with a fixed number other than 1."""
+"""Kernels of operations that launch a fixed number other than 1."""
 _TENSORS_PER_LAUNCH, _ELEMENTS_PER_LAUNCH = 100, 320 * 65536
-"""Of multi-tensor operations."""
+"""Kernels of multi-tensor operations."""
 
 
 def total_bytes(tensors: list[Tensor]) -> int:
@@ -57,10 +57,10 @@ class Tally:
 
 
 class Counter(TorchDispatchMode):
-    """Counts what is dispatched inside, in all and by operation."""
+    """Counts the operations dispatched inside the block, in total and by name."""
 
     active: "Counter | None" = None
-    """The innermost."""
+    """The innermost counter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Counter(TorchDispatchMode):
         self.synchronising: dict[str, int] = collections.Counter()
 
     def __enter__(self) -> "Counter":
-        """Begin to count."""
+        """Start counting."""
         Counter.active = self
         return super().__enter__()
 
@@ -100,7 +100,7 @@ class Counter(TorchDispatchMode):
         return out
 
     def add(self, name: str, one: Tally) -> None:
-        """Also count what is launched past PyTorch's dispatcher."""
+        """Also count kernels that are launched without PyTorch's dispatcher."""
         for tally in (self.total, self.by_name[name]):
             tally.kernels += one.kernels
             tally.bytes += one.bytes
@@ -121,13 +121,13 @@ def _kernels(name: str, args: Any, inputs: list[Tensor]) -> int:
 
 
 def _relayouts(x: Tensor) -> int:
-    """Half precision convolutions run with channels last, whatever the input is."""
+    """Half-precision convolutions run with channels last, whatever the layout of the input."""
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
     return int(not last)
 
 
 def _traffic(name: str, args: Any, inputs: list[Tensor], outputs: list[Tensor]) -> int:
-    """Bytes read and written once."""
+    """Bytes of these tensors, each read or written once."""
     read, written = total_bytes(inputs), total_bytes(outputs)
     if name in _WRITES_ONLY:
         return written

@@ -1,8 +1,8 @@
 """CUDA tensors without numbers, on a machine without a GPU: shapes, types and layouts only.
 
 PyTorch's fake tensors take any device, but autograd and autocast ask a device's runtime a few
-questions. A CPU build has nobody to answer for CUDA; a little C++ does, loaded before PyTorch is
-imported, into this process only.
+questions. A CPU build cannot answer them for CUDA. A small C++ library does, which is loaded into
+this process before PyTorch is imported.
 """
 
 import ctypes
@@ -19,10 +19,10 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 
 
 def enable() -> None:
-    """Let fake CUDA tensors be used here; comes before PyTorch is imported.
+    """Make fake CUDA tensors usable in this process; call it before PyTorch is imported.
 
     Raises:
-        RuntimeError: PyTorch is already imported, or no C++ compiler is there.
+        RuntimeError: PyTorch is imported already, or there is no C++ compiler.
     """
     spec = importlib.util.find_spec("torch")
     assert spec is not None
@@ -36,13 +36,13 @@ def enable() -> None:
 
     if torch.version.cuda and not torch.cuda.is_available():
         raise RuntimeError("a CUDA build of PyTorch needs a GPU here; a CPU build does not")
-    torch.autograd.set_multithreading_enabled(False)  # a device's thread would need a device
+    torch.autograd.set_multithreading_enabled(False)  # its thread needs a real device
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda including_emulation=True: True
 
 
 def _build(torch_home: Path) -> Path:
-    """The shared library, built unless the cache has it."""
+    """The shared library, which is built unless it is in the cache."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise RuntimeError("fake CUDA tensors need a C++ compiler, and there is none")

@@ -1,4 +1,4 @@
-"""What one update, one act and one row of replay launch on a GPU, for each preset."""
+"""The kernels that an update, an act and a row of replay launch on a GPU, for each preset."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ CUDA = torch.device("cuda", 0)
 
 
 def count(config: Config, *, num_actions: int = 9) -> dict[str, Counter]:
-    """Counters of "update", "act" and "add", the third at a step that completes a sequence."""
+    """Counters of "update", "act" and "add" (at a step that completes a sequence)."""
     obs_shape = (config.env.resolve().stack_num, 84, 84)
     networks = [build_network(config, obs_shape, num_actions) for _ in range(2)]
     use_kernels = os.environ.get("RL_NFM_KERNELS", "1") != "0"
@@ -46,10 +46,10 @@ def count(config: Config, *, num_actions: int = 9) -> dict[str, Counter]:
 
 
 def _pretend(mode: FakeTensorMode, use_kernels: bool) -> Iterator[Any]:
-    """Have the Triton kernels taken for checked, and counted where they would be launched."""
+    """Treat the Triton kernels as checked, and count them where they would be launched."""
     yield mock.patch.object(TritonGuard, "ready", return_value=use_kernels)
     yield mock.patch.object(triton_attention, "runs_eagerly", return_value=True)
-    for module in (norms, output, places):  # fake parameters are of a type of their own
+    for module in (norms, output, places):  # fake parameters have a type of their own
         yield mock.patch.object(module, "is_untouched", lambda layer, *kinds: type(layer) in kinds)
     yield mock.patch.object(triton_launch, "_launch", _count_launch)
     yield mock.patch.object(triton_launch, "slot_rows", _with_numbers(triton_launch.slot_rows))
@@ -71,7 +71,7 @@ def _count_launch(name: str, programs: int, *args: Any, **constants: Any) -> Non
 
 
 def _with_numbers(make: Callable[..., Any]) -> Callable[..., Any]:
-    """`make` outside of the fake tensors, which have no numbers."""
+    """Call `make` outside of the mode for fake tensors, which have no values."""
 
     def run(*args: Any) -> Any:
         with _disable_current_modes(), torch.device("cpu"):
@@ -86,7 +86,7 @@ def _fake(x: Tensor, mode: FakeTensorMode) -> FakeTensor:
 
 
 def _make_fake(network: nn.Module, mode: FakeTensorMode) -> None:
-    """Have parameters and buffers of the same shapes and layouts on the GPU."""
+    """Replace parameters and buffers by fake ones of the same shapes and layouts on the GPU."""
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(_fake(parameter, mode)))
@@ -95,12 +95,12 @@ def _make_fake(network: nn.Module, mode: FakeTensorMode) -> None:
 
 
 _ATEN = torch.library.Library("aten", "IMPL")
-# It changes its arguments in place and has no shape to tell, but PyTorch does not say so.
+# It changes its arguments in place and returns nothing, but PyTorch does not declare that.
 _ATEN.impl("_fused_adam_.tensor_lr", lambda *_, **__: None, "Meta")
 
 
 class _Adam(torch.optim.Adam):
-    """Its constructor reads the learning rate, which has no number here."""
+    """The constructor reads the learning rate, which has no value here."""
 
     def __init__(self, params: Any, lr: Any, **options: Any):
         super().__init__(params, **options)
@@ -136,7 +136,7 @@ def _count(
     while (replay.added_rows - replay.future_steps) % replay.stride:
         replay.added_rows += 1
     counters = {name: Counter() for name in ("update", "act", "add")}
-    step._run()  # makes the optimiser's moments
+    step._run()  # creates the optimiser's moments
     with counters["update"]:
         step._run()
     obs = torch.zeros(num_envs, *obs_shape, dtype=torch.uint8)

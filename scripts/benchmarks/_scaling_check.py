@@ -1,9 +1,9 @@
 """Predicted and measured processor time per agent step: one run, two ranks, two runs, two nodes.
 
-Processor time, because a machine that others use gives no honest wall time. What is predicted comes
-from parts timed one by one in this process: a round of acting, emulating and adding to the replay,
-an update of the rank's share of the batch, and an all-reduce between two processes. What is
-measured are whole runs as a user begins them, once they learn.
+Processor time is used because wall time means nothing on a machine that others use as well. The
+prediction comes from parts that are timed separately in this process: a round of acting, emulating
+and adding to the replay; an update with the rank's share of the batch; and an all-reduce between
+two processes. The measurement is of whole runs, started as a user would, once they learn.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ FLAGS: dict[str, Any] = {
 }
 REPEATS = 60
 FIRST, LAST = 400, 1000
-"""Agent steps between which a run is watched; learning begins at 200."""
+"""Agent steps between which a run is measured; learning begins at 200."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,12 +50,12 @@ class Parts:
 
 
 class Sample(NamedTuple):
-    """The parts, timed once."""
+    """One timing of the parts."""
 
     one: Parts
-    """Of a process with all environments and the whole batch."""
+    """Times of a process with all environments and the whole batch."""
     half: Parts
-    """Of a rank of two."""
+    """Times of one of two ranks."""
     reduce: float
 
 
@@ -72,7 +72,7 @@ def main(checks: list[str], repeats: int) -> None:
     asked = {"two ranks": "ranks", "two runs at once": "runs", "two runs, two Ray nodes": "ray"}
     measured: dict[str, list[float]] = {}
     found: list[Sample] = []
-    for _ in range(repeats):  # in turn, since the machine may change meanwhile
+    for _ in range(repeats):  # in turn, since the load of the machine changes
         found.append(Sample(parts(config), parts(share), all_reduce_seconds(config)))
         for name, measure in ways.items():
             if asked.get(name, checks[0]) in checks:
@@ -81,7 +81,7 @@ def main(checks: list[str], repeats: int) -> None:
 
 
 def tell(config: Config, found: list[Sample], measured: dict[str, list[float]]) -> None:
-    """What is known so far: medians."""
+    """Medians of the timings so far."""
     one = middle_of([sample.one for sample in found])
     half = middle_of([sample.half for sample in found])
     reduce = statistics.median(sample.reduce for sample in found)
@@ -120,7 +120,7 @@ def check_config() -> Config:
 
 
 def parts(config: Config) -> Parts:
-    """Of a process with these environments and this batch."""
+    """Time the parts of a process with these environments and this batch."""
     trainer = Trainer(config, torch.device("cpu"))
     obs, info = trainer.env.reset(seed=1)
     trainer.collector.begin(obs, info, epsilon=trainer.rank_epsilon())
@@ -139,7 +139,7 @@ def parts(config: Config) -> Parts:
 
 
 def processor_seconds(work: Callable[[], object]) -> float:
-    """The median of several stretches, per call."""
+    """Median processor time per call over several repeats."""
     work()
     stretches = []
     for _ in range(6):
@@ -151,7 +151,7 @@ def processor_seconds(work: Callable[[], object]) -> float:
 
 
 def all_reduce_seconds(config: Config) -> float:
-    """Of averaging the gradients of this network, in each of two processes."""
+    """Time of averaging this network's gradients, in each of two processes."""
     code = (
         "import sys, time, torch; from rl_nfm.support.ranks import Ranks; r = Ranks.of_torchrun()\n"
         "x = [torch.ones(int(sys.argv[1]))]\n"
@@ -165,14 +165,14 @@ def all_reduce_seconds(config: Config) -> float:
         path = Path(folder) / "reduce.py"
         path.write_text(code)
         command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", str(path), str(size)]
-        told = subprocess.run(
+        finished = subprocess.run(
             [sys.executable, *command],
             env=environment(),
             check=True,
             capture_output=True,
             text=True,
         )
-    return float(told.stdout.split()[-1])
+    return float(finished.stdout.split()[-1])
 
 
 def per_step(config: Config, part: Parts, ranks: int, reduce: float) -> float:
@@ -187,7 +187,7 @@ def environment() -> dict[str, str]:
 
 
 def measured_runs(config: Config, launches: list[list[str]]) -> list[float]:
-    """Seconds of processor time per agent step of each of the runs that are begun at once."""
+    """Seconds of processor time per agent step of each of several runs that start together."""
     with tempfile.TemporaryDirectory() as folder:
         outs = [Path(folder) / str(number) for number in range(len(launches))]
         begun = [
@@ -208,7 +208,7 @@ def measured_runs(config: Config, launches: list[list[str]]) -> list[float]:
 
 
 def watched(outs: list[Path]) -> list[float]:
-    """Of each run, between the lines of metrics for `FIRST` and `LAST` steps."""
+    """For each run, between its lines of metrics at `FIRST` and `LAST` steps."""
     seen: dict[tuple[Path, int], float] = {}
     deadline = time.monotonic() + 1200
     while len(seen) < 2 * len(outs):
@@ -232,13 +232,13 @@ def of_run(out: Path) -> float:
             if str(out).encode() in words and b"torch.distributed.run" not in words:
                 fields = (path / "stat").read_text().rsplit(")", 1)[1].split()
                 ticks += int(fields[11]) + int(fields[12])
-        except OSError:  # ended meanwhile
+        except OSError:  # the process has ended meanwhile
             continue
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def arguments(config: Config, out: Path) -> list[str]:
-    """Of Python: the command that a user types."""
+    """Arguments for Python: the command that a user would type."""
     preset = out.with_suffix(".yaml")
     preset.write_text(yaml.safe_dump({**to_plain(config), "steps": 10**6}))
     return ["-m", "agents.cli", "train", str(preset), "--out", str(out)]

@@ -1,4 +1,4 @@
-"""Contenders in processes of their own, each with its own allocator, that run in turns."""
+"""Contenders that run in turns, each in its own process with its own allocator."""
 
 import contextlib
 import multiprocessing
@@ -8,16 +8,17 @@ from typing import Any
 
 Times = list[float]
 Make = Callable[[], Callable[[], Any]]
-"""Builds a contender in its process; what it gives is timed. It must be picklable."""
+"""Builds a contender in its process and returns the function to time. It must be picklable."""
 
 
 def take_turns(
     contenders: Mapping[str, Make], *, rounds: int, seconds: float, threads: int
 ) -> dict[str, Times]:
-    """Seconds of single calls of each, after a warm-up.
+    """Seconds of single calls of each contender, after a warm-up.
 
-    Contenders take turns of so many seconds, so that all meet the same disturbances. With one
-    thread processor time is taken, which does not count what others do; with more the clock.
+    Contenders take turns of this many seconds, so that other work on the machine disturbs all
+    alike. With one thread, processor time is measured, which excludes other work; with more, wall
+    time.
     """
     context = multiprocessing.get_context("spawn")
     times: dict[str, Times] = {name: [] for name in contenders}

@@ -1,8 +1,8 @@
 """Kernels, bytes and FLOPs of each preset's update, act and row of replay, without a GPU.
 
-Counted on fake CUDA tensors under bf16 autocast, as PyTorch would launch them eagerly, with the
-Triton kernels. The exit code is 1 where an operation waits for the device, or where there are more
-kernels in an update than `MOST_KERNELS` says.
+They are counted on fake CUDA tensors under bf16 autocast, as PyTorch would launch them eagerly,
+with the Triton kernels. The exit code is 1 if an operation waits for the device, or if an update
+has more kernels than `MOST_KERNELS` allows.
 """
 
 import argparse
@@ -20,7 +20,7 @@ MOST_KERNELS = {
     "rim": 3200,
     "r2d2": 5000,
 }
-"""Of one update."""
+"""Largest number of kernels in one update."""
 
 
 def main(argv: list[str]) -> None:

@@ -1,8 +1,8 @@
 """Agent steps per second of a whole training run beside Stable-Baselines3's DQN.
 
 Ms. Pacman, no sticky actions, 8 environments, batch 32, one update per 4 steps, after 1,000 steps
-of warm-up. Each contender runs in a process of its own, in turn, and reports the rate of its
-second half.
+of warm-up. Contenders run one after the other, each in its own process, and report the rate of
+their second half.
 """
 
 import argparse

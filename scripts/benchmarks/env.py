@@ -1,7 +1,7 @@
 """Speed of the environments beside their peers, as ratios of decisions per second.
 
-Same game, frame skip 4, max-pooling, 84x84 grey, stack 4, no sticky actions, random play. Every
-contender is stepped for a short slice in each round, so that all meet the same disturbances.
+All play the same game at random: frame skip 4, max-pooling, 84x84 grey, stack 4, no sticky actions.
+Every contender is stepped for a short time in each round, so that other work disturbs all alike.
 `bare` is ale-py's AtariVectorEnv, `16_of_32` its asynchronous mode.
 """
 
@@ -35,7 +35,7 @@ TARGETS = [
     ("ours_16_of_32", "bare_16_of_32", 0.95),
     ("ours_16", "sb3_dummy_8", 0.0),
 ]
-"""Ours, peer, and the least ratio wanted (0: for information)."""
+"""Our environment, the peer, and the smallest ratio wanted (0: for information only)."""
 
 
 def emulator(game: str, **kwargs: Any) -> gym.Env:
@@ -63,7 +63,7 @@ def bare(game: str, num_envs: int, batch_size: int = 0) -> AtariVectorEnv:
 
 
 def contenders(game: str) -> dict[str, Callable[[], Any]]:
-    """By name, functions that build an environment."""
+    """Functions that build an environment, by name."""
     return {
         "ours_8": lambda: make_atari(game, num_envs=8, **SETTINGS),
         "bare_8": lambda: bare(game, 8),
@@ -77,7 +77,7 @@ def contenders(game: str) -> dict[str, Callable[[], Any]]:
 
 
 def cpu_seconds(workers: list[int]) -> float:
-    """CPU time so far of this process and of these worker processes (Linux alone tells theirs)."""
+    """CPU time so far of this process and of these worker processes (known on Linux only)."""
     total = time.process_time()
     for pid in workers:
         with contextlib.suppress(FileNotFoundError):
@@ -87,7 +87,7 @@ def cpu_seconds(workers: list[int]) -> float:
 
 
 def play(env: Any, actions: np.ndarray, seconds: float) -> tuple[float, float]:
-    """Decisions per second of stepping `env` for about `seconds`, and the cores that it took."""
+    """Decisions per second of stepping `env` for about `seconds`, and the cores it used."""
     workers = [process.pid for process in getattr(env.unwrapped, "processes", [])]
     count = 0
     cpu, began = cpu_seconds(workers), time.perf_counter()
@@ -98,7 +98,7 @@ def play(env: Any, actions: np.ndarray, seconds: float) -> tuple[float, float]:
 
 
 def measure(game: str, rounds: int, seconds: float) -> dict[str, np.ndarray]:
-    """What `play` tells of each contender [rounds, 2]; the rounds are interleaved."""
+    """The results of `play` for each contender, [rounds, 2]; the rounds are interleaved."""
     rng = np.random.default_rng(0)
     measured: dict[str, list[tuple[float, float]]] = {}
     with contextlib.ExitStack() as stack:

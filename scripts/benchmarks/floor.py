@@ -1,10 +1,10 @@
-"""The floor of one update on a CPU, and what an update takes over it.
+"""A lower bound (floor) for the time of one update on a CPU, and how far an update is above it.
 
-The floor is what no arrangement of the same work avoids: every matrix product and convolution of an
-update, run alone at its shapes and layouts, and at the speed of a copy the bytes of the optimiser
-(7 numbers for each weight) and of the pixels (each read as a byte and written as a number once).
-One thread and processor time; products and whole updates take turns. Kernels of our own (the
-attention of NFM, the steps of RIMs) are no part of the floor: with them it is a little low.
+The floor is the work that no implementation avoids: every matrix product and convolution of an
+update, run alone with its shapes and layouts; and, at the speed of a copy, the bytes of the
+optimiser (7 numbers for each weight) and of the pixels (each read as a byte and written as a number
+once). Processor time of one thread is measured; products and whole updates take turns. The floor
+leaves out our own kernels (the attention of NFM, the steps of RIMs), so with them it is too low.
 """
 
 import argparse
@@ -28,25 +28,25 @@ from benchmarks.update import OURS, config_of, ours
 from rl_nfm.support import cpp
 
 MOST = {"rainbow_8": 1.75}
-"""Wanted: of the update over its floor; 2.5 for all others."""
+"""Wanted ratios of an update to its floor; 2.5 for all others."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What a tensor was, in place of it."""
+    """A tensor's shape and layout, kept in place of the tensor."""
 
     shape: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
 
     def make(self) -> Tensor:
-        """One like it."""
+        """A tensor like it."""
         x = torch.empty_strided(self.shape, self.stride, dtype=self.dtype)
         return x.normal_() if x.is_floating_point() else x.zero_()
 
 
 class Products(TorchDispatchMode):
-    """Notes each product and convolution that runs inside, and how often."""
+    """Records each product and convolution that runs inside, and how often."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Products(TorchDispatchMode):
         self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run it, and note it."""
+        """Run the operation and record it."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         count = flop_registry.get(func._overloadpacket)
@@ -73,7 +73,7 @@ class Products(TorchDispatchMode):
 
 
 def products_of(step: GradientStep) -> Products:
-    """Those of one update, with our own kernels at work as they are outside of such a mode."""
+    """The products and convolutions of one update, with our own kernels active as usual."""
     with (
         mock.patch.object(cpp, "is_in_torch_dispatch_mode", return_value=False),
         Products() as products,
@@ -83,7 +83,7 @@ def products_of(step: GradientStep) -> Products:
 
 
 def moved_bytes(config: Config, step: GradientStep) -> int:
-    """What the optimiser and the pixels must at least read and write."""
+    """Bytes that the optimiser and the pixels must read and write at least."""
     weights = sum(p.numel() for p in step.learner.online.parameters())
     batch = step.replay.sample(config.replay.batch_size)
     return 7 * 4 * weights + 5 * batch.obs.numel()
@@ -106,7 +106,7 @@ def measure(config: Config, rounds: int) -> tuple[float, float, float, int]:
                 updates.append(_seconds(step))
             copies.append(_seconds(lambda: into.copy_(source)))
             for key, call in products.calls.items():
-                call()  # its memory is there and warm
+                call()  # its memory is allocated and warm
                 alone[key].append(_seconds(call))
     floor = sum(n * statistics.median(alone[key]) for key, n in products.counts.items())
     speed = 2 * source.nbytes / statistics.median(copies)

@@ -1,4 +1,4 @@
-"""Memory of a full replay of one million steps: ours measured, Stable-Baselines3's computed."""
+"""Memory of a full replay of one million steps: ours is measured, Stable-Baselines3's computed."""
 
 import argparse
 import resource

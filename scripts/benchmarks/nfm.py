@@ -1,15 +1,15 @@
 """Cost of NFM: the `nfm` encoder over its own two-pass backbone without attention.
 
-Forward and backward on 84x84x4 frames. The two are timed in turn: a busy machine slows both, and
-what counts is the ratio of medians. Beside it stand two floors: the ratio that the attention's
-multiply-accumulates alone would give at the backbone's speed, and the one that the bytes it has to
-move alone would give at the speed of a copy measured here. `over floor` divides what was measured
-above 1 by what the sum of both lies above 1.
+Forward and backward on 84x84x4 frames. The two are timed in turn, because a busy machine slows
+both; the result is the ratio of medians. Beside it stand two lower bounds (floors): the ratio if
+only the attention's multiply-accumulates took time, at the backbone's speed, and the ratio if only
+the bytes that it must move did, at the speed of a copy measured here. `over floor` divides the
+measured excess over 1 by the sum of the two floors' excesses.
 
 On CUDA both run as captured graphs, as the learner runs them, unless `--modes` says otherwise, and
 their peaks of memory are compared as well. `--profile` prints the kernels of both with their times.
 
-`--written` instead times one reader of so many written layers of equal size (16x16, 64 channels).
+`--written` instead times one reader of this many written layers of equal size (16x16, 64 channels).
 """
 
 import argparse
@@ -34,7 +34,7 @@ STAGE_SIZES = (21, 11, 6, 3)
 
 
 class Attentive(nn.Module):
-    """The encoder from scaled pixels on, as the backbone takes them."""
+    """The encoder without the scaling of pixels, which the backbone does not do either."""
 
     def __init__(self, encoder: NFMEncoder):
         super().__init__()
@@ -46,7 +46,7 @@ class Attentive(nn.Module):
 
 
 class Backbone(nn.Module):
-    """The passes of the same encoder without memory; all of them count in the output."""
+    """The passes of the same encoder without memory; all contribute to the output."""
 
     def __init__(self, encoder: NFMEncoder):
         super().__init__()
@@ -105,10 +105,10 @@ def seconds(step: Callable[[], object], device: str) -> float:
 
 
 def count_macs(net: nn.Module) -> float:
-    """Of a forward of one frame: products of matrices and convolutions."""
+    """MACs of a forward pass of one frame: matrix products and convolutions."""
     kept = {place: place.use_kernels for place in places(net)}
     for place in kept:
-        place.use_kernels = False  # the counter does not see into the kernels
+        place.use_kernels = False  # the counter cannot see inside the kernels
     pixels = torch.zeros(1, *FRAMES, device=next(net.parameters()).device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(pixels)
@@ -118,7 +118,7 @@ def count_macs(net: nn.Module) -> float:
 
 
 def count_bytes(width: int, size: int) -> float:
-    """That attention moves at least for one frame, each tensor written and read once a use.
+    """The least bytes that attention moves for one frame, if each use reads or writes a tensor once.
 
     Forward: states read, queries, keys and values written; each reader reads its query and all rows
     of memory, writes what it read, its output block's layers and the sum. Backward: twice that.
@@ -134,7 +134,7 @@ def count_bytes(width: int, size: int) -> float:
 
 
 def copy_speed(device: str) -> float:
-    """Bytes a second of copying a tensor larger than the caches."""
+    """Bytes per second of copying a tensor larger than the caches."""
     source = torch.zeros(2**26, device=device)
     target = torch.empty_like(source)
     best = min(seconds(lambda: target.copy_(source), device) for _ in range(5))
@@ -142,7 +142,7 @@ def copy_speed(device: str) -> float:
 
 
 def peak_memory(step: Callable[[], None]) -> int:
-    """Bytes that a step needs at its peak, beyond what was there before."""
+    """Peak bytes of a step, beyond what was allocated before."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -151,7 +151,7 @@ def peak_memory(step: Callable[[], None]) -> int:
 
 
 def capture(step: Callable[[], None]) -> Callable[[], None]:
-    """The step as a CUDA graph; it has run before."""
+    """The step as a CUDA graph; it must have run before."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

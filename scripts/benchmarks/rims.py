@@ -1,8 +1,9 @@
 """RIM_LSTM against nn.LSTM of the same sizes: forward and backward of a whole sequence.
 
-All models are timed in turn, so that a busy machine slows them alike; what counts is the ratio of
-medians to nn.LSTM. Beside it stands the floor: the ratio of multiply-accumulates (MACs). On a GPU
-also with the steps compiled and with forward and backward captured as CUDA graphs.
+All models are timed in turn, so that a busy machine slows them alike; the result is the ratio of
+medians to nn.LSTM. Beside it stands a lower bound (floor), the ratio of multiply-accumulates
+(MACs). On a GPU the models are also timed with compiled steps, and with forward and backward
+captured as CUDA graphs.
 """
 
 import argparse
@@ -21,14 +22,14 @@ Core = Callable[..., Any]
 
 
 def rim_macs(net: nn.Module, x: Tensor) -> float:
-    """MACs of a forward."""
+    """MACs of a forward pass."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(x)
     return counter.get_total_flops() / 2
 
 
 def make_cores(args: argparse.Namespace, x: Tensor) -> dict[str, tuple[Core, float]]:
-    """Name to what is timed and its MACs; nn.LSTM comes first."""
+    """By name, the module to time and its MACs; nn.LSTM comes first."""
     cores: dict[str, tuple[Core, float]] = {}
     gates = 4 * args.hidden
     for name, net, count in (
@@ -50,7 +51,7 @@ def make_cores(args: argparse.Namespace, x: Tensor) -> dict[str, tuple[Core, flo
 
 
 class _First(nn.Module):
-    """The output without the state, as CUDA graphs of callables want it."""
+    """The output without the state, as `make_graphed_callables` requires."""
 
     def __init__(self, net: nn.Module):
         super().__init__()

@@ -3,7 +3,8 @@
     python scripts/benchmark.py scaling                          # the tables
     python scripts/benchmark.py scaling --check ranks runs ray   # predicted and measured, here
 
-The parts were measured on one H200 (docs/results.md, section 6); kernels are those of `count`.
+The parts were measured on one H200 (docs/results.md, section 6); numbers of kernels are from
+`count`.
 """
 
 import argparse
@@ -12,16 +13,16 @@ import math
 
 GPUS_PER_HOST = 8
 KERNEL_SECONDS = 1.5e-6
-"""Least time of a kernel in a captured graph, however little it computes."""
+"""Shortest time of a kernel in a captured graph, however little it computes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Link:
-    """Between ranks: what an all-reduce takes."""
+    """The connection between ranks, which determines the time of an all-reduce."""
 
     name: str
     bytes_per_second: float
-    """That one rank sends."""
+    """Bytes per second that one rank sends."""
     hop_seconds: float
     """Latency of one of the log2(W) hops of a small message."""
 
@@ -44,12 +45,12 @@ class Case:
     num_envs: int
     steps_per_update: float
     update_seconds: float
-    """Captured, at the whole batch."""
+    """Time of a captured update with the whole batch."""
     kernels: int
-    """Of one update; `benchmark.py count`."""
+    """Kernels of one update, from `benchmark.py count`."""
     parameters: int
     env_steps_per_second: float
-    """Of the environments alone, on all cores."""
+    """Rate of the environments alone, on all cores."""
     measured: float
     """Agent steps/s of a whole run."""
     cores: int = 16
@@ -91,7 +92,7 @@ def update_seconds(case: Case, ranks: int) -> float:
 
 
 def emulate_seconds(case: Case, ranks: int, cores_per_gpu: int) -> float:
-    """Of one step of every environment; a core cannot step less than one."""
+    """Time of one step of every environment; a core steps at least one environment."""
     per_step = case.cores / case.env_steps_per_second  # on one core
     return per_step * math.ceil(case.num_envs / (ranks * cores_per_gpu))
 
@@ -99,8 +100,8 @@ def emulate_seconds(case: Case, ranks: int, cores_per_gpu: int) -> float:
 def round_seconds(case: Case, ranks: int, *, cores_per_gpu: int, overlap: float) -> float:
     """One step of every environment, with the updates that it pays for.
 
-    Learning overlaps with acting and emulation, but not wholly: with overlap 1 their times add up,
-    with a large one the longer alone counts.
+    Learning overlaps with acting and emulation, but not entirely. With overlap 1 their times add
+    up; with a large overlap only the longer one counts.
     """
     learn = case.num_envs / case.steps_per_update * update_seconds(case, ranks)
     emulate = emulate_seconds(case, ranks, cores_per_gpu)
@@ -116,7 +117,7 @@ def steps_per_second(
 
 
 def grown(case: Case, times: int) -> Case:
-    """Another run: so many times the environments and the batch, and as many steps per update."""
+    """Another run: this many times the environments and batch, and as many steps per update."""
     fixed = case.kernels * KERNEL_SECONDS
     return dataclasses.replace(
         case,
@@ -127,7 +128,7 @@ def grown(case: Case, times: int) -> Case:
 
 
 def fitted_overlap() -> float:
-    """The one number fitted: to the whole runs that were measured on one GPU."""
+    """The only fitted number: it is fitted to whole runs measured on one GPU."""
 
     def error(power: float) -> float:
         return sum(
@@ -140,30 +141,30 @@ def fitted_overlap() -> float:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """What many independent runs share: a place for their checkpoints."""
+    """Many independent runs, which share the storage for their checkpoints."""
 
     storage_bytes_per_second: float = 5e9
     step_bytes: int = 7_100
-    """Of one agent step in a checkpoint's replay."""
+    """Bytes of one agent step in a checkpoint's replay."""
     checkpoint_every_steps: int = 500_000
     start_seconds: float = 60.0
-    """From Ray's task to the first update: imports, compiling of kernels, capture."""
+    """Seconds from Ray's task to the first update: imports, compiling of kernels, capture."""
     steps: int = 50_000_000
 
     def bytes_per_step(self, case: Case) -> float:
-        """That checkpoints take per agent step: the new row, and weights, target and moments."""
+        """Bytes of checkpoints per agent step: the new row, and weights, target and moments."""
         return self.step_bytes + 4 * 4 * case.parameters / self.checkpoint_every_steps
 
     def total(self, case: Case, rate: float, runs: int) -> tuple[float, str]:
         """Agent steps/s of all runs, each of `rate`, and what bounds them."""
         training = self.steps / rate
-        own = rate * training / (training + self.start_seconds)
+        rate_with_start = rate * training / (training + self.start_seconds)
         stored = self.storage_bytes_per_second / self.bytes_per_step(case)
-        return min((runs * own, "GPUs"), (stored, "storage"))
+        return min((runs * rate_with_start, "GPUs"), (stored, "storage"))
 
 
 def print_ranks() -> None:
-    """One run on 1 to 64 GPUs, and how well the model meets what was measured on one."""
+    """Print one run on 1 to 64 GPUs, and how close the model is to measurements on one."""
     print(f"overlap exponent, fitted to whole runs on one GPU: {fitted_overlap():.2f}")
     print(f"{'preset':14s}{'measured':>10s}{'model':>8s}{'error':>8s}  ", end="")
     counts = (1, 2, 4, 8, 16, 32, 64)
@@ -193,7 +194,7 @@ def print_ranks() -> None:
 
 
 def print_hosts() -> None:
-    """Independent runs, one per GPU, on 1 to 1,000 hosts of 8."""
+    """Print independent runs, one per GPU, on 1 to 1,000 hosts of 8."""
     print("\nagent steps/s in all and what bounds them: one run per GPU, 8 per host of 128 cores,")
     print("checkpoints every 500,000 steps on shared storage of 5 GB/s")
     counts = (1, 10, 100, 1000)
@@ -201,8 +202,8 @@ def print_hosts() -> None:
     for saved, fleet in (("with the replay", Fleet()), ("networks only", Fleet(step_bytes=0))):
         for name, case in CASES.items():
             found = [fleet.total(case, case.measured, count * GPUS_PER_HOST) for count in counts]
-            told = "".join(f"{total:13,.0f} {bound:7s}" for total, bound in found)
-            print(f"{name:14s}{saved:16s}{told}")
+            cells = "".join(f"{total:13,.0f} {bound:7s}" for total, bound in found)
+            print(f"{name:14s}{saved:16s}{cells}")
 
 
 def main(argv: list[str]) -> None:

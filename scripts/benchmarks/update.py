@@ -1,8 +1,8 @@
 """Gradient updates per second beside Stable-Baselines3's DQN, replay sampling included.
 
-Batch 32 of uint8 4x84x84, 9 actions. On a CPU every contender has a process of its own, ours with
-the memory settings of a training run; they take turns, so that all meet the same disturbances. On a
-GPU they take turns in one process, eager and as captured CUDA graphs.
+Batch 32 of uint8 4x84x84, 9 actions. On a CPU every contender has its own process, ours with the
+memory settings of a training run; they take turns, so that other work disturbs all alike. On a GPU
+they take turns in one process, eagerly and as captured CUDA graphs.
 """
 
 import argparse
@@ -36,7 +36,7 @@ OURS = {
 }
 """Learner, head and priority exponent of each contender."""
 TARGETS = {"rainbow_8": 1.0, "rainbow_64": 4 * 2.85 / 30.45}
-"""Least ratio to SB3's DQN; 4x tianshou's IQN-64 by peers' medians of one run (2.85 and 30.45)."""
+"""Wanted ratio to SB3's DQN; 4x tianshou's IQN-64 by peers' medians of one run (2.85 and 30.45)."""
 
 
 def config_of(name: str, *, precision: str, graph: bool, encoder: str, batch: int) -> Config:
@@ -96,7 +96,7 @@ def ours(config: Config, device: torch.device) -> GradientStep:
 
 
 class _Pixels(gymnasium.Env):
-    """Gives SB3 the spaces; never stepped."""
+    """Only provides the spaces to SB3; it is never stepped."""
 
     observation_space = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
     action_space = gymnasium.spaces.Discrete(9)

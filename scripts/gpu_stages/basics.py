@@ -1,4 +1,4 @@
-"""Ceilings of the device, and whether what runs there is right."""
+"""The highest speeds of the device, and whether its results are correct."""
 
 import contextlib
 import copy
@@ -34,7 +34,7 @@ SYNC_CASES = ("rainbow_iqn", "nfm_paper", "rim", "r2d2")
 
 
 def ceilings() -> Iterator[Result]:
-    """Speed of a copy, of a product and of a launch: what no version can beat."""
+    """Speed of a copy, a matrix product and a launch, which no implementation can exceed."""
     name = "cpu" if REHEARSAL else torch.cuda.get_device_name()
     yield {"device": name, "torch": torch.__version__, "cores": os.cpu_count()}
     size, side = (2**16, 64) if REHEARSAL else (2**29, 8192)
@@ -52,7 +52,7 @@ def ceilings() -> Iterator[Result]:
 
 
 def tests() -> Iterator[Result]:
-    """The tests that need a device, by pytest itself."""
+    """The tests that need a GPU, run by pytest."""
     marker = "not gpu" if REHEARSAL else "gpu"
     files = sorted((ROOT / "tests").rglob("test_*.py"))
     targets = [str(path) for path in files if "mark.gpu" in path.read_text()]
@@ -75,11 +75,11 @@ def tests() -> Iterator[Result]:
 
 
 def kernels() -> Iterator[Result]:
-    """The check that every Triton kernel goes through at first use; how long it takes."""
+    """Run the check that every Triton kernel undergoes at first use, and time it."""
     from rl_nfm.backbones.norms import guard as norm_guard
     from rl_nfm.nfm.triton_attention import guard as attention_guard
 
-    if REHEARSAL:  # elsewhere in a rehearsal the interpreter would be too slow
+    if REHEARSAL:  # in a rehearsal, the interpreter would be too slow for the others
         os.environ["RL_NFM_KERNELS"] = "triton"
     types = (torch.bfloat16,) if REHEARSAL else (torch.float32, torch.bfloat16, torch.float16)
     for dtype in types:
@@ -139,7 +139,7 @@ def graph() -> Iterator[Result]:
 
 
 def syncs() -> Iterator[Result]:
-    """No operation of an update, an act or an add waits for the device."""
+    """Check that no operation of an update, an act or an add waits for the device."""
     for name in SYNC_CASES:
         config = replaced(case_config(name), "learner", cuda_graph=False)
         with filled_trainer(config) as trainer:
@@ -195,7 +195,7 @@ def resume() -> Iterator[Result]:
 
 
 def _environment() -> dict[str, str]:
-    """For a process that must find this checkout, installed or not."""
+    """Environment of a process that must find this checkout, installed or not."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 

@@ -1,4 +1,4 @@
-"""What the stages share: settings, timing, and trainers made ready to learn at once."""
+"""Code that the stages share: settings, timing, and trainers that can learn at once."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from agents.training.train import Trainer
 from rl_nfm.support.yaml_file import read_yaml
 
 REHEARSAL = os.environ.get("RL_NFM_REHEARSAL") == "1"
-"""Small sizes on a CPU, to see that every stage runs."""
+"""Whether to use small sizes on a CPU, to see that every stage runs."""
 DEVICE = torch.device("cpu" if REHEARSAL else "cuda")
 
 SMALL_REPLAY = {"replay": {"capacity_steps": 200_000, "min_steps": 2_000}}
@@ -40,7 +40,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dopamine_iqn": ("dopamine_iqn", SMALL_REPLAY),
     "atari_100k": ("atari_100k", {"replay": {"min_steps": 1_600}}),
 }
-"""Name of a measured case: its preset and what differs from it."""
+"""The measured cases by name: a preset and changes to it."""
 
 TINY: dict[str, Any] = {
     "env": {"num_envs": 4},
@@ -65,8 +65,8 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def case_config(name: str, changes: dict[str, Any] | None = None) -> Config:
     """The config of a case; in a rehearsal a tiny one with the same parts."""
-    preset, own = CASES[name]
-    values = merged(read_yaml(preset_path(preset)), own)
+    preset, case_values = CASES[name]
+    values = merged(read_yaml(preset_path(preset)), case_values)
     if REHEARSAL:
         values = merged(values, TINY)
         if values["replay"].get("sequence_steps", 1) > 10:
@@ -84,7 +84,7 @@ def synchronize() -> None:
 
 
 def median_ms(run: Callable[[], object], seconds: float = 1.0, warm_ups: int = 5) -> float:
-    """Median of single runs, each waited for."""
+    """Median time of single runs, waiting for the device after each."""
     if REHEARSAL:
         seconds, warm_ups = 0.0, 1
     for _ in range(warm_ups):
@@ -101,7 +101,7 @@ def median_ms(run: Callable[[], object], seconds: float = 1.0, warm_ups: int = 5
 
 
 def burst_ms(run: Callable[[], object], count: int) -> float:
-    """Mean of many runs in a row, waited for once."""
+    """Mean time of many runs, waiting for the device once at the end."""
     count = 2 if REHEARSAL else count
     synchronize()
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Does it learn there: `cpu_1m_frames` on Ms. Pacman, with evaluations and whole checkpoints."""
+"""Whether an agent learns on a GPU: `cpu_1m_frames` with evaluations and checkpoints."""
 
 import os
 import shutil

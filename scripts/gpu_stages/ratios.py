@@ -26,7 +26,7 @@ COMPILED = ("rainbow_iqn", "btr_like", "resnet_paper", "r2d2")
 
 
 def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """The step, once run, as a CUDA graph; itself on a CPU."""
+    """Run the step once and return it as a CUDA graph; on a CPU, return it unchanged."""
     step()
     return nfm_benchmark.capture(step) if DEVICE.type == "cuda" else step
 
@@ -83,7 +83,7 @@ def _forward_backward(net: nn.Module, x: Tensor, dtype: torch.dtype) -> Callable
 
 
 def profile() -> Iterator[dict[str, Any]]:
-    """Where the time of an eager update goes on the device: the largest kernels."""
+    """The kernels that take most of the time of an eager update on the device."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if DEVICE.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -112,7 +112,7 @@ def profile() -> Iterator[dict[str, Any]]:
 
 
 def compiling() -> Iterator[dict[str, Any]]:
-    """What `learner.compile` gives: ms of a captured update, and the time compiling takes."""
+    """The effect of `learner.compile`: ms of a captured update, and the time of compiling."""
     for name in COMPILED[:1] if REHEARSAL else COMPILED:
         for on in (False, True):
             config = case_config(name)

@@ -1,7 +1,7 @@
 """Image augmentation on whole batches: normalisation, padded crops, flips, mixup, one black box.
 
-As in the pipeline that the NFM paper's classification uses (Verma et al. 2019, Manifold Mixup),
-on the device and without a loop over images.
+These are the steps of the pipeline that the NFM paper uses for classification (Verma et al. 2019,
+Manifold Mixup), computed on the device without a loop over images.
 
 Letters: B images, C channels, H x W pixels.
 """
@@ -26,7 +26,7 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def random_crop(images: Tensor, padding: int) -> Tensor:
-    """Each image shifted by up to `padding` pixels either way, zeros moved in: [B, C, H, W]."""
+    """Each image shifted by up to `padding` pixels either way, filled with zeros: [B, C, H, W]."""
     batch, _, height, width = images.shape
     padded = F.pad(images, [padding] * 4)
     y, x = torch.randint(2 * padding + 1, (2, batch, 1, 1, 1))
@@ -57,7 +57,7 @@ def mixup(images: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor
 
 
 def occlude(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """A copy with one box of `size` x `size` zeros in each image, wholly inside it."""
+    """A copy of the images with one box of `size` x `size` zeros inside each."""
     batch, _, height, width = images.shape
     top = torch.randint(height - size + 1, (batch, 1, 1, 1), generator=generator)
     left = torch.randint(width - size + 1, (batch, 1, 1, 1), generator=generator)

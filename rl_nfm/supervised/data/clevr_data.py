@@ -37,7 +37,7 @@ OBJECTS = 6
 RADIUS = 5
 MIN_DISTANCE = 10
 QUESTIONS = 10
-"""Of each kind, an image."""
+"""Questions of each kind per image."""
 QUESTION_BITS = OBJECTS + 2 + 3
 ANSWERS = ("yes", "no", "rectangle", "circle", "1", "2", "3", "4", "5", "6")
 YES, NO, RECTANGLE, CIRCLE, ONE = 0, 1, 2, 3, 4
@@ -53,7 +53,7 @@ COLOURS = (
 )
 """Red, green and blue of each object."""
 QUESTION_ONLY_CEILING = 0.439
-"""Best relational accuracy without looking at the image."""
+"""Best possible relational accuracy without the image."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class Scenes:
     images: NDArray[np.uint8]
     """[N, 3, 75, 75]: red, green and blue planes."""
     colours: NDArray[np.int64]
-    """[N, 2, 10]: the object asked about."""
+    """[N, 2, 10]: the object that the question is about."""
     subtypes: NDArray[np.int64]
     """[N, 2, 10]."""
     answers: NDArray[np.int64]
@@ -108,12 +108,12 @@ def make_scenes(count: int, *, seed: int, held_out: int = 0) -> Scenes:
 
 
 def held_out_shapes(held_out: int) -> NDArray[np.bool_]:
-    """[N]: whether the shape that colour i never has in training is the disc."""
+    """[N]: whether the disc is the shape that colour i never has in training."""
     return np.arange(held_out) % 2 == 0
 
 
 def _draw_centres(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
-    """Objects one after the other; those too close to an earlier one are drawn again."""
+    """Place objects one by one; an object too close to an earlier one is drawn again."""
     centres = np.empty((count, OBJECTS, 2), dtype=np.int64)
     for index in range(OBJECTS):
         todo = np.arange(count)
@@ -149,7 +149,7 @@ def _answer(
     colours: NDArray[np.int64],
     subtypes: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Answers [N, 2, Q]: a table of every answer of every object, then one lookup."""
+    """Answers [N, 2, Q], looked up in a table of all answers for all objects."""
     count = len(centres)
     shape = np.where(circles, CIRCLE, RECTANGLE)  # [N, 6]
     squared = ((centres[:, :, None] - centres[:, None]) ** 2).sum(-1)  # [N, 6, 6]
@@ -177,7 +177,7 @@ def encode_questions(scenes: Scenes) -> Tensor:
 
 
 def touches_held_out(scenes: Scenes, held_out: int) -> NDArray[np.bool_]:
-    """[N, 2, Q]: whether the object asked about has a combination unseen in training."""
+    """[N, 2, Q]: whether the question is about a combination that training never shows."""
     unseen = np.zeros_like(scenes.circles)
     unseen[:, :held_out] = scenes.circles[:, :held_out] == held_out_shapes(held_out)
     return unseen[np.arange(len(unseen))[:, None, None], scenes.colours]

@@ -2,8 +2,8 @@
 
 `digits` ships inside scikit-learn (1797 images of 8x8; the first 1437 train, the last 360 test).
 The others are read from standard files in a folder: IDX (MNIST), the binary version of CIFAR, or
-one folder of images per class. Nothing is downloaded; a missing file is answered with the command
-that fetches it. Nothing is unpickled, so CIFAR's "python version" is not read.
+one folder of images per class. Nothing is downloaded; the error for a missing file shows the
+command that fetches it. Nothing is unpickled, so CIFAR's "python version" is not supported.
 """
 
 import dataclasses
@@ -57,10 +57,10 @@ def load_images(name: str, folder: Path | None) -> ImageData:
 
     Args:
         name: one of `DATASETS`.
-        folder: holds the files; None for `digits`.
+        folder: the folder with the files; None for `digits`.
 
     Raises:
-        ValueError: no or an unreadable folder, files that are missing or not what they should be.
+        ValueError: no readable folder, or files that are missing or invalid.
     """
     if name == "digits":
         if folder is not None:
@@ -192,7 +192,7 @@ def _folder(folder: Path) -> ImageData:
 
 
 def _labelled(split: Path) -> bool:
-    """Whether a split says its labels (Tiny-ImageNet's test folder does not)."""
+    """Whether a split has labels (Tiny-ImageNet's test folder has none)."""
     if not split.is_dir():
         return False
     subfolders = [path for path in split.iterdir() if path.is_dir()]

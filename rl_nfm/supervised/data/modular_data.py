@@ -1,8 +1,9 @@
 """Rows of the Boolean tasks as training data: split, noise, batches, and digits instead of bits.
 
-A row is one combination of input bits. Some rows are trained on, half of the others validate, the
-rest are the test. With digit images (modularity 2 2 3 2 2) a row is a pair of digits 0 to 7: each
-training example is two random training images of them, each test example two test images.
+A row is one combination of input bits. Some rows are for training; half of the others are for
+validation and the rest for testing. With digit images (modularity 2 2 3 2 2) a row is a pair of
+digits 0 to 7: each training example is two random training images of them, each test example two
+test images.
 
 Shapes: S seeds, U updates, B examples of an update, T tasks, R rows, C copies of a test row.
 """
@@ -32,7 +33,7 @@ class Split:
 
 
 def split_rows(rows: int, share: float, seed: int) -> Split:
-    """A share of the rows to train on, at random; half of the rest validates, half tests.
+    """Split rows at random: a share to train on; of the rest, half to validate and half to test.
 
     Raises:
         ValueError: one of the three would be empty.
@@ -83,8 +84,8 @@ class DigitRows(BitRows):
     Args:
         tasks: T tasks over the bits of two digits.
         noise: standard deviation of Gaussian noise on training images.
-        data: name of a set of digit images.
-        folder: of its files, if it needs one.
+        data: the name of a data set of digit images.
+        folder: the folder of its files, if it has any.
     """
 
     def __init__(self, tasks: Sequence[BooleanTask], noise: float, data: str, folder: Path | None):
@@ -132,7 +133,7 @@ def make_rows(
     data: str,
     folder: Path | None,
 ) -> BitRows:
-    """Images of digits for the modularity that has them, else bits."""
+    """The source of inputs: images of digits for the modularity that uses them, else bits."""
     if tuple(modularity) == IMAGE_MODULARITY:
         return DigitRows(tasks, noise, data, folder)
     return BitRows(tasks, noise)
@@ -153,12 +154,12 @@ class EpochData:
 def epoch_data(
     source: BitRows, train: Tensor, copies: int, seeds: Sequence[int], epoch: int
 ) -> EpochData:
-    """Every training row of every task, `copies` times, shuffled for each seed on its own.
+    """Every training row of every task, `copies` times, shuffled separately for each seed.
 
     Args:
-        source: makes inputs of rows.
+        source: makes the inputs for rows.
         train: indices of training rows.
-        copies: examples of a row and task.
+        copies: examples per row and task.
         seeds: S of them.
         epoch: counted from 0.
     """
@@ -178,7 +179,7 @@ def epoch_data(
 
 
 def write_tables(folder: Path, modularity: Sequence[int], tasks: Sequence[BooleanTask]) -> None:
-    """Write each task's truth table as CSV below `folder`, one file a task."""
+    """Write each task's truth table below `folder`, one CSV file per task."""
     place = folder / "-".join(map(str, modularity))
     place.mkdir(parents=True, exist_ok=True)
     for index, task in enumerate(tasks):

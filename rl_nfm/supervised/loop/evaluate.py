@@ -1,4 +1,4 @@
-"""`rl-nfm supervised evaluate RUN`: figures of trained weights, also on other test data."""
+"""`rl-nfm supervised evaluate RUN`: metrics of trained weights, also on other test data."""
 
 import dataclasses
 import json
@@ -28,13 +28,13 @@ class Loaded:
 
     task: Task[Any]
     model: nn.Module
-    """In eval mode, on the task's device."""
+    """The model in eval mode, on the task's device."""
     epoch: int
-    """After which the weights were kept."""
+    """The epoch after which the weights were kept."""
     weights: Weights
 
     def evaluate(self) -> Metrics:
-        """The task's figures, those of the end of a training included."""
+        """The task's metrics, including those that are computed once at the end of training."""
         bf16 = self.task.config.precision == "bf16"
         cast = torch.autocast(self.task.device.type, torch.bfloat16, enabled=bf16)
         with torch.no_grad(), cast:
@@ -44,13 +44,13 @@ class Loaded:
 def load_trained(
     run: Path | str, *, trial: int = 0, weights: Weights | None = None, **changes: Any
 ) -> Loaded:
-    """A trained model of a run of the shared loop, with its task.
+    """A trained model, with its task, from a run of the shared loop.
 
     Args:
-        run: its folder.
+        run: the folder of the run.
         trial: which of its seeds, from 0.
-        weights: of the best validation or of the end; none: the best where they were kept.
-        changes: options of what is tested on, `Task.free_in_evaluation`, and `device`.
+        weights: those of the best validation or of the end; none: the best if they were kept.
+        changes: options of the test data (`Task.free_in_evaluation`) and `device`.
 
     Raises:
         ValueError: no such run or trial, a change that is not allowed, or a damaged checkpoint.
@@ -94,7 +94,7 @@ def _load(run: Path, config: Any, trial: int, weights: Weights | None) -> Loaded
     if not place.is_dir():
         raise ValueError(f"{run}: no {chosen} weights of trial {trial} in it")
     device = choose_device(config.device)
-    torch.manual_seed(config.seed + trial)  # the data that the trial has seen
+    torch.manual_seed(config.seed + trial)  # the data that the trial was trained on
     task = _task_of(run)(config, device)
     model = task.build_model().to(device).eval()
     meta = load_weights(place, model)
@@ -108,12 +108,12 @@ def main(argv: Sequence[str]) -> int:
         return 0
     run = Path(argv[0])
     config = _read(run)
-    own, others = _split(argv[1:])
-    options = parse_flags(Options, own, prog="rl-nfm supervised evaluate RUN")
+    command_flags, task_flags = _split(argv[1:])
+    options = parse_flags(Options, command_flags, prog="rl-nfm supervised evaluate RUN")
     if options.json is not None:
         check_file("json", options.json, ".json")
     changed = parse_flags(
-        type(config), others, default=config, prog="rl-nfm supervised evaluate RUN"
+        type(config), task_flags, default=config, prog="rl-nfm supervised evaluate RUN"
     )
     _check_changes(run, config, changed)
     trials = range(config.trials) if options.trial is None else [options.trial]
@@ -135,7 +135,7 @@ def main(argv: Sequence[str]) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What of a run to evaluate."""
+    """What to evaluate of a run."""
 
     weights: Weights | None = None
     """Of the best validation or of the end of the training; none: the best where there are any."""
@@ -157,16 +157,16 @@ option that cannot change is answered with those that can."""
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The command's own flags, and the task's."""
-    own: list[str] = []
-    others: list[str] = []
-    current = others
+    """The flags of this command, and those of the task."""
+    command_flags: list[str] = []
+    task_flags: list[str] = []
+    current = task_flags
     for word in argv:
         if word.startswith("--"):
             name = word.removeprefix("--").split("=")[0].replace("-", "_")
-            current = own if name in ("weights", "trial", "json") else others
+            current = command_flags if name in ("weights", "trial", "json") else task_flags
         current.append(word)
-    return own, others
+    return command_flags, task_flags
 
 
 __all__ = ["Loaded", "load_trained", "main"]

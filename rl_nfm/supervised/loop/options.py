@@ -1,8 +1,8 @@
 """The options every supervised run has, and how flags, presets and a resumed run become one config.
 
 A task's config is a frozen dataclass derived from `RunConfig`; its presets are instances of it
-(see `presets`). `--preset` picks the instance whose values the flags then change, and whose values
-`--help` shows; so does `--nfm.preset` for the options of NFM, where a task has them.
+(see `presets`). `--preset` chooses the instance that the flags then change, and whose values
+`--help` shows. `--nfm.preset` does the same for the options of NFM, if a task has them.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def parse_config(
     Args:
         argv: flags after the task's name.
         task: its name, for `--help`.
-        presets: name to config; each config's `preset` field must be that name.
+        presets: configs by name; each config's field `preset` must be that name.
         description: first paragraph of `--help`.
 
     Raises:
@@ -99,7 +99,7 @@ def parse_config(
 
 
 def with_nfm_preset(config: ConfigT, preset: str) -> ConfigT:
-    """A config of a task that knows NFM, with NFM in another published form.
+    """The config of a task that uses NFM, with the options of another NFM preset.
 
     Raises:
         ValueError: unknown preset.
@@ -108,10 +108,10 @@ def with_nfm_preset(config: ConfigT, preset: str) -> ConfigT:
 
 
 def read_config(run: Path, cls: type[ConfigT], *, task: str) -> ConfigT:
-    """The config a run folder was started with, perhaps by an earlier version.
+    """The config that a run was started with, perhaps by an earlier version.
 
     Raises:
-        ValueError: no run of this task is in the folder.
+        ValueError: the folder holds no run of this task.
     """
     try:
         content = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -124,10 +124,10 @@ def read_config(run: Path, cls: type[ConfigT], *, task: str) -> ConfigT:
 
 
 def write_config(run: Path, config: RunConfig, *, task: str) -> None:
-    """Write `config` as plain JSON into a run folder, which is then taken.
+    """Write `config` as plain JSON into a run folder, which claims the folder for this run.
 
     Raises:
-        ValueError: another run has taken it.
+        ValueError: another run has claimed it.
     """
     run.mkdir(parents=True, exist_ok=True)
     values = plain(dataclasses.replace(config, resume=None))
@@ -174,7 +174,7 @@ def refuse_unused(
     Args:
         config: has a field `model`.
         presets: as in `parse_config`.
-        used_by: option to the models that read it.
+        used_by: for an option, the models that read it.
 
     Raises:
         ValueError: such an option differs from its preset.

@@ -1,7 +1,7 @@
 """Presets of the supervised tasks: YAML files in `rl_nfm/supervised/presets/TASK/`.
 
-A file holds what differs from the defaults of the task's config. A preset is chosen by name, or by
-the path of a file of one's own.
+A file holds what differs from the defaults of the task's config. A preset is chosen by its name, or
+by the path of any other such file.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ DEFAULT = "small"
 
 
 class Presets(Mapping[str, ConfigT], Generic[ConfigT]):
-    """Preset to config; a file is read when it is asked for.
+    """Configs by the names of presets; a file is read at the first access.
 
     Args:
         task: name of the folder.
-        config: class of the task's options.
+        config: the class of the task's options.
     """
 
     def __init__(self, task: str, config: type[ConfigT]):
@@ -40,7 +40,7 @@ class Presets(Mapping[str, ConfigT], Generic[ConfigT]):
 
         Raises:
             KeyError: neither a known name nor a path.
-            ValueError: the file cannot be read, or holds what the task does not know.
+            ValueError: the file cannot be read, or has options that the task does not have.
         """
         if preset not in self._read:
             path = Path(preset)
@@ -66,7 +66,7 @@ class Presets(Mapping[str, ConfigT], Generic[ConfigT]):
 
 
 def _over(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`defaults` with `values` in their place, group by group."""
+    """`defaults` updated with `values`, group by group."""
     merged = {**defaults, **values}
     for name, value in values.items():
         if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping):

@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.jsonl, TensorBoard curves and one JSON result."""
+"""The files of a run: metrics.jsonl, TensorBoard curves and one JSON result."""
 
 import json
 import math
@@ -20,7 +20,7 @@ class MetricsLog:
     """Appends one row of metrics per evaluation to metrics.jsonl and TensorBoard.
 
     Args:
-        folder: of one trial.
+        folder: the folder of one trial.
         last_epoch: rows of later epochs are dropped; a resumed run writes them again.
     """
 
@@ -65,7 +65,7 @@ def mean_and_deviation(rows: Sequence[Metrics]) -> tuple[dict[str, float], dict[
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Versions of the software that the numbers depend on."""
     found = {"python": platform.python_version()}
     for package in ("rl-nfm", "torch", "numpy", "scikit-learn"):
         try:
@@ -76,7 +76,7 @@ def versions() -> dict[str, str]:
 
 
 def write_result(result: Mapping[str, Any], *paths: Path) -> None:
-    """Write one JSON result to each path, whole or not at all."""
+    """Write one JSON result to each path, atomically."""
     text = json.dumps(result, indent=1) + "\n"
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)

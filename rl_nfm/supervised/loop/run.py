@@ -1,8 +1,8 @@
 """One short training loop for the supervised tasks: a run is one or more trials and their mean.
 
-A task says what its data, model, loss and figures are (`Task`); `Trial` trains one seed of it. A
-plain loop, because on one device Lightning Fabric would replace about five of its lines (moving
-to the device), while its checkpoints are pickles and it brings a dozen packages along.
+A task defines its data, model, loss and metrics (`Task`), and `Trial` trains one seed of it. The
+loop uses no framework: on one device Lightning Fabric would replace about five lines (moving to the
+device), but its checkpoints are pickles and it needs a dozen packages.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,10 +38,10 @@ def register_loop_task(
     """Register a task that this loop trains.
 
     Args:
-        name: on the command line.
-        summary: one line.
-        task: makes one trial.
-        presets: name to config, the default one first.
+        name: its name on the command line.
+        summary: one line that describes it.
+        task: the class of one trial.
+        presets: configs by name, the default one first.
     """
 
     def parse(argv: Sequence[str]) -> LoopConfig:
@@ -81,7 +81,7 @@ def run_trials(name: str, task: type[Task[Any]], config: LoopConfig) -> dict[str
     rows, baselines = [], {}
     for index in range(config.trials):
         trial = Trial(task, config, device, folder / f"trial{index}", config.seed + index)
-        if index == 0:  # not before data and model could be made: a failed start leaves no run
+        if index == 0:  # only after data and model were made, so that a failed start leaves no run
             write_config(folder, config, task=name)
         rows.append(trial.run())
         baselines = trial.task.baselines()

@@ -1,9 +1,9 @@
 """Many seeds of one small model, trained as one batch with `torch.func`.
 
-Parameters get a leading seed axis S. One vectorised forward pass serves all seeds, the loss is
-summed over them, so that each gets the gradient it would have alone; the optimisers here are
-elementwise, so that they update each as alone. On such models most of the time is overhead of each
-operation, so 100 seeds cost little more than one.
+Parameters get a leading seed axis S, and one vectorised forward pass serves all seeds. The loss is
+summed over seeds, so each gets the gradient that it would get alone; the optimisers are
+elementwise, so each is also updated as if alone. With such small models most of the time is the
+overhead of each operation, so 100 seeds cost little more than one.
 """
 
 import functools
@@ -25,20 +25,20 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "momentum": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True),
     "rms": torch.optim.RMSprop,
 }
-"""By the names that the published modular networks give them."""
+"""Optimisers by the names that the code of the published modular networks uses."""
 
 
 class SeedBatch:
     """S models and their optimiser.
 
     Args:
-        build: makes one model; called once a seed, after seeding torch's global generator.
-        seeds: one of each model.
+        build: makes one model; called once per seed, after torch's global generator was seeded.
+        seeds: the seed of each model.
         learning_rates: parameters whose name contains the key get the value; the first match
             counts, "" matches all.
-        weight_decay: L2 penalty of the optimiser, on all parameters.
+        weight_decay: the optimiser's L2 penalty, on all parameters.
         optimizer: a name in `OPTIMIZERS`.
-        device: where they live.
+        device: where the models live.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class SeedBatch:
             models.append(build().to(device))
         self.seeds = tuple(seeds)
         self.model = models[0]
-        """The code; its own parameters are not used."""
+        """The model whose code runs; its parameters are not used."""
         self.parameters, self.buffers = stack_module_state(models)
         groups: dict[str, list[Tensor]] = {key: [] for key in learning_rates}
         for name, parameter in self.parameters.items():
@@ -70,7 +70,7 @@ class SeedBatch:
         )
 
     def scale_rates(self, factor: float) -> None:
-        """Set all step sizes to `factor` times those given."""
+        """Set all learning rates to `factor` times the initial ones."""
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = factor * rate
 
@@ -91,7 +91,7 @@ class SeedBatch:
         self.optimizer.step()
 
     def save(self, target: Path, meta: Mapping[str, Any], more: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint directory; `more` comes back from `load`."""
+        """Write a checkpoint directory; `load` returns `more`."""
         save_directory(
             target,
             kind=KIND,
@@ -111,14 +111,14 @@ class SeedBatch:
         """
         meta = load_meta(source, kind=KIND)
         saved = load_tensors(source / "model.safetensors")
-        own = {**self.parameters, **self.buffers}
-        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        state = {**self.parameters, **self.buffers}
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         if meta["seeds"] != list(self.seeds) or shapes != {
             name: tuple(tensor.shape) for name, tensor in saved.items()
         }:
             raise ValueError(f"{source}: holds other seeds or another model")
         with torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in state.items():
                 tensor.copy_(saved[name])
         moments = load_tensors(source / "optimizer.safetensors")
         load_optimizer_state(self.optimizer, moments)
@@ -126,5 +126,5 @@ class SeedBatch:
 
 
 def seed_generator(seed: int, step: int) -> torch.Generator:
-    """A generator for one seed's randomness from `step` on: the same alone and in a batch."""
+    """A generator for one seed's random numbers from `step` on, the same alone and in a batch."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)

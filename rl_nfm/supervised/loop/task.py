@@ -1,4 +1,4 @@
-"""What a task must say for the shared loop to train it: data, model, loss and figures."""
+"""What a task defines so that the shared loop can train it: data, model, loss and metrics."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -26,9 +26,9 @@ class LoopConfig(RunConfig):
     epochs: Annotated[int, Ge(0)] = 1
     """Passes over the training set (or `updates_per_epoch` batches of a generated one)."""
     batch_size: Annotated[int, Gt(0)] = 64
-    """Examples an update."""
+    """Examples per update."""
     learning_rate: Annotated[float, Gt(0)] = 1e-3
-    """Step size at the start."""
+    """Learning rate at the start."""
     max_grad_norm: Annotated[float, Gt(0)] | None = None
     """Global gradient norm is clipped to this; none: not clipped."""
     precision: Literal["bf16", "fp32"] = "fp32"
@@ -36,7 +36,7 @@ class LoopConfig(RunConfig):
     eval_every_epochs: Annotated[int, Gt(0)] = 1
     """Epochs between evaluations (and checkpoints); the last epoch is always evaluated."""
     patience_epochs: Annotated[int, Gt(0)] | None = None
-    """Stop when the validation has not improved for so many epochs; none: never."""
+    """Stop when the validation has not improved for this many epochs; none: never."""
 
 
 C = TypeVar("C", bound=LoopConfig)
@@ -44,27 +44,27 @@ Metrics = dict[str, float]
 
 
 class Task(ABC, Generic[C]):
-    """One trial's data, model, loss and figures.
+    """The data, model, loss and metrics of one trial.
 
     Args:
-        config: of the run.
+        config: the options of the run.
         device: where data and model live.
 
     The loop seeds torch's global generators before it makes a task, so data and weights may draw
-    from them freely; test data should come from a generator of their own, equal for all trials.
+    from them freely. Test data should come from a separate generator, with one seed for all trials.
     """
 
     used_by: ClassVar[Mapping[str, Sequence[str]]] = {}
-    """Option to the models that read it; with any other model, setting it is refused."""
+    """For an option, the models that read it; setting it with any other model is an error."""
 
     columns: ClassVar[Columns] = Columns()
-    """Of a table of runs."""
+    """Columns of a table of runs."""
 
     lower_is_better: ClassVar[bool] = False
     """Whether the lowest `validation` is the best one."""
 
     free_in_evaluation: ClassVar[Sequence[str]] = ()
-    """Options that say what a trained model is tested on, which an evaluation may change."""
+    """Options that choose the test data; an evaluation of a trained model may change them."""
 
     def __init__(self, config: C, device: torch.device):
         self.config = config
@@ -84,40 +84,40 @@ class Task(ABC, Generic[C]):
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> Metrics:
-        """Figures after an epoch; the model is in eval mode and no gradient is recorded.
+        """Metrics after an epoch; the model is in eval mode and no gradient is recorded.
 
-        The one called `validation`, of data that are neither trained nor tested on, chooses the
-        epoch that is reported and kept in `best/`; without it that is the last one.
+        The metric `validation`, measured on data used neither for training nor for testing, decides
+        which epoch is reported and kept in `best/`; without it the last epoch is.
         """
 
     def baselines(self) -> Metrics:
-        """By metric: what a model reaches that has learned nothing of the task's point."""
+        """For each metric, the value of a model that has learned nothing of the task."""
         return {}
 
     def test(self, model: nn.Module) -> Metrics:
-        """More figures, once, of the trained model."""
+        """Further metrics of the trained model, computed once."""
         del model
         return {}
 
     def summarise(self, history: Sequence[Metrics]) -> Metrics:
-        """The trial's figures from those of all evaluations; here: of the best validation."""
+        """The trial's metrics from those of all evaluations; by default, of the best validation."""
         return dict(history[self.best_index(history)])
 
     def best_index(self, history: Sequence[Metrics]) -> int:
-        """The evaluation of the best `validation`, the first of equal ones; without any the last.
+        """Index of the evaluation with the best `validation`; without any, the last one.
 
         Args:
-            history: of all evaluations, at least one.
+            history: the metrics of all evaluations, at least one.
         """
         known = [i for i, row in enumerate(history) if "validation" in row]
         best = min if self.lower_is_better else max
         return best(known, key=lambda i: history[i]["validation"], default=len(history) - 1)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser; here: Adam."""
+        """The optimiser; by default Adam."""
         return torch.optim.Adam(model.parameters(), lr=self.config.learning_rate)
 
     def learning_rate(self, epoch: int) -> float:
-        """Step size of an epoch (counted from 0); here: constant."""
+        """The learning rate of an epoch (counted from 0); by default constant."""
         del epoch
         return self.config.learning_rate

@@ -1,8 +1,8 @@
 """One seed of a supervised run: epochs, evaluation and checkpoints.
 
-A checkpoint is written after every evaluation, so a resumed run repeats the same numbers bit for
-bit on the same device: all randomness of training comes from torch's global generators, whose
-states it holds.
+A checkpoint is written after every evaluation. It holds the states of torch's global generators,
+from which all randomness of training comes, so a resumed run on the same device gives the same
+numbers bit for bit.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ CHECKPOINT, BEST = "checkpoint", "best"
 
 
 class Trial:
-    """One seed: its task, model, optimiser and place."""
+    """One seed: its task, model, optimiser and folder."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Trial:
             self._load()
 
     def run(self) -> dict[str, Any]:
-        """Train to the last epoch, or as long as patience lasts; the trial's row of the result."""
+        """Train to the last epoch or until patience runs out; returns the trial's result."""
         log = MetricsLog(self.folder, last_epoch=self.epoch)
         history = read_metrics(self.folder)
         progress = Progress(None, begun=self.updates, unit="update", name=self.folder.name)
@@ -79,7 +79,7 @@ class Trial:
         return history[self.task.best_index(history)]
 
     def _has_stopped(self, history: Sequence[Metrics]) -> bool:
-        """Whether patience is over: the best evaluation lies too far back."""
+        """Whether the best evaluation is `patience_epochs` epochs ago or more."""
         patience = self.config.patience_epochs
         if patience is None or not history:
             return False
@@ -201,7 +201,7 @@ def load_weights(folder: Path, model: nn.Module) -> dict[str, Any]:
 
 
 def _check_fit(folder: Path, weights: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Raise ValueError, naming the first difference, if a checkpoint is of another model."""
+    """Raise ValueError, naming the first difference, if a checkpoint belongs to another model."""
     for name, value in model.state_dict().items():
         saved = tuple(weights[name].shape) if name in weights else "missing"
         if saved != tuple(value.shape):

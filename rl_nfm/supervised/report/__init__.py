@@ -1,1 +1,1 @@
-"""The report of supervised runs: which share a row, the table, the curves."""
+"""The report of supervised runs: grouping into rows, the table and the curves."""

@@ -1,4 +1,4 @@
-"""`rl-nfm supervised report RUN...`: the table of runs and sweeps as papers print it."""
+"""`rl-nfm supervised report RUN...`: a table of runs and sweeps in the form that papers use."""
 
 import csv
 import dataclasses
@@ -52,7 +52,7 @@ def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
         out: folder; an earlier report in it is replaced.
 
     Returns:
-        The files written, the one to read first.
+        The files written; the first is the one to read.
 
     Raises:
         ValueError: see `read_results` and `rows_of`; an unknown task; `out` cannot be written.
@@ -66,15 +66,15 @@ def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
     files: list[Path] = []
     sections = []
     for name, entry in tasks.items():
-        own = {file: result for file, result in results.items() if result["task"] == name}
-        rows = [] if entry.write_table else _rows(entry, own, notes)
-        sections.append((entry, own, rows))
+        task_results = {file: result for file, result in results.items() if result["task"] == name}
+        rows = [] if entry.write_table else _rows(entry, task_results, notes)
+        sections.append((entry, task_results, rows))
     _make_folder(out)
-    for entry, own, rows in sections:
+    for entry, task_results, rows in sections:
         text += [f"# {entry.name}", ""]
         if entry.write_table is not None:
-            text += [entry.write_table(out, list(own.values())), ""]
-            content[entry.name] = {"results": list(own.values())}
+            text += [entry.write_table(out, list(task_results.values())), ""]
+            content[entry.name] = {"results": list(task_results.values())}
             continue
         picture = out / f"curves_{entry.name}.png"
         drawn = draw_curves(entry.columns, rows, picture)
@@ -104,16 +104,16 @@ def _section(entry: TaskEntry, rows: Sequence[Row], picture: str) -> list[str]:
         *markdown(entry, rows),
         "",
     ]
-    if told := differences(rows):
+    if lines_of_differences := differences(rows):
         lines += ["Not at the published setting, whose values are in parentheses:", ""]
-        lines += [*(f"* {line}" for line in told), ""]
+        lines += [*(f"* {line}" for line in lines_of_differences), ""]
     if picture:
         lines += [f"![{picture}]({picture})", ""]
     return lines
 
 
 def _make_folder(out: Path) -> None:
-    """Make the folder, or find it empty or with a report of supervised tasks."""
+    """Create the folder, or check that it is empty or holds a report of supervised tasks."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()) and not _is_report(out / _REPORT):

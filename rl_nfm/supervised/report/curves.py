@@ -1,4 +1,4 @@
-"""Curves of training and evaluation over updates: mean of each row, band of one deviation."""
+"""Curves of training and evaluation over updates: the mean of each row ± one deviation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +55,7 @@ _COUNTS = ("epoch", "updates")
 
 
 def _draw(axes: Axes, row: Row, name: str, index: int, scale: float) -> None:
-    """The mean at the updates that all runs of the row have been evaluated at, and its band."""
+    """Mean and deviation at the updates after which all runs of the row were evaluated."""
     curves = [
         {line["updates"]: scale * line[name] for line in run.history if name in line}
         for run in row.runs

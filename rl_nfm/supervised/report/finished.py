@@ -1,7 +1,7 @@
-"""Finished runs read back, each seed apart, and which of them may share a row.
+"""Reading finished runs, one entry per seed, and grouping them into the rows of a table.
 
-Runs share a row where all their options are equal but for the seed and for what cannot change a
-result (files, device). So runs of different settings never do.
+Runs share a row if all their options are equal, apart from the seed and from options that cannot
+change a result (files, device).
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from rl_nfm.support.former import with_current_names
 
 RESULT_FILE = "result.json"
 _SWEPT = "*/*/seed-*"
-"""Where the runs of a sweep lie in its folder."""
+"""The paths of runs inside the folder of a sweep."""
 _NO_SETTING = frozenset(
     {"json", "out", "resume", "device", "seed", "trials", "preset", "nfm.preset"}
     | {"result_path", "dataset_path"}
@@ -31,32 +31,32 @@ Result = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """One seed."""
+    """One seed of a finished run."""
 
     task: str
     settings: Mapping[str, Any]
-    """Dotted name to value of every option that can change the result."""
+    """Every option that can change the result, by dotted name."""
     seed: int
     parameters: int | None
     minutes: float | None
-    """Of training."""
+    """Minutes of training."""
     metrics: Mapping[str, float]
     baselines: Mapping[str, float]
     history: Sequence[Mapping[str, float]]
-    """Of each evaluation, with `updates`."""
+    """Metrics of each evaluation, with `updates`."""
     where: Path
-    """Its result file."""
+    """The result file."""
 
 
 def read_results(paths: Sequence[Path], notes: list[str]) -> dict[Path, Result]:
-    """The results of runs' folders, sweeps' folders and result files, each once.
+    """The results in folders of runs, folders of sweeps and result files, each once.
 
     Args:
-        paths: given by a user.
-        notes: gets a line on runs of a sweep that are not finished.
+        paths: what the user named.
+        notes: receives a line about unfinished runs of a sweep.
 
     Raises:
-        ValueError: none in one of them, or a damaged one.
+        ValueError: a path without a result, or with a damaged one.
     """
     found: dict[Path, Result] = {}
     for path in paths:
@@ -85,7 +85,7 @@ def _read(file: Path) -> Result:
 
 
 def _current(file: Path, entry: TaskEntry, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A saved config under today's names, with the defaults of options that are newer."""
+    """A saved config under the current names, with defaults for newer options."""
     if not entry.presets:
         return config
     cls = type(next(iter(entry.presets.values())))
@@ -107,10 +107,10 @@ def finished_runs(file: Path, result: Result) -> list[FinishedRun]:
 def _run(file: Path, result: Result, index: int) -> FinishedRun:
     trial = result["trials"][index]
     seconds = trial.get("train_seconds", result.get("train_seconds"))
-    own = trial.get("metrics", trial)  # a batch of seeds has them beside the seed
+    values = trial.get("metrics", trial)  # the results of a batch of seeds have no group of metrics
     metrics = {
         name: float(value)
-        for name, value in own.items()
+        for name, value in values.items()
         if name != "seed" and isinstance(value, int | float) and math.isfinite(value)
     }
     each = trial["updates"] / trial["epochs"] if trial.get("epochs") else 0.0
@@ -129,7 +129,7 @@ def _run(file: Path, result: Result, index: int) -> FinishedRun:
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted name to value of every option in a config that can change a result."""
+    """Every option of a config that can change a result, by dotted name."""
     return {name: value for name, value in _flat(config) if name not in _NO_SETTING}
 
 
@@ -142,10 +142,10 @@ def _flat(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def rows_of(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
-    """Runs of equal settings together, by seed; rows in the order of their first run.
+    """Groups of runs with equal settings, sorted by seed, in the order of their first runs.
 
     Raises:
-        ValueError: a seed is there twice.
+        ValueError: a seed occurs twice.
     """
     rows: dict[str, list[FinishedRun]] = {}
     for run in runs:
@@ -164,29 +164,29 @@ def rows_of(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
 def distinguish(
     names: Sequence[str], settings: Sequence[Mapping[str, Any]], notes: list[str]
 ) -> list[str]:
-    """Different names for different settings: what differs among those of one name is added.
+    """Make names distinct: where models of one name differ in settings, add what differs.
 
     Args:
-        names: of the models.
-        settings: of each, dotted name to value.
-        notes: gets a line for each that differs in too much to fit into a name.
+        names: the names of the models.
+        settings: the settings of each, by dotted name.
+        notes: receives a line for each model whose differences are too many for a name.
     """
-    told: list[str] = []
-    for name, own in zip(names, settings, strict=True):
+    labels: list[str] = []
+    for name, setting in zip(names, settings, strict=True):
         others = [s for n, s in zip(names, settings, strict=True) if n == name]
         keys = [k for k in dict.fromkeys(k for s in others for k in s) if _differ(k, others)]
-        text = ", ".join(f"{key}={_value(own.get(key))}" for key in keys)
+        text = ", ".join(f"{key}={_value(setting.get(key))}" for key in keys)
         if len(keys) > _MAX_SETTINGS_IN_NAME:
-            number = 1 + [_cut(s, keys) for s in others].index(_cut(own, keys))
+            number = 1 + [_cut(s, keys) for s in others].index(_cut(setting, keys))
             notes.append(f"{name} #{number}: {text}")
-            told.append(f"{name} #{number}")
+            labels.append(f"{name} #{number}")
         else:
-            told.append(f"{name} ({text})" if keys else name)
-    return told
+            labels.append(f"{name} ({text})" if keys else name)
+    return labels
 
 
 def _differ(key: str, settings: Sequence[Mapping[str, Any]]) -> bool:
-    return any(own.get(key) != settings[0].get(key) for own in settings)
+    return any(setting.get(key) != settings[0].get(key) for setting in settings)
 
 
 def _cut(settings: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:

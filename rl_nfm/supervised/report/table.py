@@ -15,7 +15,7 @@ _MAX_SEEDS_LISTED = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """Runs of equal settings."""
+    """A row: runs with equal settings."""
 
     name: str
     runs: Sequence[FinishedRun]
@@ -24,11 +24,11 @@ class Row:
     """Empty for a single run."""
     published: Published | None
     differs: Mapping[str, tuple[Any, Any]]
-    """Option to (value, value of the preset `paper`), where the two differ."""
+    """Options that differ from the preset `paper`: (value, value in the preset)."""
 
     @property
     def minutes(self) -> float | None:
-        """Mean time of training."""
+        """Mean minutes of training."""
         known = [run.minutes for run in self.runs if run.minutes is not None]
         return sum(known) / len(known) if known else None
 
@@ -58,16 +58,18 @@ def make_rows(entry: TaskEntry, runs: Sequence[FinishedRun], notes: list[str]) -
     """The rows of one task.
 
     Args:
-        entry: of the task.
-        runs: of it.
-        notes: gets what does not fit into a row's name.
+        entry: the task.
+        runs: its finished runs.
+        notes: receives what does not fit into a row's name.
 
     Raises:
         ValueError: see `rows_of`.
     """
     groups = rows_of(runs)
     settings = [group[0].settings for group in groups]
-    names = distinguish([str(own.get("model", entry.name)) for own in settings], settings, notes)
+    names = distinguish(
+        [str(setting.get("model", entry.name)) for setting in settings], settings, notes
+    )
     rows = []
     for name, group in zip(names, groups, strict=True):
         mean, deviation = mean_and_deviation([run.metrics for run in group])
@@ -85,7 +87,7 @@ def make_rows(entry: TaskEntry, runs: Sequence[FinishedRun], notes: list[str]) -
 
 
 def _published(columns: Columns, settings: Mapping[str, Any]) -> Published | None:
-    """The most special row whose setting is that of a run."""
+    """The published row with the most options among those that match a run's settings."""
     fitting = [
         row
         for row in columns.published
@@ -95,7 +97,7 @@ def _published(columns: Columns, settings: Mapping[str, Any]) -> Published | Non
 
 
 def _differences(entry: TaskEntry, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What a run has otherwise than the published setting of the same model."""
+    """How a run's settings differ from the published setting of the same model."""
     if "paper" not in entry.presets:
         return {}
     paper = settings_of(plain(entry.presets["paper"]))
@@ -135,13 +137,13 @@ def markdown(entry: TaskEntry, rows: Sequence[Row]) -> list[str]:
 
 
 def differences(rows: Sequence[Row]) -> list[str]:
-    """A line for each row that is not at the published setting; equal ones together."""
-    told: dict[str, list[str]] = {}
+    """A line for each way to differ from the published setting, with its rows."""
+    names_by_text: dict[str, list[str]] = {}
     for row in rows:
         if row.differs:
             text = ", ".join(f"{name} {old} ({new})" for name, (old, new) in row.differs.items())
-            told.setdefault(text, []).append(row.name)
-    return [f"{', '.join(names)}: {text}" for text, names in told.items()]
+            names_by_text.setdefault(text, []).append(row.name)
+    return [f"{', '.join(names)}: {text}" for text, names in names_by_text.items()]
 
 
 def _minutes(minutes: float) -> str:

@@ -8,9 +8,9 @@ test; a and b are sums of subsets of them, the target is a op b.
   * `subsets`: neighbouring subsets of 100 inputs, each a quarter of them, half overlapping.
 
 A seed succeeds if its extrapolation error, at the evaluation of its least interpolation error, is
-below that of a perfect solution whose first weights are off by 1e-5. Two layers, hidden size 2:
-`nmu` is NAU then NMU; `nac` is a NAC, then one in log space for mul and div; the others twice the
-same. All seeds train as one batch; a seed's run is the same alone and among others.
+below that of a perfect solution whose first weights are off by 1e-5. There are two layers, with
+hidden size 2: `nmu` is NAU then NMU; `nac` is a NAC, then one in log space for mul and div; the
+others have two equal layers. All seeds train as one batch; each gives the same numbers as alone.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ from rl_nfm.support.progress import Progress
 NAME = "arithmetic"
 TEST_SAMPLES = 10_000
 CHUNK = 100
-"""Updates whose batches are drawn at once."""
+"""Number of updates whose batches are drawn together."""
 
 PRESETS = Presets("arithmetic", ArithmeticConfig)
 USED_BY = {
@@ -70,11 +70,11 @@ COLUMNS = Columns(
 
 
 class UnitStack(nn.Module):
-    """Two layers of one unit.
+    """Two layers of arithmetic units.
 
     Args:
-        config: of the run.
-        inputs: I.
+        config: the options of the run.
+        inputs: I, the number of inputs.
     """
 
     def __init__(self, config: ArithmeticConfig, inputs: int):
@@ -85,7 +85,7 @@ class UnitStack(nn.Module):
         )
 
     def forward(self, x: Tensor, *, extra: Literal["none", "penalty", "sparsity"] = "none") -> Any:
-        """[B, I] to [B], and with `extra` a scalar: the regularisers' sum or the sparsity error."""
+        """From [B, I] to [B]; `extra` adds a scalar: the regularisers' sum or sparsity error."""
         y = self.layers[1](self.layers[0](x)).squeeze(-1)
         if extra == "none":
             return y
@@ -147,12 +147,12 @@ class Run:
         self.history = torch.zeros(0, 3, config.trials)
         """Evaluation, (interpolation error, extrapolation error, sparsity error), seed."""
         self.evaluated: list[int] = []
-        """Updates at each evaluation."""
+        """The number of updates before each evaluation."""
         self.updates = 0
         self.seconds = 0.0
 
     def train(self, folder: Path) -> None:
-        """Run to the last update, evaluating and saving on the way."""
+        """Train to the last update, with evaluations and checkpoints."""
         config = self.config
         if (folder / "checkpoint").is_dir():
             meta, more = self.batch.load(folder / "checkpoint")

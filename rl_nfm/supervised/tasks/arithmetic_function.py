@@ -1,4 +1,4 @@
-"""The functions that arithmetic units are to learn, when one has, and how sure that is.
+"""The functions that arithmetic units should learn, the criterion of success, and its interval.
 
 See `arithmetic` for the sources.
 """
@@ -66,11 +66,11 @@ class ArithmeticConfig(RunConfig):
 
 
 class FunctionTask:
-    """The sums a and b of each seed, and their combination.
+    """The sums a and b of each seed, and the function of them to be learned.
 
     Args:
-        config: of the run.
-        seeds: S of them; with task subsets each has subsets of its own.
+        config: the options of the run.
+        seeds: S seeds; in the task `subsets` each seed has different subsets.
     """
 
     def __init__(self, config: ArithmeticConfig, seeds: Sequence[int]):
@@ -79,7 +79,7 @@ class FunctionTask:
         self.sums = torch.stack([self._sums(seed) for seed in seeds])  # [S, I, 2]
 
     def _sums(self, seed: int) -> Tensor:
-        """0 and 1 for each input in a and in b, [I, 2]."""
+        """Whether each input is in a and in b: 0 or 1, [I, 2]."""
         sums = torch.zeros(self.inputs, 2)
         if self.config.task == "simple":
             sums[:2, 0] = 1
@@ -103,7 +103,7 @@ class FunctionTask:
         return torch.empty(count, self.inputs).uniform_(*bounds, generator=generator)
 
     def threshold(self, samples: int = 1_000_000) -> float:
-        """Mean squared error of the perfect solution with its first weights off by 1e-5."""
+        """Mean squared error of a perfect solution whose first weights are off by 1e-5."""
         exact = self.sums[:1].double()
         near = exact + EPSILON * (1 - 2 * exact)  # 1 becomes 1 - eps, 0 becomes eps
         generator = torch.Generator().manual_seed(0)
@@ -126,17 +126,17 @@ def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float
 def summarise(
     history: Tensor, threshold: float, evaluated: Sequence[int], seeds: Sequence[int]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of seeds and the summary of a run.
+    """One row per seed, and the summary of a run.
 
     Args:
         history: [evaluations, 3, S]: interpolation, extrapolation and sparsity errors.
         threshold: extrapolation errors below it are successes.
         evaluated: updates at each evaluation.
-        seeds: S of them.
+        seeds: the S seeds.
 
     Returns:
-        One row a seed, and the success rate with its interval; the updates at which the
-        successful seeds first extrapolated and their sparsity error.
+        One row per seed, and the summary: the success rate with its interval, the updates at
+        which the successful seeds first extrapolated, and their sparsity error.
     """
     best = history[:, 0].nan_to_num(math.inf).argmin(0)
     rows = []

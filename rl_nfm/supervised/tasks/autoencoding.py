@@ -1,17 +1,17 @@
-"""A variational autoencoder (Kingma & Welling 2014) with NFM in its encoder, or without.
+"""A variational autoencoder (Kingma & Welling 2014) whose encoder has NFM or not.
 
-The NFM paper names autoencoders among the nets that NFM may go into and gives no setting and no
-number, so the setting is ours: three stages of two convolutions, the first of each with stride 2;
-NFM after each stage, two passes, all six places read; a diagonal Gaussian of `latent_size`
-numbers; a decoder of transposed convolutions that is the same for all models. Every pixel is one
-of the grey levels that the data have (17 in `digits`, else 256) under a logistic distribution cut
-into as many bins (Salimans et al. 2017, equation 2, with one component), so that the bound is one
-of the data's own bits.
+The NFM paper names autoencoders among the networks that NFM can be added to, but gives no setting
+and no number. The setting here is our own: three stages of two convolutions, the first of each with
+stride 2; NFM after each stage, two passes, all six places read; a diagonal Gaussian of
+`latent_size` numbers; a decoder of transposed convolutions that is the same for all models. Every
+pixel is one of the grey levels that the data have (17 in `digits`, else 256) under a logistic
+distribution cut into as many bins (Salimans et al. 2017, equation 2, with one component), so that
+the bound is one of the data's own bits.
 
-Figures, of the test images: `bits_per_dim`, the negative evidence lower bound; `kl_bits` and
+Metrics on the test images: `bits_per_dim`, the negative evidence lower bound; `kl_bits` and
 `pixel_bits`, its two parts in bits per image; `iw_bits_per_dim` after training, the tighter bound
 of `importance_samples` draws (Burda et al. 2016, equation 8). The baseline knows the histogram of
-each pixel over the training images and no more.
+each pixel over the training images and nothing else.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_
 
 CHUNK = 250
 REDUCTION = 8
-"""Three stages of stride 2; sides are padded to a multiple of it."""
+"""Three stages of stride 2 divide each side by this; sides are padded to a multiple."""
 AUTOENCODING_NFM = TaskNFMConfig(key_size=16, value_size=16, top_k=5).with_preset("paper")
 
 
@@ -101,7 +101,7 @@ def make_stages(width: int, channels_in: int) -> tuple[list[nn.Module], list[int
 
 
 def make_trunk(width: int, channels_in: int, nfm: NFMConfig | None) -> tuple[nn.Module, int]:
-    """The encoder's convolutions, with NFM or without, and the channels that come out."""
+    """The encoder's convolutions, with or without NFM, and the number of output channels."""
     stages, channels = make_stages(width, channels_in)
     if nfm is None:
         return nn.Sequential(*stages), channels[-1]
@@ -210,12 +210,12 @@ class AutoencodingTask(Task[AutoencodingConfig]):
             yield self.train[rows.to(self.device)]
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
-        """The negative evidence lower bound in bits per dimension, by one draw."""
+        """The negative evidence lower bound in bits per dimension, estimated by one draw."""
         pixel_nats, kl_nats = self._nats(model, batch, None)
         return (pixel_nats + kl_nats).mean() / (self.dims * math.log(2))
 
     def evaluate(self, model: nn.Module) -> Metrics:
-        """The bound of the test images and its parts; the same draws every time."""
+        """The bound of the test images and its two parts; the draws are the same every time."""
         generator = torch.Generator(self.device).manual_seed(0)
         chunks = [self._nats(model, images, generator) for images in self.tests.split(CHUNK)]
         pixel, kl = (
@@ -228,14 +228,14 @@ class AutoencodingTask(Task[AutoencodingConfig]):
         }
 
     def test(self, model: nn.Module) -> Metrics:
-        """The bound of many draws per image."""
+        """The tighter bound, from many draws per image."""
         generator = torch.Generator(self.device).manual_seed(1)
         bounds = [self._many_draws(model, x, generator) for x in self.tests.split(CHUNK)]
         nats = -float(torch.cat(bounds).mean())
         return {"iw_bits_per_dim": nats / (self.dims * math.log(2))}
 
     def baselines(self) -> Metrics:
-        """Bits of the test images under each pixel's histogram, each level counted once more."""
+        """Bits of the test images under each pixel's histogram, whose counts start from one."""
         flat = self.train.flatten(1).long()
         counts = torch.ones(self.dims, self.levels, device=self.device)
         counts.scatter_add_(1, flat.T, torch.ones_like(flat.T, dtype=counts.dtype))
@@ -246,7 +246,7 @@ class AutoencodingTask(Task[AutoencodingConfig]):
     def _nats(
         self, model: nn.Module, images: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        """Of each image: minus the log-likelihood at one draw, and the divergence."""
+        """For each image, the negative log-likelihood at one draw and the KL divergence."""
         assert isinstance(model, Autoencoder)
         mean, log_std = model.encode(images)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
@@ -268,7 +268,7 @@ class AutoencodingTask(Task[AutoencodingConfig]):
 
 
 def _to_levels(images: Tensor, levels: int) -> Tensor:
-    """Pixels 0 .. 255 as levels 0 .. levels - 1, which must lose nothing."""
+    """Convert pixels 0 .. 255 to levels 0 .. levels - 1; nothing may be lost."""
     index = (images.float() * ((levels - 1) / 255)).round().to(torch.uint8)
     back = (index.float() * (255 / (levels - 1))).round().to(torch.uint8)
     if not torch.equal(back, images):

@@ -1,14 +1,14 @@
-"""Image classification with PreActResNets, with NFM and without (NFM paper, section 4.2, table 2).
+"""Image classification with PreActResNets, with and without NFM (NFM paper, section 4.2, table 2).
 
 Published (600 epochs, mean of the last 10), input mixup: CIFAR-10 PreActResNet18 96.27 -> 96.56 %,
 34: 96.79 -> 97.05, 50: 97.31 -> 97.58; CIFAR-100 18: 78.15 -> 78.66, 34: 80.13 -> 80.77;
 Tiny-ImageNet 18: 57.12 -> 58.32. One 16x16 box (CIFAR-10, 18): 82.46 -> 84.11. Random attention at
 test time: 96.5 -> 88.5.
 
-Pipeline of Manifold Mixup, on which the published runs build: SGD with Nesterov momentum 0.9,
-weight decay 1e-4, batch 100, step size 0.1 divided by 10 at 200, 400 and 500 of 600 epochs, flips
-and crops padded by 2, and binary cross-entropy between softmax(logits) and the mixed one-hot
-targets, which is not the usual cross-entropy.
+The pipeline is that of Manifold Mixup, on which the published runs build: SGD with Nesterov
+momentum 0.9, weight decay 1e-4, batch 100, step size 0.1 divided by 10 at 200, 400 and 500 of 600
+epochs, flips and crops padded by 2, and binary cross-entropy between softmax(logits) and the mixed
+one-hot targets, which is not the usual cross-entropy.
 
 NFM after each stage, two passes: eight modules, which all read with the preset `paper` (the
 authors' code and the preset `small` read in the second pass alone: --nfm.preset official, none).
@@ -91,7 +91,7 @@ PRESETS = Presets("classification", ClassificationConfig)
 
 
 class Classifier(nn.Module):
-    """Normalised pixels to logits through a PreActResNet, with NFM after each stage or without."""
+    """A PreActResNet from normalised pixels to logits, with or without NFM after each stage."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class Classifier(nn.Module):
 def soft_label_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross-entropy of softmax(logits) against targets in [0, 1], mean over [B, K].
 
-    log(1 - p_k) is taken as a log-sum-exp over the other classes, so that it stays finite.
+    log(1 - p_k) is computed as a log-sum-exp over the other classes, so that it stays finite.
     """
     log_p = F.log_softmax(logits, dim=1)
     others = logits[:, None, :].expand(-1, logits.shape[1], -1)  # [B, K, K]
@@ -185,7 +185,7 @@ class ClassificationTask(Task[ClassificationConfig]):
         )
 
     def learning_rate(self, epoch: int) -> float:
-        """A tenth less after 1/3, 2/3 and 5/6 of the epochs (200, 400 and 500 of 600)."""
+        """The rate, divided by 10 after 1/3, 2/3 and 5/6 of the epochs (200, 400, 500 of 600)."""
         passed = sum(epoch >= self.config.epochs * share for share in (1 / 3, 2 / 3, 5 / 6))
         return self.config.learning_rate * 0.1**passed
 
@@ -211,7 +211,7 @@ class ClassificationTask(Task[ClassificationConfig]):
         return soft_label_loss(model(images).float(), targets)
 
     def evaluate(self, model: nn.Module) -> Metrics:
-        """Test accuracy, and that on the held-out training images, where there are any."""
+        """Accuracy on the test images, and on the held-out training images if there are any."""
         metrics = {"accuracy": self._accuracy(model, occlusion=0)}
         if len(self.held_out):
             images, labels = self.data.train_images, self.data.train_labels
@@ -242,7 +242,7 @@ class ClassificationTask(Task[ClassificationConfig]):
     def _accuracy(
         self, model: nn.Module, *, occlusion: int, of: tuple[Tensor, Tensor] | None = None
     ) -> float:
-        """Share of right classes of images and labels; none: the test set."""
+        """Share of correctly classified images; none: those of the test set."""
         generator = torch.Generator().manual_seed(0)  # the same boxes for every model and seed
         right = 0
         images, labels = of or (self.data.test_images, self.data.test_labels)
@@ -254,7 +254,7 @@ class ClassificationTask(Task[ClassificationConfig]):
 
 
 def set_random_attention(model: nn.Module, on: bool) -> None:
-    """Switch the paper's ablation on or off: outside training, noise instead of scores."""
+    """Switch the paper's ablation on or off: noise replaces the scores outside training."""
     for module in model.modules():
         if isinstance(module, Place):
             module.random_attention = on

@@ -1,12 +1,12 @@
 """The copying task (Hochreiter & Schmidhuber 1997; RIMs, Goyal et al. 2019, section 4.1).
 
-Ten symbols from 1 .. 8, T - 1 blanks (0), a marker (9), ten blanks; wanted are T + 10 blanks, then
-the ten symbols. Trained at T = 50 and tested at T = 200. Published cross-entropy at 200: RIM (6
-modules, 4 active, hidden 600) 0.00, LSTM 300 4.32, LSTM 600 3.56.
+The input is ten symbols from 1 .. 8, T - 1 blanks (0), a marker (9) and ten blanks; the target is T
++ 10 blanks, then the ten symbols. Trained at T = 50 and tested at T = 200. Published cross-entropy
+at 200: RIM (6 modules, 4 active, hidden 600) 0.00, LSTM 300 4.32, LSTM 600 3.56.
 
 A model without memory that knows the symbols' distribution has a mean cross-entropy over all T + 20
-steps of 10 ln 8 / (T + 20) = 0.297 at 50 and 0.0945 at 200, which looks small and is nothing;
-hence the last ten steps are reported alone (chance: ln 8 = 2.079 and 12.5 %).
+steps of 10 ln 8 / (T + 20) = 0.297 at 50 and 0.0945 at 200, which looks small although nothing was
+learned. The last ten steps are therefore reported separately (chance: ln 8 = 2.079 and 12.5 %).
 
 Differs from the public code: every batch is new and starts from a zero state (there a state is
 carried over to unrelated batches), 10 output symbols instead of 20 of which 10 never occur, and
@@ -117,7 +117,7 @@ class CopyingTask(Task[CopyingConfig]):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def baselines(self) -> Metrics:
-        """Of a model without memory."""
+        """What a model without memory reaches."""
         chance = {"last10_ce": math.log(8), "accuracy": 1 / 8}
         return {f"{name}_{blanks}": x for blanks in self.tests for name, x in chance.items()}
 

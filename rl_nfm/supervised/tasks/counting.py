@@ -1,12 +1,12 @@
 """Counting and summing the digits of an image, with more digits at test than in training.
 
 In the spirit of NALU's counting tasks (Trask et al. 2018, section 4.2 and following): a small CNN
-ends in an arithmetic head (`rl_nfm.arithmetic.BuildHead`) that puts out how often each digit
+ends in an arithmetic head (`rl_nfm.arithmetic.BuildHead`) whose outputs are how often each digit
 occurs, or the sum of all digits. Images are grids of cells, each empty or with a digit; training
 images hold few digits, test images also many more. Digits at test come from images not trained on.
 
-Since the head sees averages over the image, even a linear one can extrapolate in principle: what
-is compared is how exactly each does.
+Since the head sees averages over the image, even a linear head can extrapolate in principle; the
+task compares how exactly each head does.
 """
 
 import dataclasses
@@ -79,7 +79,7 @@ def make_grids(
         digits: least and greatest number of digits in a grid.
         count: B grids.
         grid: G cells a side.
-        generator: of all randomness.
+        generator: source of all randomness.
 
     Returns:
         uint8 [B, 1, G h, G w], and int64 [B, 10]: how often each digit occurs.

@@ -1,9 +1,9 @@
-"""Hierarchically modular networks on Boolean tasks: do they generalise from few rows?
+"""Hierarchically modular networks on Boolean tasks, to see whether they generalise from few rows.
 
 From "How Can Knowledge of a Task's Modular Structure Improve Generalization and Training
 Efficiency?" (TMLR 2025); the flags are those of its code. A network is trained on some rows of a
 truth table and tested on the others. In the task 6 3 2 2 each output is 1 in a quarter of all rows,
-so that answering 0 always is right in 75 %.
+so always answering 0 is right in 75 % of them.
 
 Differs from the published code: boolean flags need no value; `dataset_split` takes several shares;
 `trials` seeds are trained as one batch; a run writes JSON, a table and a plot, never pickles;

@@ -138,12 +138,12 @@ def check_config(config: ModularConfig, tasks: Sequence[BooleanTask], input_size
     """Check that the sizes of a run fit its tasks.
 
     Args:
-        config: of the run.
-        tasks: that it trains on.
-        input_size: values of an input: bits, or pixels of one image.
+        config: the options of the run.
+        tasks: the tasks that it trains on.
+        input_size: numbers per input: bits, or pixels of one image.
 
     Raises:
-        ValueError: an arch that does not fit.
+        ValueError: an `arch` does not fit.
     """
     if config.known_func_outputs and config.known_module_input:
         raise ValueError("known_func_outputs: has no effect beside known_module_input")

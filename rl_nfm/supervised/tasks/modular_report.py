@@ -28,15 +28,15 @@ def label(result: Result) -> str:
 
 
 def labels(results: Sequence[Result], notes: list[str]) -> list[str]:
-    """A label for each run; runs of different settings never have the same.
+    """A label for each run; runs with different settings have different labels.
 
     Args:
-        results: of runs.
+        results: the results of the runs.
         notes: see `distinguish`.
     """
     settings = [settings_of(result["config"]) for result in results]
-    for own in settings:
-        own.pop("dataset_split", None)  # each share has a row, and a point of a line
+    for setting in settings:
+        setting.pop("dataset_split", None)  # each share has a row and a point of a curve
     return distinguish([label(result) for result in results], settings, notes)
 
 
@@ -49,7 +49,7 @@ def write_report(folder: Path, results: Sequence[Result]) -> str:
 
 
 def format_table(results: Sequence[Result]) -> str:
-    """Markdown: one row a model and training-set size; accuracies in %."""
+    """A table in Markdown: one row per model and training-set size, accuracies in %."""
     outputs = [n for n in results[0]["splits"][0]["mean"] if n.startswith("test_output_")]
     head = ["model", "parameters", "train rows", "seeds", "train", "test", "min to max"]
     head += [f"output {i + 1}" for i in range(len(outputs))]
@@ -80,7 +80,7 @@ def _percent(value: float) -> str:
 def plot(results: Sequence[Result], path: Path) -> None:
     """Mean test accuracy with the range over seeds, over training rows, as PNG.
 
-    Results of one label are one line, so sizes may come from several runs.
+    Results with one label form one curve, so sizes may come from several runs.
     """
     from matplotlib.figure import Figure
 
@@ -91,7 +91,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
         lines.setdefault(name, []).extend(result["splits"])
     for index, (name, splits) in enumerate(lines.items()):
         splits.sort(key=lambda split: split["train_rows"])
-        # beside each other, so that equal values stay visible
+        # side by side, so that equal values stay visible
         rows = [split["train_rows"] + 0.5 * (index - (len(lines) - 1) / 2) for split in splits]
         means = [100 * split["mean"]["test_accuracy"] for split in splits]
         tests = [[100 * trial["test_accuracy"] for trial in split["trials"]] for split in splits]

@@ -1,4 +1,4 @@
-"""One training-set size of the modular task: its models, its training and its figures."""
+"""One training-set size of the modular task: its models, its training and its metrics."""
 
 import contextlib
 import math
@@ -102,11 +102,11 @@ def make_tasks(config: ModularConfig) -> tuple[list[BooleanTask], BitRows]:
 
 
 class Run:
-    """All seeds of one training-set size: models, data, figures.
+    """All seeds of one training-set size: models, data and metrics.
 
     Args:
-        config: of the run.
-        share: of the rows to train on.
+        config: the options of the run.
+        share: the share of the rows to train on.
     """
 
     def __init__(self, config: ModularConfig, share: float):
@@ -133,7 +133,7 @@ class Run:
         self.seconds = 0.0
 
     def train(self, folder: Path) -> None:
-        """Run to the last epoch, evaluating and saving on the way."""
+        """Train to the last epoch, with evaluations and checkpoints."""
         config = self.config
         if (folder / "checkpoint").is_dir():
             meta, _ = self.batch.load(folder / "checkpoint")
@@ -160,7 +160,7 @@ class Run:
         progress.close()
 
     def train_epoch(self, progress: Progress | None = None) -> None:
-        """Every training row once; each seed in an order of its own."""
+        """One pass over the training rows; each seed has its own order."""
         config = self.config
         train, copies = self.split.train, config.samples_per_row
         data = epoch_data(self.rows, train, copies, self.seeds, self.epoch)
@@ -184,7 +184,7 @@ class Run:
         self.epoch += 1
 
     def _search(self) -> None:
-        """Where it is due, replace bad candidates; none in the last quarter of the epochs."""
+        """Replace bad candidates when it is due, but not in the last quarter of the epochs."""
         config, model = self.config, self.batch.model
         due = self.epoch % config.search_every_epochs == 0 and self.epoch <= 0.75 * config.epochs
         if config.routing_candidates == 1 or not due:
@@ -211,7 +211,7 @@ class Run:
 
     @torch.no_grad()
     def figures(self) -> list[dict[str, Any]]:
-        """The figures of each seed (of its candidate with the least training loss)."""
+        """The metrics of each seed, for its candidate with the smallest training loss."""
         best = self._train_losses().view(len(self.seeds), -1).argmin(1).cpu()
         best += torch.arange(len(self.seeds)) * self.config.routing_candidates
         labels = self.rows.labels[:, :, None].bool()  # [T, R, 1, outputs]
@@ -219,22 +219,22 @@ class Run:
         tests = {"train": self.split.train, "val": self.split.validation, "test": self.split.test}
         rows = []
         for seed, index in zip(self.seeds, best.tolist(), strict=True):
-            own = right[:, index]
+            correct = right[:, index]
             row: dict[str, Any] = {"seed": seed}
             for name, chosen in tests.items():
-                row[f"{name}_accuracy"] = float(own[:, chosen].mean())
-                row[f"{name}_rows"] = float(own[:, chosen].prod(-1).mean())
-            per_output = own[:, self.split.test].mean((0, 1, 2)).tolist()
+                row[f"{name}_accuracy"] = float(correct[:, chosen].mean())
+                row[f"{name}_rows"] = float(correct[:, chosen].prod(-1).mean())
+            per_output = correct[:, self.split.test].mean((0, 1, 2)).tolist()
             row |= {f"test_output_{i}": value for i, value in enumerate(per_output)}
-            row["all_rows"] = float(own.prod(-1).mean())
+            row["all_rows"] = float(correct.prod(-1).mean())
             if right_modules := self._right_modules(index):
                 row["right_modules"] = sum(right_modules) / len(right_modules)
-            row["per_row"] = own.mean((0, 2, 3)).tolist()
+            row["per_row"] = correct.mean((0, 2, 3)).tolist()
             rows.append(row)
         return rows
 
     def _logits(self) -> Tensor:
-        """Answers to all rows, [T, S P, R, C, outputs]."""
+        """Logits for all rows, [T, S P, R, C, outputs]."""
         self.batch.model.eval()
         models, count = len(self.batch.seeds), len(self.test_inputs)
         inputs = self.test_inputs.expand(models, *self.test_inputs.shape)
@@ -253,9 +253,9 @@ class Run:
         return losses.mean((0, 2, 3, 4))
 
     def _right_modules(self, index: int) -> list[bool]:
-        """For each output of each task, whether it is wired as in the task; empty for others.
+        """For each output of each task, whether its modules are wired as in the task.
 
-        Known only for bits and modules that read two units.
+        Empty where that is not known: it is for bits and modules that read two units.
         """
         model = self.batch.model
         if not isinstance(model, HierarchicallyModular) or isinstance(self.rows, DigitRows):
@@ -265,17 +265,17 @@ class Run:
         for number, task in enumerate(self.tasks):
             levels = [units[number].T.tolist() for units in chosen]  # level, position, units
             wanted = known_routing([task], [len(level) for level in task.levels])
-            own = wiring(levels)
-            found += [a == b for a, b in zip(own, wiring(wanted.module_inputs[0]), strict=True)]
+            learned = wiring(levels)
+            found += [a == b for a, b in zip(learned, wiring(wanted.module_inputs[0]), strict=True)]
         return found
 
     def baseline(self) -> float:
-        """Accuracy on the test rows of answering 0 always."""
+        """Test accuracy of always answering 0."""
         return 1 - float(self.rows.labels[:, self.split.test].mean())
 
 
 def rate_factor(config: ModularConfig, epoch: int) -> float:
-    """What step sizes are multiplied with in an epoch, counted from 0."""
+    """The factor of the learning rates in an epoch, counted from 0."""
     if config.scheduler == "cosine":
         return 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
     return config.gamma**epoch
@@ -291,6 +291,6 @@ def batch_losses(loss: Literal["BCE", "MSE", "CE"], logits: Tensor, labels: Tens
 
 
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Means over seeds of all figures that are numbers."""
+    """Means over seeds of all metrics that are numbers."""
     names = [n for n, value in rows[0].items() if isinstance(value, float)]
     return {name: sum(row[name] for row in rows) / len(rows) for name in names}

@@ -1,8 +1,8 @@
-"""What papers have printed for the tasks here, as rows that stand beside runs of that setting.
+"""Published results for these tasks, as rows that stand beside runs with the same setting.
 
 NFM: Lamb et al. 2021, tables 2 and 5 to 8; `±` as printed there. RIMs: Goyal et al. 2019, section
-4.1. A row stands beside a run with the options it names: the same data, model and sizes. What
-else differs from the published setting is listed under the table.
+4.1. A row stands beside runs that have the options it names: the same data, model and sizes.
+Other differences from the published setting are listed below the table.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ def _row(
     mean: Mapping[str, float],
     deviation: Mapping[str, float] | None = None,
 ) -> Published:
-    """A row whose figures are in %."""
+    """A row whose values are given in %."""
     return Published(
         source=source,
         setting=setting,

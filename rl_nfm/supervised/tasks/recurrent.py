@@ -35,7 +35,7 @@ class RecurrentConfig(LoopConfig):
 
 
 def make_core(config: RecurrentConfig, input_size: int) -> nn.Module:
-    """A batch-first core with nn.LSTM's call.
+    """A batch-first recurrent core that is called like nn.LSTM.
 
     Raises:
         ValueError: RIM sizes that do not fit each other.
@@ -58,7 +58,7 @@ class SequenceModel(nn.Module):
     """Embedding, recurrent core and output layer at every step, with dropout between them.
 
     Args:
-        config: sizes.
+        config: the sizes.
         inputs: number of input symbols (then an embedding) or None for float inputs.
         input_size: of the embedding, or of the float inputs.
         outputs: size of the output.

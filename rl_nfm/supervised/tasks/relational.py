@@ -74,10 +74,10 @@ class ConvAnswerer(nn.Module):
 
 
 class NFMAnswerer(nn.Module):
-    """A CNN run K times with NFM after each convolution, a 1x1 convolution, then the question.
+    """A CNN run K times with NFM after each convolution, then a 1x1 convolution, then the question.
 
-    As the NFM authors published it, but 24, 48, 96 and 192 channels (paper; their code: twice as
-    many), the whole last feature map (their code pools 5x5 to 1x1 and repeats it 25 times) and
+    As the NFM authors published it, but with 24, 48, 96 and 192 channels (paper; their code: twice
+    as many), the whole last feature map (their code pools 5x5 to 1x1 and repeats it 25 times) and
     dropout in training only.
     """
 
@@ -132,7 +132,7 @@ class RelationNetwork(nn.Module):
         self._init_first_layer(2 * cell + question_bits)
 
     def _init_first_layer(self, inputs: int) -> None:
-        """The three parts as one linear layer of all their inputs would start."""
+        """Initialise the three parts as one linear layer over all their inputs would be."""
         bound = inputs**-0.5
         for part in (self.g_first, self.g_second, self.g_question):
             nn.init.uniform_(part.weight, -bound, bound)

@@ -11,8 +11,8 @@ Differs: each update holds some or all questions of its images, so that the conv
 image. With all 20 these are 154 updates of 1,280 questions an epoch, where the authors' repository
 makes 3,062 of 64: `--batch-of questions` draws 64 pairs of image and question an update, 3,063 an
 epoch and twenty times the work. All models of one preset see equal images and questions.
-`clevr_data` says what was wrong with the published data, `rl_nfm.supervised.tasks.relational` how
-the models differ.
+`clevr_data` explains what was wrong with the published data, and
+`rl_nfm.supervised.tasks.relational` how the models differ.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ from rl_nfm.supervised.tasks.published import SORT_OF_CLEVR
 from rl_nfm.supervised.tasks.relational import ConvAnswerer, NFMAnswerer, RelationNetwork
 
 TEST_SEED = 2**31
-"""Apart from every training seed; the same test images for all trials."""
+"""Differs from all training seeds, so that all trials have the same test images."""
 EVAL_IMAGES = 50
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -169,7 +169,7 @@ class SortOfClevrTask(Task[SortOfClevrConfig]):
         return F.cross_entropy(logits.float(), answers.flatten())
 
     def baselines(self) -> Metrics:
-        """Of the best classifier that sees the question and no image."""
+        """What the best classifier reaches that sees the question but not the image."""
         halves = [f"non_relational/{name}" for name in SUBTYPES[0]]
         halves += ["non_relational", "relational/closest", "relational/furthest"]
         return {
@@ -181,7 +181,7 @@ class SortOfClevrTask(Task[SortOfClevrConfig]):
     def evaluate(self, model: nn.Module) -> Metrics:
         """Accuracy of both kinds, of each subtype, and on held-out combinations alone.
 
-        `validation` is that of all questions on the validation images.
+        `validation` is the accuracy over all questions about the validation images.
         """
         correct = _correct(model, self.test_set)
         metrics = {"validation": _mean(_correct(model, self.validation_set))}
@@ -196,7 +196,7 @@ class SortOfClevrTask(Task[SortOfClevrConfig]):
 
 
 def _correct(model: nn.Module, scenes: Batch) -> Tensor:
-    """Which answers are right, [N, 2, Q]."""
+    """Whether each answer is correct, [N, 2, Q]."""
     parts = zip(*(values.split(EVAL_IMAGES) for values in scenes), strict=True)
     right = [
         model(images.float() / 255.0, questions.flatten(1, 2)).argmax(-1).cpu()

@@ -1,11 +1,11 @@
 """Stacked digits (NFM paper, section 4.3 and appendix C, table 5): which digits are in the image.
 
-64x64 frames with 1 to 5 digits of 16x16 at random places, overlaid by their maximum; wanted is the
-set of digits (10 bits). A model is trained on some counts, {1, 3} say, and tested on each of 1 to
-5. Published, trained on {1, 3}, CNN -> NFM: one digit 99.27 -> 99.23 %, three 87.83 -> 87.78, two
-76.7 -> 88.36, four 62.57 -> 66.12, five 24.27 -> 29.48. The metric is not stated; such numbers are
-possible for exact matches only, so `exact_K` is what to compare; `label_K` is the share of right
-bits.
+Frames of 64x64 show 1 to 5 digits of 16x16 at random places, overlaid by their maximum; the target
+is the set of digits (10 bits). A model is trained on some counts, {1, 3} say, and tested on each of
+1 to 5. Published, trained on {1, 3}, CNN -> NFM: one digit 99.27 -> 99.23 %, three 87.83 -> 87.78,
+two 76.7 -> 88.36, four 62.57 -> 66.12, five 24.27 -> 29.48. The metric is not stated; such numbers
+are possible for exact matches only, so `exact_K` is what to compare; `label_K` is the share of
+correct bits.
 
 Backbone: nine 3x3 convolutions, every other with stride 2, 32 channels doubled at each reduction,
 ReLU, no norm; global average pooling and one linear layer (not stated in the paper). NFM after each
@@ -207,7 +207,7 @@ class StackedDigitsTask(Task[StackedDigitsConfig]):
         return F.binary_cross_entropy_with_logits(model(frames).float(), bits)
 
     def evaluate(self, model: nn.Module) -> Metrics:
-        """Exact matches and right bits by count, and exact matches of the validation frames."""
+        """Exact matches and correct bits by count, and exact matches on the validation frames."""
         metrics: Metrics = {}
         for count, test in self.tests.items():
             right = _right(model, test)
@@ -219,7 +219,7 @@ class StackedDigitsTask(Task[StackedDigitsConfig]):
 
 
 def _right(model: nn.Module, frames: Frames) -> Tensor:
-    """Which bits [N, 10] are right."""
+    """Whether each bit is correct, [N, 10]."""
     parts = zip(frames[0].split(CHUNK), frames[1].split(CHUNK), strict=True)
     return torch.cat([(model(images) > 0) == (bits > 0.5) for images, bits in parts])
 
