@@ -118,7 +118,7 @@ def count_macs(net: nn.Module) -> float:
 
 
 def count_bytes(width: int, size: int) -> float:
-    """The least bytes that attention moves for one frame, if each use reads or writes a tensor once.
+    """The least bytes that attention moves for one frame; each use moves a tensor once.
 
     Forward: states read, queries, keys and values written; each reader reads its query and all rows
     of memory, writes what it read, its output block's layers and the sum. Backward: twice that.
