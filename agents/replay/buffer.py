@@ -12,7 +12,7 @@ a truncation bootstraps from. A resumed run begins new episodes, so it needs no 
 
 Clipping, n-step sums and gamma are applied at sampling, in this order.
 
-Sampling reads sequences of `burn_in + T + n` rows; without state, burn-in and T > 1 the two needed.
+Sampling reads `burn_in + T + n` rows; single transitions without state need only two of them.
 
 Shapes: R rows, E environments, B batch, T positions, S observations; C, H, W of stacked frames.
 Tests check them in `Batch`, returns and priorities, not here: its small helpers would slow them.
