@@ -1,6 +1,7 @@
-"""Before any test module is imported, and the ranks of a run as processes."""
+"""What holds before any test is imported, checks of shapes, and ranks of a run as processes."""
 
 import faulthandler
+import inspect
 import multiprocessing
 import os
 import pickle
@@ -11,13 +12,44 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+import beartype
 import cloudpickle
+import jaxtyping
 import pytest
 import torch
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 if not torch.cuda.is_available():
     # Read when Triton is imported: its kernels then run in an interpreter, on CPU tensors.
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def check_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The type checker that pyproject.toml names to jaxtyping.
+
+    Jaxtyping has one function checked before a call, of which it makes the result Any, and one
+    after it, for the arguments and the result. Only the second one is, so that the errors that a
+    function itself raises about its arguments are those that its callers get, as outside of tests.
+    """
+    before = inspect.signature(function).return_annotation is Any
+    return function if before else beartype.beartype(function)
+
+
+class _OnlyEager(type(jaxtyping.config)):
+    """Shapes are checked of real tensors; a compiler or tracer would take the checks for code."""
+
+    @property
+    def jaxtyping_disable(self) -> bool:
+        """What jaxtyping asks before each check."""
+        return (
+            torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or is_in_torch_dispatch_mode()  # make_fx, fake tensors, counters of operations
+        )
+
+
+del jaxtyping.config.jaxtyping_disable
+jaxtyping.config.__class__ = _OnlyEager
 
 
 SERVER = multiprocessing.get_context("forkserver")

@@ -3,7 +3,8 @@
 Nobody outside this package asks of what type an encoder is. `rl_nfm.encoders.registry` maps names
 to encoders.
 
-Shapes: T time steps, B batch, C stacked frames, H x W pixels, D features, A actions.
+Shapes: T time steps, B batch, N images (T * B), C stacked frames, H x W pixels, D features,
+c channels of h x w feature maps, n modules of a recurrent encoder.
 """
 
 import contextlib
@@ -11,16 +12,17 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor, nn
 
 from rl_nfm.nfm import NeuralFunctionModule
 from rl_nfm.nfm.record import ReaderAttention, record_attention
 
-State = tuple[Tensor, ...]
-"""Recurrent state: tensors of shape [B, ...]; empty for a feed-forward encoder."""
+State = tuple[Float[Tensor, "B ..."], ...]
+"""Recurrent state, one tensor or several; empty for a feed-forward encoder."""
 
-Extras = Mapping[str, Tensor]
-"""`last_action` int64, `last_reward` float, `episode_step` int64, all [T, B]."""
+Extras = Mapping[str, Shaped[Tensor, "T B"]]
+"""`last_action` int64, `last_reward` float and `episode_step` int64."""
 
 
 Shown = Literal["attention", "activity"]
@@ -34,8 +36,8 @@ class Recording:
     def __init__(self) -> None:
         self.readers: dict[tuple[int, int], ReaderAttention] = {}
         """Attention by pass and place of the reader, in the order of reading."""
-        self.activity: Tensor | None = None
-        """Which modules were updated, bool [T, B, n]; None for an encoder without activity."""
+        self.activity: Bool[Tensor, "T B n"] | None = None
+        """Which modules were updated; None for an encoder without activity."""
 
 
 class Encoder(nn.Module):
@@ -83,11 +85,11 @@ class Encoder(nn.Module):
 
     def forward(
         self,
-        obs: Tensor,
+        obs: UInt8[Tensor, "T B C H W"],
         state: State = (),
-        reset: Tensor | None = None,
+        reset: Bool[Tensor, "T B"] | None = None,
         extras: Extras | None = None,
-    ) -> tuple[Tensor, State]:
+    ) -> tuple[Float[Tensor, "T B D"], State]:
         """Encode a sequence.
 
         Args:
@@ -103,11 +105,11 @@ class Encoder(nn.Module):
 
     def forward_with_maps(
         self,
-        obs: Tensor,
+        obs: UInt8[Tensor, "T B C H W"],
         state: State = (),
-        reset: Tensor | None = None,
+        reset: Bool[Tensor, "T B"] | None = None,
         extras: Extras | None = None,
-    ) -> tuple[Tensor, State, Tensor]:
+    ) -> tuple[Float[Tensor, "T B D"], State, Float[Tensor, "T B c h w"]]:
         """As `forward`, and the feature maps from before pooling.
 
         Returns:
@@ -126,25 +128,25 @@ class FeedForwardEncoder(Encoder):
     where it has no maps, `embed` alone.
     """
 
-    def feature_maps(self, pixels: Tensor) -> Tensor:
-        """Maps [N, c, h, w], before they are pooled, of pixels as `embed` takes them."""
+    def feature_maps(self, pixels: Float[Tensor, "N C H W"]) -> Float[Tensor, "N c h w"]:
+        """The maps of pixels in [0, 1], before they are pooled."""
         raise ValueError(f"{type(self).__name__} has no feature maps")
 
-    def pool(self, maps: Tensor) -> Tensor:
-        """Features [N, D] of maps [N, c, h, w]; here: flattened."""
+    def pool(self, maps: Float[Tensor, "N c h w"]) -> Float[Tensor, "N D"]:
+        """The features of maps; unless overridden, the maps flattened."""
         return maps.flatten(1)
 
-    def embed(self, pixels: Tensor) -> Tensor:
-        """Features [N, D] of pixels in [0, 1], float [N, C, H, W]."""
+    def embed(self, pixels: Float[Tensor, "N C H W"]) -> Float[Tensor, "N D"]:
+        """The features of pixels in [0, 1]."""
         return self.pool(self.feature_maps(pixels))
 
     def forward(
         self,
-        obs: Tensor,
+        obs: UInt8[Tensor, "T B C H W"],
         state: State = (),
-        reset: Tensor | None = None,
+        reset: Bool[Tensor, "T B"] | None = None,
         extras: Extras | None = None,
-    ) -> tuple[Tensor, State]:
+    ) -> tuple[Float[Tensor, "T B D"], State]:
         """See `Encoder.forward`."""
         del reset, extras
         check_observations(obs)
@@ -153,11 +155,11 @@ class FeedForwardEncoder(Encoder):
 
     def forward_with_maps(
         self,
-        obs: Tensor,
+        obs: UInt8[Tensor, "T B C H W"],
         state: State = (),
-        reset: Tensor | None = None,
+        reset: Bool[Tensor, "T B"] | None = None,
         extras: Extras | None = None,
-    ) -> tuple[Tensor, State, Tensor]:
+    ) -> tuple[Float[Tensor, "T B D"], State, Float[Tensor, "T B c h w"]]:
         """See `Encoder.forward_with_maps`."""
         del reset, extras
         check_observations(obs)
@@ -167,7 +169,7 @@ class FeedForwardEncoder(Encoder):
 
 
 def check_observations(obs: Tensor) -> None:
-    """Refuse what is no sequence of batches of stacked frames.
+    """Check that observations are a sequence of batches of stacked frames.
 
     Raises:
         ValueError: if `obs` is not [T, B, C, H, W].
@@ -179,8 +181,8 @@ def check_observations(obs: Tensor) -> None:
         )
 
 
-def scale_pixels(frames: Tensor) -> Tensor:
-    """uint8 [N, C, H, W] to float in [0, 1], channels_last; in bf16 under bf16 autocast."""
+def scale_pixels(frames: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
+    """Frames as numbers in [0, 1], channels_last; in bf16 under bf16 autocast."""
     device = frames.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
     if frames.is_cuda:  # one kernel, which rounds once

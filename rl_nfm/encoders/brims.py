@@ -2,6 +2,8 @@
 
 The features are the topmost layer's hidden state, as in the authors' code. No published agent that
 learns values has them; the sizes are those of the authors' classification of MNIST.
+
+Shapes: as in `recurrent`.
 """
 
 import dataclasses
@@ -9,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from rl_nfm.encoders.base import State
@@ -86,7 +89,9 @@ class BRIMsEncoder(RecurrentEncoder):
         zeros = next(self.layers.parameters()).new_zeros(shape)
         return (zeros, zeros.clone()) if self.layers.kind == "lstm" else (zeros,)
 
-    def unroll(self, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
+    def unroll(
+        self, x: Float32[Tensor, "T B I"], state: State, reset: Bool[Tensor, "T B"] | None
+    ) -> tuple[Float[Tensor, "T B D"], State]:
         """See `RecurrentEncoder.unroll`."""
         by_layer = tuple(part.transpose(0, 1) for part in state)
         output, after, active = self.layers.run_layers(x, by_layer, reset)

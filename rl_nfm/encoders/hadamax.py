@@ -12,7 +12,7 @@ weights. The paper gives neither number.
 Deviation: as in `nature`, the linear layer of 512 after the flattening belongs to the agent's head,
 where it has no layer norm, and ReLU instead of GELU.
 
-Shapes: N batch, C channels, H x W pixels.
+Shapes: N images, C channels, H x W pixels before and h x w after a layer.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from typing import Annotated
 
 import torch
 from annotated_types import Gt
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,7 +38,9 @@ class HadamaxConfig(Bounded):
     """Channels of the first block (published: 32); the other two have twice as many."""
 
 
-def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
+def pad_same(
+    x: Float[Tensor, "N C H W"], kernel: int, stride: int, value: float = 0.0
+) -> Float[Tensor, "N C h w"]:
     """Padded such that a window of this size and stride gives ceil(size / stride) outputs.
 
     The odd pixel comes last, as in TensorFlow and JAX.
@@ -89,6 +92,6 @@ class HadamaxEncoder(FeedForwardEncoder):
         with torch.no_grad():
             self.feature_dim = self.blocks(torch.zeros(1, *obs_shape)).numel()
 
-    def feature_maps(self, pixels: Tensor) -> Tensor:
+    def feature_maps(self, pixels: Float[Tensor, "N C H W"]) -> Float[Tensor, "N c h w"]:
         """See `FeedForwardEncoder.feature_maps`."""
         return self.blocks(pixels)

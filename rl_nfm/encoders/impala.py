@@ -10,6 +10,8 @@ Parameters and multiply-accumulates at 84x84 with 4 frames: width 16, 97,744 and
 network has 2,904,234 parameters at 9 actions without the scales of the noise, as its public code
 has (published: 2.9 million), and equal outputs on its weights. At 64x64x3, a linear layer of 256
 has 83.76 % of all parameters, as published for what Impoola's pooling removes.
+
+Shapes: as in `base`.
 """
 
 import dataclasses
@@ -17,6 +19,7 @@ from typing import Annotated, Literal
 
 import torch
 from annotated_types import Gt
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -120,10 +123,10 @@ class ImpalaEncoder(FeedForwardEncoder):
             self.feature_dim = self.pool(maps).shape[1]
         self.layers.train()
 
-    def feature_maps(self, pixels: Tensor) -> Tensor:
+    def feature_maps(self, pixels: Float[Tensor, "N C H W"]) -> Float[Tensor, "N c h w"]:
         """See `FeedForwardEncoder.feature_maps`."""
         return self.layers(pixels)
 
-    def pool(self, maps: Tensor) -> Tensor:
+    def pool(self, maps: Float[Tensor, "N c h w"]) -> Float[Tensor, "N D"]:
         """See `FeedForwardEncoder.pool` and `ImpalaConfig.pool`."""
         return self.pooling(maps).flatten(1)

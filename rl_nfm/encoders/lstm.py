@@ -2,12 +2,15 @@
 
 `nn.LSTM` cannot zero its state inside a sequence, so the steps are those of the RIM layers, with
 one block that is always active and reads nothing else. Parameters are those of `nn.LSTMCell`.
+
+Shapes: as in `recurrent`.
 """
 
 import dataclasses
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
 from rl_nfm.encoders.base import State
@@ -45,7 +48,9 @@ class LSTMEncoder(RecurrentEncoder):
         zeros = self.cell.weight_hh.new_zeros(batch_size, self.cell.hidden_size)
         return zeros, zeros.clone()
 
-    def unroll(self, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
+    def unroll(
+        self, x: Float32[Tensor, "T B I"], state: State, reset: Bool[Tensor, "T B"] | None
+    ) -> tuple[Float[Tensor, "T B D"], State]:
         """See `RecurrentEncoder.unroll`."""
         hidden, cell = state
         with torch.autocast(x.device.type, enabled=False):

@@ -1,10 +1,14 @@
-"""The Nature CNN (Mnih et al. 2015, Methods, "Model architecture"), up to the last convolution."""
+"""The Nature CNN (Mnih et al. 2015, Methods, "Model architecture"), up to the last convolution.
+
+Shapes: as in `base`.
+"""
 
 import dataclasses
 from typing import Annotated
 
 import torch
 from annotated_types import Gt
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from rl_nfm.backbones.pixels import PixelConv
@@ -43,6 +47,6 @@ class NatureEncoder(FeedForwardEncoder):
         with torch.no_grad():
             self.feature_dim = self.convs(torch.zeros(1, *obs_shape)).numel()
 
-    def feature_maps(self, pixels: Tensor) -> Tensor:
+    def feature_maps(self, pixels: Float[Tensor, "N C H W"]) -> Float[Tensor, "N c h w"]:
         """See `FeedForwardEncoder.feature_maps`."""
         return self.convs(pixels)

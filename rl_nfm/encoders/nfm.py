@@ -4,11 +4,14 @@ Source: the Atari row of the NFM paper (Lamb et al. 2021, section 4.5): a ResNet
 "four places", d_k = d_v = 32, 4 heads, top-k 4. The paper does not say which four: here each stage,
 as in its classification; in each pass with the preset `paper` (8 reads), in the last one alone by
 default, as in the published code. Every pass has its own stem and stages.
+
+Shapes: as in `base`.
 """
 
 import dataclasses
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rl_nfm.backbones.resnet import make_pass_networks
@@ -72,7 +75,7 @@ class NFMEncoder(FeedForwardEncoder):
         self.tail = make_tail(config.norm, channels[-1])
         self.feature_dim = shape[1:].numel()
 
-    def feature_maps(self, pixels: Tensor) -> Tensor:
+    def feature_maps(self, pixels: Float[Tensor, "N C H W"]) -> Float[Tensor, "N c h w"]:
         """See `FeedForwardEncoder.feature_maps`."""
         return self.tail(self.network(pixels))
 

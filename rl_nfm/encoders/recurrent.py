@@ -3,7 +3,8 @@
 Source: rltime's `atari_iqn_lstm` (Recurrent IQN), which concatenates the one-hot last action, the
 sign of the last reward and episode_step / 100000 to the flattened CNN output before the LSTM.
 
-Shapes: T steps, B batch, D features.
+Shapes: T steps, B batch, C stacked frames, H x W pixels, I inputs of the core, D features,
+E features of the trunk, c channels of h x w feature maps.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import Gt
+from jaxtyping import Bool, Float, Float32, Shaped, UInt8
 from torch import Tensor
 
 from rl_nfm.encoders.base import (
@@ -76,17 +78,19 @@ class RecurrentEncoder(Encoder):
         extra = num_actions * config.last_action + config.last_reward + config.episode_step
         self.input_size = self.trunk.feature_dim + extra
 
-    def unroll(self, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
-        """Features [T, B, D] and last state of float32 inputs [T, B, input_size]."""
+    def unroll(
+        self, x: Float32[Tensor, "T B I"], state: State, reset: Bool[Tensor, "T B"] | None
+    ) -> tuple[Float[Tensor, "T B D"], State]:
+        """The features of the core's inputs, and its state after the last step."""
         raise NotImplementedError
 
     def forward(
         self,
-        obs: Tensor,
+        obs: UInt8[Tensor, "T B C H W"],
         state: State = (),
-        reset: Tensor | None = None,
+        reset: Bool[Tensor, "T B"] | None = None,
         extras: Extras | None = None,
-    ) -> tuple[Tensor, State]:
+    ) -> tuple[Float[Tensor, "T B D"], State]:
         """See `Encoder.forward`.
 
         Raises:
@@ -99,27 +103,31 @@ class RecurrentEncoder(Encoder):
 
     def forward_with_maps(
         self,
-        obs: Tensor,
+        obs: UInt8[Tensor, "T B C H W"],
         state: State = (),
-        reset: Tensor | None = None,
+        reset: Bool[Tensor, "T B"] | None = None,
         extras: Extras | None = None,
-    ) -> tuple[Tensor, State, Tensor]:
+    ) -> tuple[Float[Tensor, "T B D"], State, Float[Tensor, "T B c h w"]]:
         """See `Encoder.forward_with_maps`: the maps are the trunk's."""
         check_observations(obs)
         state = state or self.initial_state(obs.shape[1])
-        seen, _, maps = self.trunk.forward_with_maps(obs, (), None, extras)
-        features, state = self.unroll(self._with_extras(seen, extras), state, reset)
+        trunk_features, _, maps = self.trunk.forward_with_maps(obs, (), None, extras)
+        features, state = self.unroll(self._with_extras(trunk_features, extras), state, reset)
         return features, state, maps
 
-    def core_inputs(self, obs: Tensor, extras: Extras | None) -> Tensor:
-        """What the core reads, float32 [T, B, input_size]."""
+    def core_inputs(
+        self, obs: UInt8[Tensor, "T B C H W"], extras: Extras | None
+    ) -> Float32[Tensor, "T B I"]:
+        """What the core reads: the trunk's features and the extras that the config asks for."""
         return self._with_extras(self.trunk(obs, (), None, extras)[0], extras)
 
-    def _with_extras(self, seen: Tensor, extras: Extras | None) -> Tensor:
-        """The trunk's features and what else the config asks for, float32 [T, B, input_size]."""
-        parts = [seen.float()]
+    def _with_extras(
+        self, trunk_features: Float[Tensor, "T B E"], extras: Extras | None
+    ) -> Float32[Tensor, "T B I"]:
+        """The trunk's features beside the extras that the config asks for."""
+        parts = [trunk_features.float()]
         if self.config.last_action:
-            actions = torch.arange(self.num_actions, device=seen.device)
+            actions = torch.arange(self.num_actions, device=trunk_features.device)
             parts.append((_extra(extras, "last_action").unsqueeze(-1) == actions).float())
         if self.config.last_reward:
             parts.append(_extra(extras, "last_reward").sign().unsqueeze(-1).float())
@@ -128,7 +136,7 @@ class RecurrentEncoder(Encoder):
         return torch.cat(parts, -1)
 
 
-def _extra(extras: Extras | None, name: str) -> Tensor:
+def _extra(extras: Extras | None, name: str) -> Shaped[Tensor, "T B"]:
     if extras is None or name not in extras:
         raise ValueError(f"{name}: is not given, but the encoder is configured to read it")
     return extras[name]

@@ -3,12 +3,15 @@
 The paper names "ResNet18" and nothing more. Chosen here: the ImageNet stem on 84x84 (stages of
 21, 11, 6 and 3 pixels), group norm, a last norm and ReLU (pre-activation networks have none after
 their last block), and flattened features, because a position on the screen matters to a policy.
+
+Shapes: as in `base`.
 """
 
 import dataclasses
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from rl_nfm.backbones.matching import count_parameters, same_params_as
@@ -59,7 +62,7 @@ class ResNetEncoder(FeedForwardEncoder):
         self.backbone.train()
         self.feature_dim = shape[1:].numel()
 
-    def feature_maps(self, pixels: Tensor) -> Tensor:
+    def feature_maps(self, pixels: Float[Tensor, "N C H W"]) -> Float[Tensor, "N c h w"]:
         """See `FeedForwardEncoder.feature_maps`."""
         return self.tail(self.backbone(pixels))
 

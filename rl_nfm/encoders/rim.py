@@ -1,9 +1,13 @@
-"""Recurrent Independent Mechanisms on any trunk; the module itself is `rl_nfm.rims`."""
+"""Recurrent Independent Mechanisms on any trunk; the module itself is `rl_nfm.rims`.
+
+Shapes: as in `recurrent`.
+"""
 
 import dataclasses
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from rl_nfm.encoders.base import State
@@ -73,7 +77,9 @@ class RIMEncoder(RecurrentEncoder):
         zeros = self.cell.weight_hh.new_zeros(batch_size, self.cell.hidden_size)
         return (zeros, zeros.clone()) if self.cell.kind == "lstm" else (zeros,)
 
-    def unroll(self, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
+    def unroll(
+        self, x: Float32[Tensor, "T B I"], state: State, reset: Bool[Tensor, "T B"] | None
+    ) -> tuple[Float[Tensor, "T B D"], State]:
         """See `RecurrentEncoder.unroll`."""
         output, *after, active = self.cell.run(x, *state, reset=reset)
         if self.recording is not None:

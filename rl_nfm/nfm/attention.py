@@ -5,12 +5,14 @@ Backtracking). Every position of the reading layer attends for itself to its own
 never see one another. Scores, softmax and weights are float32 at least, whatever the inputs are.
 
 Shapes: B batch, P positions of the reading layer, H heads, L slots of all written layers in turn
-and the null slot, if any, last; K and V size of keys and values of one head.
+and the null slot, if any, last; HK and HV size of keys and values of all heads together, K and V of
+one head; `*D` any leading dimensions.
 """
 
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,8 +22,8 @@ from rl_nfm.nfm.rescale import Grid, gather_slots
 SAB_EPSILON = 1e-7
 
 
-def masked_top_k(scores: Tensor, k: int) -> Tensor:
-    """Softmax over the k highest scores, [.., L] to weights [.., L]; the others get 0.
+def masked_top_k(scores: Float[Tensor, "*D L"], k: int) -> Float[Tensor, "*D L"]:
+    """Weights of slots: the softmax over the k highest scores; the others get 0.
 
     The k are chosen by index: with ties at the border still only k are kept. Scores of minus
     infinity get 0 even among the k.
@@ -33,8 +35,10 @@ def masked_top_k(scores: Tensor, k: int) -> Tensor:
     return scores.masked_fill(dropped, float("-inf")).softmax(-1)
 
 
-def sab_top_k(probabilities: Tensor, k: int, *, dense_up_to: int) -> Tensor:
-    """Probabilities less the (k+1)-th highest one, cut at 0 and normalised, [.., L] to [.., L].
+def sab_top_k(
+    probabilities: Float[Tensor, "*D L"], k: int, *, dense_up_to: int
+) -> Float[Tensor, "*D L"]:
+    """Probabilities less the (k+1)-th highest one, cut at 0 and normalised.
 
     Unlike in `masked_top_k` the k-th is weighted by its lead over the next. With ties at the border
     fewer than k remain, and none where all are equal: the published definition, kept as it is.
@@ -51,8 +55,10 @@ def sab_top_k(probabilities: Tensor, k: int, *, dense_up_to: int) -> Tensor:
     return kept / (kept.sum(-1, keepdim=True) + SAB_EPSILON)
 
 
-def sparse_weights(scores: Tensor, k: int, mode: TopKMode, dropout: float = 0.0) -> Tensor:
-    """Attention weights [.., L] of scores [.., L].
+def sparse_weights(
+    scores: Float[Tensor, "*D L"], k: int, mode: TopKMode, dropout: float = 0.0
+) -> Float[Tensor, "*D L"]:
+    """Attention weights of slots with these scores.
 
     Dropout falls on the probabilities, in the `sab` modes before the cut, as published.
 
@@ -72,20 +78,25 @@ def sparse_weights(scores: Tensor, k: int, mode: TopKMode, dropout: float = 0.0)
 
 
 def slot_scores(
-    query: Tensor, keys: Sequence[Tensor], grid: Grid, heads: int, scale: float, null_slot: bool
-) -> Tensor:
+    query: Float[Tensor, "B P HK"],
+    keys: Sequence[Float[Tensor, "B _ HK"]],
+    grid: Grid,
+    heads: int,
+    scale: float,
+    null_slot: bool,
+) -> Float[Tensor, "B P H L"]:
     """Scores of each position's slots.
 
     Args:
-        query: [B, P, H * K].
-        keys: of each written layer, [B, its positions, H * K].
+        query: of each position of the reading layer.
+        keys: of each written layer, at all of its own positions.
         grid: the sizes behind the positions.
         heads: H.
         scale: factor of the scores.
         null_slot: whether a slot of score 0 comes last.
 
     Returns:
-        float32 [B, P, H, L]; minus infinity where a slot is padding.
+        float32 at least; minus infinity where a slot is padding.
     """
     q = _by_head(query, heads) * scale
     scores: list[Tensor] = []
@@ -103,16 +114,18 @@ def slot_scores(
     return torch.cat(scores, dim=-1)
 
 
-def mix_values(weights: Tensor, values: Sequence[Tensor], grid: Grid) -> Tensor:
+def mix_values(
+    weights: Float[Tensor, "B P H L"], values: Sequence[Float[Tensor, "B _ HV"]], grid: Grid
+) -> Float[Tensor, "B P HV"]:
     """Values of each position's slots, weighted.
 
     Args:
-        weights: [B, P, H, L].
-        values: of each written layer, [B, its positions, H * V].
+        weights: of the slots, for each position and head.
+        values: of each written layer, at all of its own positions.
         grid: the sizes behind the positions.
 
     Returns:
-        [B, P, H * V], in the first values' precision.
+        What each position reads, in the precision of the first layer's values.
     """
     heads, first = weights.shape[2], 0
     parts: list[Tensor] = []

@@ -6,6 +6,8 @@ network's own `forward` stays as it is: skips, branches and heads included.
 
 Outputs may have any rank: [B, C], [B, C, L], [B, C, H, W], [B, C, D, H, W], also mixed in one
 network, where a lower rank counts as having sizes of 1; or channels last, as tokens [B, N, C].
+
+Shapes: B batch, D and `*S` the other sizes of an output.
 """
 
 import copy
@@ -15,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from rl_nfm.nfm.config import NFMConfig
@@ -79,7 +82,7 @@ class NFMWrapper(nn.Module):
             now.memory = None
         return result
 
-    def visit(self, place: int, output: Tensor) -> Tensor:
+    def visit(self, place: int, output: Float[Tensor, "B D *S"]) -> Float[Tensor, "B D *S"]:
         """What the network goes on with instead of a place's output."""
         now = self._now
         if now.memory is None:  # a pass's network called on its own

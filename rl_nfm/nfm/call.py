@@ -1,4 +1,7 @@
-"""What a call of the fused attention consists of besides tensors, for kernels of all devices."""
+"""What a call of the fused attention consists of besides tensors, for kernels of all devices.
+
+Shapes: as in `attention`.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rl_nfm.nfm.attention import masked_top_k, mix_values, slot_scores
@@ -54,9 +58,12 @@ def slot_rows(source: tuple[int, ...], target: tuple[int, ...], mode: Rescale) -
 
 
 def plain_read(
-    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], options: Options
-) -> Tensor:
-    """What the kernels compute, in plain PyTorch: [B, P, H * V]."""
+    query: Float[Tensor, "B P HK"],
+    keys: Sequence[Float[Tensor, "B _ HK"]],
+    values: Sequence[Float[Tensor, "B _ HV"]],
+    options: Options,
+) -> Float[Tensor, "B P HV"]:
+    """What the kernels compute, in plain PyTorch."""
     target, *sources = split_sizes(options.sizes, len(keys))
     grid = Grid.of(target, sources, options.mode)
     scores = slot_scores(query, keys, grid, options.heads, options.scale, options.null_slot)

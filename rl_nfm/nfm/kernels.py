@@ -11,6 +11,8 @@ to the next one. So each tensor has one user, and the gradient that comes back f
 be added to in place.
 
 Without a compiler, or with RL_NFM_KERNELS=0 in the environment, the plain path is used.
+
+Shapes: as in `attention`.
 """
 
 import ctypes
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rl_nfm.nfm import operators
@@ -58,22 +61,22 @@ def _is_compiled() -> bool:
 
 
 def attend(
-    query: Tensor,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
+    query: Float[Tensor, "B P HK"],
+    keys: Sequence[Float[Tensor, "B _ HK"]],
+    values: Sequence[Float[Tensor, "B _ HV"]],
     grid: Grid,
     *,
     heads: int,
     scale: float,
     top_k: int,
     null_slot: bool,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+) -> tuple[Float[Tensor, "B P HV"], list[Float[Tensor, "B _ HK"]], list[Float[Tensor, "B _ HV"]]]:
     """What the heads read with masked top-k; of equal scores the first slots are kept.
 
     Args:
-        query: [B, P, H * K].
-        keys: of each written layer, [B, its positions, H * K].
-        values: likewise, [B, its positions, H * V].
+        query: of each position of the reading layer.
+        keys: of each written layer, at all of its own positions.
+        values: likewise.
         grid: the sizes behind the positions.
         heads: H.
         scale: factor of the scores.
@@ -81,8 +84,8 @@ def attend(
         null_slot: whether there is one of score 0 and value 0.
 
     Returns:
-        [B, P, H * V], and keys and values for the next reader, which must take these; they are for
-        no one else, because the gradient that comes back with them is written to.
+        What each position reads, and keys and values for the next reader, which must take these;
+        they are for no one else, because the gradient that comes back with them is written to.
 
     Raises:
         ValueError: tensors that `supports` refuses, or whose sizes do not fit each other.

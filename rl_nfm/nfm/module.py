@@ -3,11 +3,14 @@
 The list is the network: its layers run one after the other, `passes` times over the same input, and
 between them stand the places that write to and read from one memory. `by_name` does the same for
 a network that is no list.
+
+Shapes: B batch, C channels of a layer, `*T` its sizes.
 """
 
 import copy
 from collections.abc import Sequence
 
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from rl_nfm.nfm.config import NFMConfig
@@ -119,8 +122,10 @@ class Places(nn.Module):
         mine = self.schedule[pass_index * self.num_places : (pass_index + 1) * self.num_places]
         return max((visit.place + 1 for visit in mine if visit.writes), default=0)
 
-    def forward(self, x: Tensor, memory: Memory, *, pass_index: int, place: int) -> Tensor:
-        """The output x [B, C, ...] of a layer, after writing and reading."""
+    def forward(
+        self, x: Float[Tensor, "B C *T"], memory: Memory, *, pass_index: int, place: int
+    ) -> Float[Tensor, "B C *T"]:
+        """The output x of a layer, after writing and reading."""
         if min(x.shape[1:]) == 0:
             raise ValueError(f"the layer at place {place} gave {tuple(x.shape)}: a size of zero")
         visit = self.schedule[pass_index * self.num_places + place]
@@ -165,7 +170,7 @@ class NeuralFunctionModule(nn.Module):
             last = len(one) if config.share_passes else self.places.num_needed[pass_index]
             self.passes.append(nn.ModuleList(one[:last]))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B C *T"]:
         """The last layer's output in the last pass, for an input of the first layer."""
         memory: Memory = []
         h = x

@@ -2,12 +2,15 @@
 
 Paper: linear, norm, ReLU, linear. Published code: 3x3 convolutions instead of the linear layers; in
 the GAN the first of them also sees the state.
+
+Shapes: B batch, P positions, R = H * V (+ C) numbers read by a position, C channels of the layer.
 """
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,7 +39,12 @@ class OutBlock(nn.ModuleList):
         self.maps_take_rows = config.out_kernel == 1 or rank == 0
         self.middle_takes_rows = config.out_norm == "none"
 
-    def forward(self, rows: Tensor, sizes: tuple[int, ...], factor: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        rows: Float[Tensor, "B P R"],
+        sizes: tuple[int, ...],
+        factor: Float[Tensor, ""] | None = None,
+    ) -> Float[Tensor, "B P C"]:
         """Rows are the positions of `sizes`, which convolutions and norms need to know.
 
         A `factor` of the result goes into the last layer's weights: on a GPU it would otherwise

@@ -6,13 +6,14 @@ that is the query layer's state in the algorithm. Readings of unclear lines: "j 
 means all of the memory, which spans passes; scores are divided by sqrt(d_k); null key and value are
 zero after projection; projecting before rescaling equals the paper's order and is cheaper.
 
-Shapes: B batch, C channels, T.. sizes of a layer, P positions (the product of T..), H heads, K and
-V size of keys and values of one head. Inside, positions are rows: [B, P, ..].
+Shapes: B batch, C channels, `*T` sizes of a layer, P positions (the product of `*T`), HK and HV
+size of keys and values of all heads together. Inside, positions are rows: [B, P, ..].
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,13 +37,10 @@ class Entry(NamedTuple):
     pass_index: int
     place: int
     sizes: tuple[int, ...]
-    """T.. of the layer."""
-    state: Tensor | None
-    """[B, P, C]."""
-    keys: Tensor | None
-    """[B, P, H * K]."""
-    values: Tensor | None
-    """[B, P, H * V]."""
+    """`*T` of the layer."""
+    state: Float[Tensor, "B P C"] | None
+    keys: Float[Tensor, "B P HK"] | None
+    values: Float[Tensor, "B P HV"] | None
     packed: Packed | None = None
     """Where keys and values are views of one tensor: that one."""
     handed: Handed | None = None
@@ -52,12 +50,9 @@ class Entry(NamedTuple):
 class Projected(NamedTuple):
     """What one product makes of a state [B, P, C]; empty where the place has no such part."""
 
-    query: Tensor
-    """[B, P, H * K]."""
-    keys: Tensor
-    """[B, P, H * K]."""
-    values: Tensor
-    """[B, P, H * V]."""
+    query: Float[Tensor, "B P HK"]
+    keys: Float[Tensor, "B P HK"]
+    values: Float[Tensor, "B P HV"]
     packed: Packed | None
     """All of them, where they are views."""
 
@@ -88,7 +83,7 @@ class Visit(NamedTuple):
 
 
 class Place(nn.Module):
-    """Writes and reads behind one layer: [B, C, T..] to the same shape.
+    """Writes and reads behind one layer.
 
     Args:
         config: options.
@@ -132,8 +127,10 @@ class Place(nn.Module):
         super().__setstate__(state)
         self.has_library = kernels.available()
 
-    def forward(self, x: Tensor, memory: Memory, visit: Visit) -> Tensor:
-        """Write x [B, C, T..], then read: x + gamma * out(attention)."""
+    def forward(
+        self, x: Float[Tensor, "B C *T"], memory: Memory, visit: Visit
+    ) -> Float[Tensor, "B C *T"]:
+        """Write x, then read: x + gamma * out(attention)."""
         sizes = tuple(x.shape[2:]) or (1,)
         state = x.flatten(2).transpose(1, 2) if x.dim() > 2 else x[:, None]
         projected = self._project(state)

@@ -3,7 +3,7 @@
 `record_attention` collects the weights that the readers compute anyway, so that nothing is recorded
 or slowed outside it. A network compiled by `torch.compile` is recorded by calling the plain one.
 
-Shapes: B batch, T.. sizes of the reading layer, H heads, S slots.
+Shapes: B batch, `*T` sizes of the reading layer, H heads, L slots, S sources.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor, nn
 
 from rl_nfm.nfm.places import Place, Slot, Visit
@@ -27,8 +28,8 @@ class ReaderAttention:
     place: int
     slots: tuple[Slot, ...]
     """What each slot stands for; the null slot is the last where there is one."""
-    weights: Tensor
-    """float32 [B, T.., H, S] on the CPU, as used: after top-k."""
+    weights: Float32[Tensor, "B *T H L"]
+    """On the CPU, as used: after top-k."""
     top_k: int
     """Slots that a head may attend to."""
 
@@ -37,26 +38,26 @@ class ReaderAttention:
         """The written layers among the slots, in the order of the memory."""
         return tuple(dict.fromkeys(_source(slot) for slot in self.slots))
 
-    def by_source(self) -> Tensor:
-        """Attention to each of `sources`, [B, T.., number of sources], the mean over heads."""
+    def by_source(self) -> Float32[Tensor, "B *T S"]:
+        """Attention to each of `sources`, the mean over heads."""
         index = torch.tensor([self.sources.index(_source(slot)) for slot in self.slots])
         mean = self.weights.mean(dim=-2)
         return mean.new_zeros(*mean.shape[:-1], len(self.sources)).index_add_(-1, index, mean)
 
-    def slots_by_source(self) -> Tensor:
-        """Number of slots of each of `sources`, int64 [number of sources]."""
+    def slots_by_source(self) -> Int64[Tensor, " S"]:
+        """Number of slots of each of `sources`."""
         index = torch.tensor([self.sources.index(_source(slot)) for slot in self.slots])
         return torch.bincount(index, minlength=len(self.sources))
 
-    def chosen(self) -> Tensor:
-        """Which slots are among the k highest and not cut to 0, bool [B, T.., H, S]."""
+    def chosen(self) -> Bool[Tensor, "B *T H L"]:
+        """Which slots are among the k highest and not cut to 0."""
         k = min(self.top_k, len(self.slots))
         highest = self.weights.topk(k, dim=-1).indices
         among = torch.zeros_like(self.weights, dtype=torch.bool).scatter(-1, highest, True)
         return among & (self.weights > 0)
 
-    def top_k_frequency(self) -> Tensor:
-        """How often each slot is `chosen`, over batch, positions and heads: [S] in [0, 1]."""
+    def top_k_frequency(self) -> Float32[Tensor, " L"]:
+        """How often each slot is `chosen`, over batch, positions and heads, in [0, 1]."""
         return self.chosen().float().flatten(0, -2).mean(dim=0)
 
 
@@ -73,8 +74,10 @@ class AttentionRecorder:
         self.readers: dict[tuple[int, int], ReaderAttention] = {}
         """By pass and place of the reader, in the order of reading."""
 
-    def add(self, visit: Visit, weights: Tensor, slots: list[Slot], top_k: int) -> None:
-        """Keep weights [B, T.., H, S] of one read; the places call this."""
+    def add(
+        self, visit: Visit, weights: Float[Tensor, "B *T H L"], slots: list[Slot], top_k: int
+    ) -> None:
+        """Keep the weights of one read; the places call this."""
         self.readers[visit.pass_index, visit.place] = ReaderAttention(
             pass_index=visit.pass_index,
             place=visit.place,

@@ -7,7 +7,7 @@ window of position i reaches from floor(i S / T) to ceil((i + 1) S / T), S sourc
 so that every pixel is seen for any pair of sizes; shorter windows are padded, and padding is never
 attended to.
 
-Shapes: B batch, S.. and T.. source and target sizes, L slots, C channels. Channels come last.
+Shapes: B batch, `*S` and `*T` source and target sizes, L slots, C channels. Channels come last.
 """
 
 import itertools
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,18 +58,17 @@ class Grid(NamedTuple):
 
 
 def gather_slots(
-    memory: Tensor, target: Sequence[int], mode: Rescale
-) -> tuple[Tensor, Tensor | None]:
+    memory: Float[Tensor, "B *S C"], target: Sequence[int], mode: Rescale
+) -> tuple[Float[Tensor, "B *T L C"], Bool[Tensor, "*T L"] | None]:
     """The slots that each position of the target reads.
 
     Args:
-        memory: [B, S.., C].
-        target: T.., as many sizes as the memory has.
+        memory: a written layer, or its keys or values.
+        target: `*T`, as many sizes as the memory has.
         mode: what to do where the memory is finer.
 
     Returns:
-        slots [B, T.., L, C], and which of them are pixels rather than padding, bool [T.., L], or
-        None where all are.
+        The slots, and which of them are pixels rather than padding; None where all are.
     """
     source = memory.shape[1:-1]
     rank = len(target)

@@ -13,6 +13,8 @@ Deviations. With more than two layers the authors' code has the first layer alon
 and that from the topmost one; here each layer reads the one above it, as the paper describes. With
 two layers the two are the same. The others have no effect on what is computed: see `cells`; and the
 sizes of the input and of the layers above need not be equal.
+
+Shapes: as in `calling`; in a layer n RIMs of size s = H / n, S numbers of a slot (keys and values).
 """
 
 import math
@@ -20,25 +22,26 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from rl_nfm.rims.blocks import gru_forward, lstm_forward
-from rl_nfm.rims.calling import SequenceLayers, take_input
-from rl_nfm.rims.cells import check_sizes, uniform_
+from rl_nfm.rims.calling import SequenceLayers, State, take_input
 from rl_nfm.rims.communication import CommunicationWeights, communicate
 from rl_nfm.rims.layers import LSTMState
-from rl_nfm.rims.step import select_active
+from rl_nfm.rims.parameters import check_sizes, for_each_layer, uniform_
+from rl_nfm.rims.sparse import select_active
 from rl_nfm.rims.variants import BRIMVariant, find_brim_variant
 
 Kind = Literal["lstm", "gru"]
-State = tuple[Tensor, ...]
-"""Hidden state, and with LSTM blocks the cell state."""
+LayerState = tuple[Float[Tensor, "B H"], ...]
+"""Hidden state of one layer, and with LSTM blocks the cell state."""
 
 
 class BRIMLayer(nn.Module):
-    """One layer: its parameters and one step. B batch, H hidden size, n RIMs of size s = H / n."""
+    """One layer: its parameters and one step."""
 
     def __init__(
         self,
@@ -89,14 +92,17 @@ class BRIMLayer(nn.Module):
         return f"{self.input_size}, {self.hidden_size}, {self.num_rims}, {self.num_active}"
 
     def step(
-        self, slots: list[Tensor], state: State, valid: Tensor | None = None
-    ) -> tuple[State, Tensor]:
-        """New state, and which RIMs were updated, bool [B, n].
+        self,
+        slots: list[Float[Tensor, "B S"]],
+        state: LayerState,
+        valid: Bool[Tensor, " B"] | None = None,
+    ) -> tuple[LayerState, Bool[Tensor, "B n"]]:
+        """New state, and which RIMs were updated.
 
         Args:
-            slots: what is read, by `below` or `above`: [B, keys + values] each.
-            state: hidden state [B, H], and with LSTM blocks the cell state.
-            valid: bool [B]; the state is kept where false.
+            slots: keys and values of what is read, made by `below` or `above`.
+            state: before the step.
+            valid: the state is kept where false.
         """
         hidden, *cell = (self._split(part) for part in state)
         read, active = self._read(slots, hidden)
@@ -145,7 +151,7 @@ class BRIMLayer(nn.Module):
 
 
 class _BRIMLayers(SequenceLayers):
-    """What `BRIM_LSTM` and `BRIM_GRU` share. L layers; other shapes as in `SequenceLayers`."""
+    """What `BRIM_LSTM` and `BRIM_GRU` share."""
 
     kind: Kind
 
@@ -188,8 +194,8 @@ class _BRIMLayers(SequenceLayers):
         self.input_size, self.hidden_size = input_size, hidden_size
         self.num_layers, self.batch_first = num_layers, batch_first
         form = find_brim_variant(variant)
-        rims = _of_each_layer("num_rims", num_rims, num_layers)
-        active = _of_each_layer("num_active", num_active, num_layers)
+        rims = for_each_layer("num_rims", num_rims, num_layers)
+        active = for_each_layer("num_active", num_active, num_layers)
         self.cells = nn.ModuleList(
             BRIMLayer(
                 self.kind,
@@ -205,11 +211,11 @@ class _BRIMLayers(SequenceLayers):
 
     def _run(
         self,
-        x: Tensor,
-        state: tuple[Tensor, ...] | None,
-        reset: Tensor | None,
-        valid: Tensor | None,
-    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        x: Float[Tensor, "T B F"],
+        state: State | None,
+        reset: Bool[Tensor, "T B"] | None,
+        valid: Bool[Tensor, "T B"] | None,
+    ) -> tuple[Float[Tensor, "T B O"], State, tuple[Bool[Tensor, "T B _"], ...]]:
         dtype = self._layers[0].query.dtype
         x = take_input(x, dtype, valid)
         if state is None:
@@ -234,8 +240,8 @@ class _BRIMLayers(SequenceLayers):
         return [layer for layer in self.cells if isinstance(layer, BRIMLayer)]
 
     def _step(
-        self, lowest: Tensor, states: list[State], valid: Tensor | None
-    ) -> tuple[list[State], list[Tensor]]:
+        self, lowest: Tensor, states: list[LayerState], valid: Tensor | None
+    ) -> tuple[list[LayerState], list[Tensor]]:
         """New states of all layers, and which RIMs were updated, from the lowest's first slot."""
         new_states, actives = [], []
         for index, layer in enumerate(self._layers):
@@ -255,10 +261,10 @@ class BRIM_LSTM(_BRIMLayers):
 
     def forward(
         self,
-        input: Tensor | PackedSequence,
+        input: Float[Tensor, "*TB F"] | PackedSequence,
         hx: LSTMState | None = None,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor | PackedSequence, LSTMState]:
+        reset: Bool[Tensor, "*TB"] | None = None,
+    ) -> tuple[Float[Tensor, "*TB O"] | PackedSequence, LSTMState]:
         """Run the layers.
 
         Args:
@@ -268,7 +274,7 @@ class BRIM_LSTM(_BRIMLayers):
                 step t where true.
 
         Returns:
-            the topmost layer's output [T, B, H], in the form of the input, and the last (h, c).
+            The output of the topmost layer, in the form of the input, and the last (h, c).
 
         Raises:
             ValueError: as `RIM_LSTM.forward`.
@@ -283,15 +289,11 @@ class BRIM_GRU(_BRIMLayers):
     kind = "gru"
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        self,
+        input: Float[Tensor, "*TB F"] | PackedSequence,
+        hx: Float[Tensor, "L *B H"] | None = None,
+        reset: Bool[Tensor, "*TB"] | None = None,
+    ) -> tuple[Float[Tensor, "*TB O"] | PackedSequence, Float[Tensor, "L *B H"]]:
         """As `BRIM_LSTM.forward`, with h alone as the state."""
         output, (hidden,), _ = self.run_layers(input, None if hx is None else (hx,), reset)
         return output, hidden
-
-
-def _of_each_layer(name: str, value: int | Sequence[int], layers: int) -> list[int]:
-    values = [value] * layers if isinstance(value, int) else list(value)
-    if len(values) != layers:
-        raise ValueError(f"{name}: {values} is not allowed, must have one for each layer: {layers}")
-    return values

@@ -18,6 +18,7 @@ y (1 - y) and T'(y) is 1 - y^2 of the value y of a sigmoid or tanh:
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 sigmoid_backward = torch.ops.aten.sigmoid_backward
@@ -25,9 +26,16 @@ tanh_backward = torch.ops.aten.tanh_backward
 
 
 def lstm_forward(
-    pre: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """New hidden and cell state [n, B, s], and what the backward needs. `weight`: [n, s, 4 s]."""
+    pre: Float[Tensor, "n B G"],
+    hidden: Float[Tensor, "n B s"],
+    cell: Float[Tensor, "n B s"],
+    weight: Float[Tensor, "n s G"],
+) -> tuple[
+    Float[Tensor, "n B s"],
+    Float[Tensor, "n B s"],
+    tuple[Float[Tensor, "n B G"], Float[Tensor, "n B s"]],
+]:
+    """New hidden and cell state, and what the backward needs."""
     size = hidden.shape[-1]
     gates = torch.baddbmm(pre, hidden, weight)
     i_f, g, o = gates.split((2 * size, size, size), -1)
@@ -39,9 +47,13 @@ def lstm_forward(
 
 
 def lstm_backward(
-    acts: Tensor, squashed: Tensor, cell: Tensor, grad_hidden: Tensor, grad_cell: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the gates before their nonlinearity [n, B, 4 s] and of the old cell state."""
+    acts: Float[Tensor, "n B G"],
+    squashed: Float[Tensor, "n B s"],
+    cell: Float[Tensor, "n B s"],
+    grad_hidden: Float[Tensor, "n B s"],
+    grad_cell: Float[Tensor, "n B s"],
+) -> tuple[Float[Tensor, "n B G"], Float[Tensor, "n B s"]]:
+    """Gradients of the gates before their nonlinearity and of the old cell state."""
     i, f, g, o = acts.chunk(4, -1)
     grad_cell = grad_cell + tanh_backward(grad_hidden * o, squashed)
     grad_gates = torch.cat(
@@ -57,9 +69,12 @@ def lstm_backward(
 
 
 def gru_forward(
-    pre: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """New hidden state and what the backward needs. `weight`: [n, s, 3 s], `bias`: [n, 1, 3 s]."""
+    pre: Float[Tensor, "n B G"],
+    hidden: Float[Tensor, "n B s"],
+    weight: Float[Tensor, "n s G"],
+    bias: Float[Tensor, "n 1 G"] | None,
+) -> tuple[Float[Tensor, "n B s"], tuple[Float[Tensor, "n B G"], Float[Tensor, "n B s"]]]:
+    """New hidden state and what the backward needs."""
     size = hidden.shape[-1]
     product = torch.bmm(hidden, weight)
     if bias is not None:
@@ -72,8 +87,11 @@ def gru_forward(
 
 
 def gru_backward(
-    acts: Tensor, inner: Tensor, hidden: Tensor, grad_hidden: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    acts: Float[Tensor, "n B G"],
+    inner: Float[Tensor, "n B s"],
+    hidden: Float[Tensor, "n B s"],
+    grad_hidden: Float[Tensor, "n B s"],
+) -> tuple[Float[Tensor, "n B G"], Float[Tensor, "n B G"], Float[Tensor, "n B s"]]:
     """Gradients of `pre`, of the hidden product and of the old state where it is mixed in."""
     r, z, new = acts.chunk(3, -1)
     mixed = grad_hidden * z

@@ -1,12 +1,20 @@
-"""Being called like `nn.LSTM`: sequences with time or batch first, without a batch, or packed."""
+"""Being called like `nn.LSTM`: sequences with time or batch first, without a batch, or packed.
+
+Shapes: T time steps, B batch (`*B`: or none), `*TB` time and batch in the order of the caller, F
+input size, H hidden size (O: of all directions), L layers times directions, n RIMs.
+"""
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+State = tuple[Float[Tensor, "L *B H"], ...]
+"""Hidden state and, with LSTM blocks, the cell state."""
+
 
 class SequenceLayers(nn.Module):
-    """What stacks of RIMs share. T time steps, B batch, F input size, H hidden size, n RIMs.
+    """What stacks of RIMs share.
 
     Subclasses set the attributes and implement `_run`, which has time first and a batch.
     """
@@ -26,12 +34,15 @@ class SequenceLayers(nn.Module):
             cell.reset_parameters()  # pyright: ignore[reportCallIssue]
 
     def run_layers(
-        self, x: Tensor | PackedSequence, state: tuple[Tensor, ...] | None, reset: Tensor | None
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        self,
+        x: Float[Tensor, "*TB F"] | PackedSequence,
+        state: State | None,
+        reset: Bool[Tensor, "*TB"] | None,
+    ) -> tuple[Float[Tensor, "*TB O"] | PackedSequence, State, tuple[Bool[Tensor, "T *B _"], ...]]:
         """`forward`, with the state always a tuple, and which RIMs were updated.
 
         Returns:
-            output, state, and for each of `cells` bool [T, B, n] (also when `batch_first`; without
+            Output, state, and for each of `cells` bool [T, B, n] (also when `batch_first`; without
             B where the input has none; in the order of the caller's sequences when packed).
         """
         if isinstance(x, PackedSequence):
@@ -105,17 +116,19 @@ class SequenceLayers(nn.Module):
 
     def _run(
         self,
-        x: Tensor,
-        state: tuple[Tensor, ...] | None,
-        reset: Tensor | None,
-        valid: Tensor | None,
-    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """All steps of all layers of x [T, B, F]; bool [T, B]: where to reset, what is input."""
+        x: Float[Tensor, "T B F"],
+        state: State | None,
+        reset: Bool[Tensor, "T B"] | None,
+        valid: Bool[Tensor, "T B"] | None,
+    ) -> tuple[Float[Tensor, "T B O"], State, tuple[Bool[Tensor, "T B _"], ...]]:
+        """All steps of all layers; where `valid` is false there is padding, and no input."""
         raise NotImplementedError
 
 
-def take_input(x: Tensor, dtype: torch.dtype, valid: Tensor | None) -> Tensor:
-    """Inputs [T, B, F] in the type of the parameters, zero where `valid` [T, B] is false.
+def take_input(
+    x: Float[Tensor, "T B F"], dtype: torch.dtype, valid: Bool[Tensor, "T B"] | None
+) -> Float[Tensor, "T B F"]:
+    """Inputs in the type of the parameters, and zero where they are not valid.
 
     Raises:
         ValueError: another type than the parameters', except under autocast.

@@ -15,15 +15,19 @@ scalar, so the input's part of the gates is a_i (x Wv Wi) and is formed for all 
 is Wq_i (x Wk), whose product with the state is the logit. Among equal logits (as at a zero state)
 the lower index is active. In all forms dropout acts where the authors' code has it: on what is read
 of the input (before the product with a_i, which is the same) and inside the tanh of step 4.
+
+Shapes: T time steps, B batch (`*B`: or none), F input size, H hidden size, n RIMs.
 """
 
 import math
 from typing import Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rl_nfm.rims.calling import take_input
+from rl_nfm.rims.parameters import check_sizes, uniform_
 from rl_nfm.rims.products import SequenceInputs
 from rl_nfm.rims.step import StepSpec, StepWeights
 from rl_nfm.rims.unroll import unroll
@@ -31,7 +35,7 @@ from rl_nfm.rims.variants import Variant, find_variant
 
 
 class _RIMCell(nn.Module):
-    """What LSTM and GRU cells share. T time steps, B batch, F input size, H hidden size."""
+    """What LSTM and GRU cells share."""
 
     kind: ClassVar[Literal["lstm", "gru"]]
     gates: ClassVar[int]
@@ -107,25 +111,30 @@ class _RIMCell(nn.Module):
 
     def run(
         self,
-        x: Tensor,
-        hidden: Tensor | None = None,
-        cell: Tensor | None = None,
+        x: Float[Tensor, "T B F"],
+        hidden: Float[Tensor, "B H"] | None = None,
+        cell: Float[Tensor, "B H"] | None = None,
         *,
-        reset: Tensor | None = None,
-        valid: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        reset: Bool[Tensor, "T B"] | None = None,
+        valid: Bool[Tensor, "T B"] | None = None,
+    ) -> tuple[
+        Float[Tensor, "T B H"],
+        Float[Tensor, "B H"],
+        Float[Tensor, "B H"] | None,
+        Bool[Tensor, "T B n"],
+    ]:
         """All steps.
 
         Args:
-            x: [T, B, F].
-            hidden: [B, H]; None: zeros.
-            cell: [B, H], only for LSTM; None: zeros.
-            reset: bool [T, B]; the state is zeroed before step t where true.
-            valid: bool [T, B]; where false the state is kept and the input ignored.
+            x: the inputs of all steps.
+            hidden: state before the first step; None: zeros.
+            cell: likewise, only for an LSTM.
+            reset: where true, the state is zeroed before the step.
+            valid: where false, the state is kept and the input ignored.
 
         Returns:
-            hidden states [T, B, H], the last hidden state, the last cell state (None for GRU)
-            and which RIMs were updated, bool [T, B, n].
+            Hidden states of all steps, the last hidden state, the last cell state (None for a GRU)
+            and which RIMs were updated.
 
         Raises:
             ValueError: another type than the parameters', except under autocast.
@@ -233,9 +242,11 @@ class RIMLSTMCell(_RIMCell):
     kind, gates = "lstm", 4
 
     def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """New (h, c) of input [B, F] or [F] and hx, (h, c) [B, H] or [H]; None: zeros."""
+        self,
+        input: Float[Tensor, "*B F"],
+        hx: tuple[Float[Tensor, "*B H"], Float[Tensor, "*B H"]] | None = None,
+    ) -> tuple[Float[Tensor, "*B H"], Float[Tensor, "*B H"]]:
+        """The new (h, c) of an input and of hx = (h, c), with a batch or without; None: zeros."""
         hidden, cell = (None, None) if hx is None else hx
         if input.dim() == 1:
             unbatched = None if hidden is None or cell is None else (hidden[None], cell[None])
@@ -251,8 +262,10 @@ class RIMGRUCell(_RIMCell):
 
     kind, gates = "gru", 3
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """New h of input [B, F] or [F] and hx, h [B, H] or [H]; None: zeros."""
+    def forward(
+        self, input: Float[Tensor, "*B F"], hx: Float[Tensor, "*B H"] | None = None
+    ) -> Float[Tensor, "*B H"]:
+        """The new h of an input and of hx = h, with a batch or without; None: zeros."""
         if input.dim() == 1:
             return self(input[None], None if hx is None else hx[None])[0]
         return self.run(input.unsqueeze(0), hx)[1]
@@ -268,25 +281,3 @@ def dropout_mask(shape: tuple[int, ...], p: float, device: torch.device) -> tupl
     words = torch.empty(-(-count // 4), dtype=torch.int64, device=device)
     chances = words.random_(-(2**63), None).view(torch.int16)[:count].view(shape)
     return chances >= drop - 2**15, 2**16 / (2**16 - drop)
-
-
-def uniform_(fan_in: int, *tensors: Tensor | None) -> None:
-    """Fill with what PyTorch's recurrent and linear layers begin with; None: there is nothing."""
-    for tensor in tensors:
-        if tensor is not None:
-            nn.init.uniform_(tensor, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
-
-
-def check_sizes(
-    inputs: int, hidden: int, num_rims: int, num_active: int, rim_dropout: float
-) -> None:
-    """Raise ValueError for sizes of a layer that do not fit each other."""
-    for name, value in (("input_size", inputs), ("hidden_size", hidden), ("num_rims", num_rims)):
-        if value < 1:
-            raise ValueError(f"{name}: {value!r} is not allowed, must be at least 1")
-    if hidden % num_rims:
-        raise ValueError(f"hidden_size: {hidden} is not a multiple of num_rims ({num_rims})")
-    if not 1 <= num_active <= num_rims:
-        raise ValueError(f"num_active: {num_active} is not allowed, must be in 1..{num_rims}")
-    if not 0 <= rim_dropout < 1:
-        raise ValueError(f"rim_dropout: {rim_dropout} is not allowed, must be in [0, 1)")

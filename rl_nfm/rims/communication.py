@@ -13,12 +13,14 @@ Equations, of one head; dX is the gradient of the loss by X:
 Without a gate u = y. Dropout multiplies y, and so dy.
 
 Shapes: n RIMs, B batch, s hidden size of one RIM, h heads, d and e sizes of a head's keys and
-values.
+values, Q = h (2 d + e) queries, keys and values, m weight matrices (n, or 1 that all RIMs share),
+U = s or, with a gate, 2 s.
 """
 
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 sigmoid_backward = torch.ops.aten.sigmoid_backward
@@ -28,18 +30,21 @@ tanh_backward = torch.ops.aten.tanh_backward
 class CommunicationWeights(NamedTuple):
     """Parameters of the communication."""
 
-    project: Tensor
-    """[n, s, h (2 d + e)]: queries, keys, values."""
-    output: Tensor
-    """[n or 1, h e, s or 2 s]: the update; with 2 s also its gate."""
-    bias: Tensor | None
-    """[1, 1, s or 2 s]."""
+    project: Float[Tensor, "n s Q"]
+    """To queries, keys and values."""
+    output: Float[Tensor, "m he U"]
+    """To the update and, where there is one, its gate."""
+    bias: Float[Tensor, "1 1 U"] | None
 
 
 def communicate(
-    weights: CommunicationWeights, heads: int, key_size: int, shown: Tensor, dropout: Tensor | None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The update [n, B, s] of what the RIMs show [n, B, s], and what the backward needs.
+    weights: CommunicationWeights,
+    heads: int,
+    key_size: int,
+    shown: Float[Tensor, "n B s"],
+    dropout: Float[Tensor, "n B s"] | None,
+) -> tuple[Float[Tensor, "n B s"], tuple[Tensor, ...]]:
+    """The update of the RIMs' states by what they show each other, and what the backward needs.
 
     sigmoid(gate) * tanh(linear) with a gate, linear without; `dropout` multiplies the linear part.
     What is saved begins with what the heads read, [n, B, h e].
@@ -72,9 +77,9 @@ def communicate_backward(
     heads: int,
     key_size: int,
     saved: tuple[Tensor, ...],
-    dropout: Tensor | None,
-    grad_update: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+    dropout: Float[Tensor, "n B s"] | None,
+    grad_update: Float[Tensor, "n B s"],
+) -> tuple[Float[Tensor, "n B s"], Float[Tensor, "n B Q"], Float[Tensor, "n B U"]]:
     """Gradients of what was shown, of its projections and of the product with `output`."""
     n, batch, _ = grad_update.shape
     _, q, k, v, probs, *gated = saved

@@ -4,23 +4,26 @@
 the two positional arguments `num_rims` and `num_active`; no `bias` and no `proj_size`; `forward`
 also takes a `reset` mask. What a layer hands to the one above is the variant's `pass_inactive` and
 `block_inactive_gradient`.
+
+Shapes: as in `calling`.
 """
 
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rl_nfm.rims.calling import SequenceLayers
+from rl_nfm.rims.calling import SequenceLayers, State
 from rl_nfm.rims.cells import RIMGRUCell, RIMLSTMCell
 from rl_nfm.rims.variants import Variant
 
-LSTMState = tuple[Tensor, Tensor]
+LSTMState = tuple[Float[Tensor, "L *B H"], Float[Tensor, "L *B H"]]
 
 
 class _RIMLayers(SequenceLayers):
-    """What `RIM_LSTM` and `RIM_GRU` share. D directions, L layers; other shapes as in `cells`."""
+    """What `RIM_LSTM` and `RIM_GRU` share."""
 
     cell_type: type[RIMLSTMCell] | type[RIMGRUCell]
 
@@ -87,20 +90,23 @@ class _RIMLayers(SequenceLayers):
         )
 
     def run(
-        self, x: Tensor | PackedSequence, state: tuple[Tensor, ...] | None, reset: Tensor | None
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...], Tensor]:
-        """As `run_layers`, with what was updated as one tensor, bool [L * D, T, B, n]."""
+        self,
+        x: Float[Tensor, "*TB F"] | PackedSequence,
+        state: State | None,
+        reset: Bool[Tensor, "*TB"] | None,
+    ) -> tuple[Float[Tensor, "*TB O"] | PackedSequence, State, Bool[Tensor, "L T *B n"]]:
+        """As `run_layers`, with what was updated as one tensor."""
         output, state, active = self.run_layers(x, state, reset)
         return output, state, torch.stack(active)
 
     def _run(
         self,
-        x: Tensor,
-        state: tuple[Tensor, ...] | None,
-        reset: Tensor | None,
-        valid: Tensor | None,
-    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """All layers of x [T, B, F]."""
+        x: Float[Tensor, "T B F"],
+        state: State | None,
+        reset: Bool[Tensor, "T B"] | None,
+        valid: Bool[Tensor, "T B"] | None,
+    ) -> tuple[Float[Tensor, "T B O"], State, tuple[Bool[Tensor, "T B _"], ...]]:
+        """All layers."""
         directions = 2 if self.bidirectional else 1
         states, actives = [], []
         for layer in range(self.num_layers):
@@ -130,20 +136,20 @@ class RIM_LSTM(_RIMLayers):
 
     def forward(
         self,
-        input: Tensor | PackedSequence,
+        input: Float[Tensor, "*TB F"] | PackedSequence,
         hx: LSTMState | None = None,
-        reset: Tensor | None = None,
-    ) -> tuple[Tensor | PackedSequence, LSTMState]:
+        reset: Bool[Tensor, "*TB"] | None = None,
+    ) -> tuple[Float[Tensor, "*TB O"] | PackedSequence, LSTMState]:
         """Run the layers.
 
         Args:
             input: [T, B, F], with `batch_first` [B, T, F], without batch [T, F], or packed.
-            hx: (h, c), each [L * D, B, H] (without batch [L * D, H]); None: zeros.
+            hx: (h, c), each [L, B, H] (without batch [L, H]), lowest layer first; None: zeros.
             reset: bool [T, B], in the order of the input; the state is zeroed before step t where
                 true, and a backward layer's state after it: nothing crosses that border.
 
         Returns:
-            output [T, B, D * H], in the form of the input, and the last (h, c).
+            The output of the topmost layer, in the form of the input, and the last (h, c).
 
         Raises:
             ValueError: shapes that do not fit, no step, or another type than the parameters have
@@ -159,8 +165,11 @@ class RIM_GRU(_RIMLayers):
     cell_type = RIMGRUCell
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        self,
+        input: Float[Tensor, "*TB F"] | PackedSequence,
+        hx: Float[Tensor, "L *B H"] | None = None,
+        reset: Bool[Tensor, "*TB"] | None = None,
+    ) -> tuple[Float[Tensor, "*TB O"] | PackedSequence, Float[Tensor, "L *B H"]]:
         """As `RIM_LSTM.forward`, with h alone as the state."""
         output, (hidden,), _ = self.run(input, None if hx is None else (hx,), reset)
         return output, hidden

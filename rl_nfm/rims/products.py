@@ -10,12 +10,14 @@ the hidden product p, and sums over steps and batch:
     dU = sum h^T dp       dbase = sum da        dW = sum x^T (g da)
     dx = (g da) W^T       dkey_query = dl h
 
-Shapes as in `step`, and T time steps.
+Shapes as in `step`, and T time steps; SF is S times F. Tests do not check those of this file:
+`torch.compile` makes these objects inside of its graphs, where it fails on checked methods.
 """
 
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rl_nfm.rims.step import (
@@ -35,21 +37,21 @@ the fewest kernels."""
 class SequenceInputs(NamedTuple):
     """What the steps read besides the state."""
 
-    value: Tensor
-    """[T, B, S F], S slots: what is read of the input."""
-    keep: Tensor | None = None
-    """bool [n, T, B, F]: where False, a RIM reads 0 instead (dropout)."""
-    key_query: Tensor | None = None
-    """[n, T, B, S s], see `StepInputs`."""
-    valid: Tensor | None = None
-    """bool [T, B]: where False, every state is kept."""
-    dropout: Tensor | None = None
-    """[n, T, B, s], see `StepInputs`."""
-    reset: Tensor | None = None
-    """bool [T, B]: the state is zeroed before step t."""
+    value: Float[Tensor, "T B SF"]
+    """What is read of the input, by slot."""
+    keep: Bool[Tensor, "n T B F"] | None = None
+    """Where False, a RIM reads 0 instead (dropout)."""
+    key_query: Float[Tensor, "n T B Ss"] | None = None
+    """See `StepInputs`."""
+    valid: Bool[Tensor, "T B"] | None = None
+    """Where False, every state is kept."""
+    dropout: Float[Tensor, "n T B s"] | None = None
+    """See `StepInputs`."""
+    reset: Bool[Tensor, "T B"] | None = None
+    """Where True, the state is zeroed before the step."""
 
-    def drive(self, weight: Tensor) -> Tensor:
-        """[n, T, B, S G]: the products of all steps with the input's weight [F, n, G]."""
+    def drive(self, weight: Float[Tensor, "F n G"]) -> Float[Tensor, "n T B SG"]:
+        """The products of what all steps read with the input's weight."""
         slots = self.value.split(len(weight), -1)
         if len(slots) > 1:
             return torch.cat([self._replace(value=x).drive(weight) for x in slots], -1)
@@ -62,7 +64,7 @@ class SequenceInputs(NamedTuple):
         ]
         return torch.stack(drives).unflatten(1, self.value.shape[:2])
 
-    def step_inputs(self, t: int, drive: Tensor) -> StepInputs:
+    def step_inputs(self, t: int, drive: Float[Tensor, "n T B SG"]) -> StepInputs:
         """The inputs of step t."""
         return StepInputs(
             drive[:, t],
@@ -71,8 +73,8 @@ class SequenceInputs(NamedTuple):
             None if self.dropout is None else self.dropout[:, t],
         )
 
-    def reset_state(self, state: Tensor, t: int) -> Tensor:
-        """`state` [n, B, s], zero where step t begins anew; so is a gradient on its way back."""
+    def reset_state(self, state: Float[Tensor, "n B s"], t: int) -> Float[Tensor, "n B s"]:
+        """The state with zeros where step t begins anew; also for its gradient on the way back."""
         return state if self.reset is None else state.masked_fill(self.reset[t].view(1, -1, 1), 0)
 
 
@@ -82,29 +84,28 @@ class LayerCall(NamedTuple):
     spec: StepSpec
     weights: StepWeights
     sequence: SequenceInputs
-    drive: Tensor
-    """[n, T, B, S G]: `SequenceInputs.drive` of these."""
+    drive: Float[Tensor, "n T B SG"]
+    """`SequenceInputs.drive` of these."""
 
 
 class Unrolled(NamedTuple):
     """The results of all steps."""
 
-    output: Tensor
-    """[T, B, n, s]."""
-    hidden: Tensor
-    """[n, B, s], after the last step."""
-    cell: Tensor | None
-    """[n, B, s]; None for a GRU."""
-    active: Tensor
-    """bool [T, B, n]: which states were updated."""
+    output: Float[Tensor, "T B n s"]
+    hidden: Float[Tensor, "n B s"]
+    """After the last step."""
+    cell: Float[Tensor, "n B s"] | None
+    """Likewise; None for a GRU."""
+    active: Bool[Tensor, "T B n"]
+    """Which states were updated."""
 
 
 class Kept(NamedTuple):
     """What one step leaves for its backward."""
 
-    hidden: Tensor
-    """[n, B, s], before the step."""
-    cell: Tensor | None
+    hidden: Float[Tensor, "n B s"]
+    """Before the step."""
+    cell: Float[Tensor, "n B s"] | None
     saved: StepSaved
 
 

@@ -1,12 +1,31 @@
-"""The sparse attention of the authors' code (after Ke et al. 2018), forward and backward."""
+"""Choosing few of many: active RIMs, and the sparse attention of the authors' code.
 
+Shapes: n RIMs, B batch; in the sparse softmax A alternatives that share a weight of 1 (RIMs or
+slots), and two other dimensions B and C.
+"""
+
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 SPARSE_EPSILON = 1e-7
 """Of the authors' code: see `sparse_softmax`."""
 
 
-def sparse_softmax(logits: Tensor, k: int) -> Tensor:
+def select_active(
+    logits: Float[Tensor, "n B 1"], num_active: int, earlier: Bool[Tensor, "n n 1"]
+) -> Bool[Tensor, "n B 1"]:
+    """Which RIMs have the `num_active` largest logits; ties go to the lower index.
+
+    By counting and not by `topk`, whose choice among equals is arbitrary: at a zero state all
+    logits are equal. `earlier` is true where the second index is the lower.
+    """
+    theirs = logits.squeeze(-1).unsqueeze(0)
+    ahead = torch.where(earlier, theirs >= logits.transpose(1, 2), theirs > logits.transpose(1, 2))
+    return (ahead.sum(1) < num_active).unsqueeze(-1)
+
+
+def sparse_softmax(logits: Float[Tensor, "A B C"], k: int) -> Float[Tensor, "A B C"]:
     """The softmax over the first dimension, cut to k where there are more than k + 1.
 
     So RIMs share one input, [n, B, 1], or one RIM weighs the slots that it finds.
@@ -22,7 +41,9 @@ def sparse_softmax(logits: Tensor, k: int) -> Tensor:
     return kept / (kept.sum(0, keepdim=True) + SPARSE_EPSILON)
 
 
-def sparse_softmax_backward(logits: Tensor, k: int, grad: Tensor) -> Tensor:
+def sparse_softmax_backward(
+    logits: Float[Tensor, "A B C"], k: int, grad: Float[Tensor, "A B C"]
+) -> Float[Tensor, "A B C"]:
     """The gradient of `sparse_softmax` by its logits, also through the probability subtracted.
 
     With p = softmax(l), t the (k + 1)-th highest of p, w = relu(p - t - eps), N = sum w + eps and

@@ -24,25 +24,28 @@ no gradient into it (the m of dshown) is published. With several slots, or acros
 `sparse_softmax`. `mask_input` multiplies a and da by m. For gradients of weights see `products`.
 
 Shapes: n RIMs, B batch, F size of what is read of the input, s hidden size of one RIM, G = 4 s
-(LSTM) or 3 s (GRU), h heads, d and e sizes of a head's keys and values. Everything in the step is
-RIM-first, [n, B, ...], so that the block-diagonal products are `bmm`.
+(LSTM) or 3 s (GRU), S slots (SG, Ss: S times G or s), h heads, d and e sizes of a head's keys and
+values; Q, U, m as in `communication`. Everything in the step is RIM-first, [n, B, ...], so that the
+block-diagonal products are `bmm`.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, no_type_check
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from rl_nfm.rims.blocks import gru_backward, gru_forward, lstm_backward, lstm_forward
 from rl_nfm.rims.communication import CommunicationWeights, communicate, communicate_backward
-from rl_nfm.rims.sparse import sparse_softmax, sparse_softmax_backward
+from rl_nfm.rims.sparse import select_active, sparse_softmax, sparse_softmax_backward
 
 SLOTS_READ = 2
 """Slots that a RIM reads at most, of the null slot and the input's: fixed in the authors' code."""
 
 
+@no_type_check  # torch.compile makes frozen dataclasses itself, and fails on a checked __init__
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepSpec:
     """What a step computes."""
@@ -60,25 +63,25 @@ class StepSpec:
     key_size: int = 0
 
 
+@no_type_check  # nor can it call checked methods of named tuples
 class StepWeights(NamedTuple):
     """What is the same at every step."""
 
-    input: Tensor
-    """[F, n, G]: from what is read of the input to the gates, in PyTorch's order."""
-    hidden: Tensor
-    """[n, s, G]."""
-    base: Tensor
-    """[n, 1, G], added to the gated drive."""
-    hidden_bias: Tensor | None = None
-    """[n, 1, 3 s], GRU: the bias inside the reset gate's product."""
-    rank_query: Tensor | None = None
-    """[n, 1, s], added to the key query for ranking only; its gradient is zero."""
-    earlier: Tensor | None = None
-    """bool [n, n, 1], see `select_active`."""
-    project: Tensor | None = None
+    input: Float[Tensor, "F n G"]
+    """From what is read of the input to the gates, in PyTorch's order."""
+    hidden: Float[Tensor, "n s G"]
+    base: Float[Tensor, "n 1 G"]
+    """Added to the gated drive."""
+    hidden_bias: Float[Tensor, "n 1 G"] | None = None
+    """Of a GRU: the bias inside the reset gate's product."""
+    rank_query: Float[Tensor, "n 1 s"] | None = None
+    """Added to the key query for ranking only; its gradient is zero."""
+    earlier: Bool[Tensor, "n n 1"] | None = None
+    """See `select_active`."""
+    project: Float[Tensor, "n s Q"] | None = None
     """See `CommunicationWeights`, also for the next two."""
-    output: Tensor | None = None
-    output_bias: Tensor | None = None
+    output: Float[Tensor, "m he U"] | None = None
+    output_bias: Float[Tensor, "1 1 U"] | None = None
 
     @property
     def communication(self) -> CommunicationWeights:
@@ -89,29 +92,29 @@ class StepWeights(NamedTuple):
 class StepInputs(NamedTuple):
     """What differs from step to step and does not depend on the state."""
 
-    drive: Tensor
-    """[n, B, S G], S slots: the input's part of the gates, before it is weighed."""
-    key_query: Tensor | None = None
-    """[n, B, S s]: the product of each slot's with the state is its logit; float32 at least."""
-    valid: Tensor | None = None
-    """bool [1, B, 1]: where False, every state is kept."""
-    dropout: Tensor | None = None
-    """[n, B, s]: multiplies the linear part of the communication."""
+    drive: Float[Tensor, "n B SG"]
+    """The input's part of the gates, of each slot, before it is weighed."""
+    key_query: Float[Tensor, "n B Ss"] | None = None
+    """The product of a slot's key query with the state is its logit; float32 at least."""
+    valid: Bool[Tensor, "1 B 1"] | None = None
+    """Where False, every state is kept."""
+    dropout: Float[Tensor, "n B s"] | None = None
+    """Multiplies the linear part of the communication."""
 
 
 class StepSaved(NamedTuple):
     """What the backward of a step needs besides its arguments."""
 
-    active: Tensor | None
-    """bool [n or 1, B, 1]: which states are updated; None: all."""
-    gate: Tensor | None
-    """[n, B, S], of the input."""
-    acts: Tensor
-    """[n, B, G], gates after their nonlinearity."""
-    extra: Tensor
-    """[n, B, s], the block's own."""
-    shown: Tensor | None = None
-    """[n, B, s], what the RIMs show to each other."""
+    active: Bool[Tensor, "n_or_1 B 1"] | None
+    """Which states are updated; None: all."""
+    gate: Float[Tensor, "n B S"] | None
+    """Of the input."""
+    acts: Float[Tensor, "n B G"]
+    """The gates after their nonlinearity."""
+    extra: Float[Tensor, "n B s"]
+    """An LSTM's tanh of the new cell state, or a GRU's product inside the reset gate."""
+    shown: Float[Tensor, "n B s"] | None = None
+    """What the RIMs show to each other."""
     communication: tuple[Tensor, ...] = ()
     """What `communicate` saves, first what the heads read [n, B, h e]."""
 
@@ -119,16 +122,14 @@ class StepSaved(NamedTuple):
 class StepGradients(NamedTuple):
     """Gradients of what a step multiplied with weights; None for parts left out."""
 
-    gates: Tensor
-    """[n, B, G], of drive times gate plus base."""
-    product: Tensor
-    """[n, B, G], of the hidden product."""
-    logit: Tensor | None = None
-    """[n, B, S], of the input's logits."""
-    project: Tensor | None = None
-    """[n, B, h (2 d + e)]."""
-    output: Tensor | None = None
-    """[n, B, s or 2 s]."""
+    gates: Float[Tensor, "n B G"]
+    """Of drive times gate plus base."""
+    product: Float[Tensor, "n B G"]
+    """Of the hidden product."""
+    logit: Float[Tensor, "n B S"] | None = None
+    """Of the input's logits."""
+    project: Float[Tensor, "n B Q"] | None = None
+    output: Float[Tensor, "n B U"] | None = None
 
 
 def not_none(tensor: Tensor | None) -> Tensor:
@@ -142,21 +143,14 @@ def has_tangent(tensor: Tensor | None) -> bool:
     return tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
 
 
-def select_active(logits: Tensor, num_active: int, earlier: Tensor) -> Tensor:
-    """Bool [n, B, 1]: the `num_active` largest of logits [n, B, 1]; ties go to the lower index.
-
-    By counting and not by `topk`, whose choice among equals is arbitrary: at a zero state all
-    logits are equal. `earlier`: bool [n, n, 1], true where the second index is the lower.
-    """
-    theirs = logits.squeeze(-1).unsqueeze(0)
-    ahead = torch.where(earlier, theirs >= logits.transpose(1, 2), theirs > logits.transpose(1, 2))
-    return (ahead.sum(1) < num_active).unsqueeze(-1)
-
-
 def step_forward(
-    spec: StepSpec, weights: StepWeights, inputs: StepInputs, hidden: Tensor, cell: Tensor | None
-) -> tuple[Tensor, Tensor | None, StepSaved]:
-    """New hidden and cell state [n, B, s], and what `step_backward` needs."""
+    spec: StepSpec,
+    weights: StepWeights,
+    inputs: StepInputs,
+    hidden: Float[Tensor, "n B s"],
+    cell: Float[Tensor, "n B s"] | None,
+) -> tuple[Float[Tensor, "n B s"], Float[Tensor, "n B s"] | None, StepSaved]:
+    """New hidden and cell state, and what `step_backward` needs."""
     gate, active = _input_gate(spec, weights, inputs, hidden)
     if gate is None:
         pre = inputs.drive + weights.base
@@ -194,11 +188,11 @@ def step_backward(
     weights: StepWeights,
     inputs: StepInputs,
     saved: StepSaved,
-    hidden: Tensor,
-    cell: Tensor | None,
-    grad_hidden: Tensor,
-    grad_cell: Tensor | None,
-) -> tuple[Tensor, Tensor | None, StepGradients]:
+    hidden: Float[Tensor, "n B s"],
+    cell: Float[Tensor, "n B s"] | None,
+    grad_hidden: Float[Tensor, "n B s"],
+    grad_cell: Float[Tensor, "n B s"] | None,
+) -> tuple[Float[Tensor, "n B s"], Float[Tensor, "n B s"] | None, StepGradients]:
     """Gradients of the states before the step, and of its products with weights."""
     active = saved.active
     grad_new, grad_new_cell = grad_hidden, grad_cell
@@ -246,8 +240,8 @@ def step_backward(
     return grad_old, grad_old_cell, StepGradients(gates, product, logit, project, output)
 
 
-def by_slot(x: Tensor, spec: StepSpec) -> Tensor:
-    """[..., S width] as [..., S, width]."""
+def by_slot(x: Float[Tensor, "*D SW"], spec: StepSpec) -> Float[Tensor, "*D S W"]:
+    """The last dimension split into slots and the numbers W of each."""
     return x.unflatten(-1, (spec.slots, -1))
 
 

@@ -10,9 +10,10 @@ Shapes as in `step`, and T time steps.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rl_nfm.rims import kernels
@@ -32,12 +33,12 @@ def unroll(
     spec: StepSpec,
     weights: StepWeights,
     sequence: SequenceInputs,
-    hidden: Tensor,
-    cell: Tensor | None,
+    hidden: Float[Tensor, "n B s"],
+    cell: Float[Tensor, "n B s"] | None,
     *,
     compiled: bool = False,
 ) -> Unrolled:
-    """Run all steps from the states [n, B, s].
+    """Run all steps.
 
     Args:
         spec: what a step computes.
@@ -71,6 +72,7 @@ class Loop:
     outputs and of the last states."""
 
 
+@no_type_check  # torch.compile calls these methods in its own way, and fails on checked ones
 class _Unroll(torch.autograd.Function):
     """`unroll` with its backward: the results, and then what that needs."""
 
@@ -104,6 +106,7 @@ class _Unroll(torch.autograd.Function):
         return _one_by_one(_Unroll, info, in_dims, args)
 
 
+@no_type_check
 class _UnrollBackward(torch.autograd.Function):
     """The gradients of what `_Unroll` was given; they themselves have none."""
 

@@ -1,6 +1,10 @@
-"""RIMs behind the interface of the authors' `BlocksWrapper`, which itself cannot be constructed."""
+"""RIMs behind the interface of the authors' `BlocksWrapper`, which itself cannot be constructed.
+
+Shapes: T time steps, B batch, I inputs (`ntokens`), O outputs (`n_out`), S = 2 `nhid`.
+"""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from rl_nfm.rims.layers import RIM_LSTM
@@ -30,11 +34,10 @@ class BlocksWrapper(nn.Module):
         self.rims = RIM_LSTM(nhid, nhid, num_blocks, update_topk)
         self.decoder = nn.Linear(nhid, n_out)
 
-    def forward(self, inp: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs [T, B, n_out] and new state of inputs [T, B, ntokens] and state [1, B, 2 nhid].
-
-        A state is the hidden and the cell state side by side.
-        """
+    def forward(
+        self, inp: Float[Tensor, "T B I"], h: Float[Tensor, "1 B S"]
+    ) -> tuple[Float[Tensor, "T B O"], Float[Tensor, "1 B S"]]:
+        """Outputs and new state; a state is the hidden and the cell state side by side."""
         hidden, cell = h.split(self.nhid, -1)
         output, state = self.rims(self.drop(self.encoder(inp)), (hidden, cell))
         return self.decoder(self.drop(output)), torch.cat(state, -1)

@@ -9,10 +9,8 @@ B batch, N, M, K online, target and selecting quantiles, A actions.
 import dataclasses
 import itertools
 import types
-from collections.abc import Iterator
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
@@ -145,14 +143,6 @@ def fixed_randn(*shape: Any, **_: Any) -> Tensor:
 def fixed_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "rand", fixed_rand)
     monkeypatch.setattr(torch, "randn", fixed_randn)
-
-
-@pytest.fixture
-def no_shape_checks() -> Iterator[None]:
-    """The compiler would trace the checks of shapes, which exist in tests alone."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def doubles(network: QNetwork) -> Params:
@@ -567,7 +557,6 @@ def test_bf16_stays_close_to_fp32_and_keeps_losses_in_fp32(toys: types.SimpleNam
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.filterwarnings(COMPILING)
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_compiled_updates_equal_eager_ones(recurrent: bool, toys: types.SimpleNamespace) -> None:
@@ -584,7 +573,6 @@ def test_compiled_updates_equal_eager_ones(recurrent: bool, toys: types.SimpleNa
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.filterwarnings(COMPILING)
 def test_compiled_quantiles(toys: types.SimpleNamespace) -> None:
     """With all of Rainbow on; a bias of zero noise and fraction makes the values comparable."""

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from rl_nfm.rims import VARIANTS, RIMGRUCell, RIMLSTMCell, Variant
 from rl_nfm.rims.cells import dropout_mask
 from rl_nfm.rims.products import SequenceInputs
-from rl_nfm.rims.sparse import sparse_softmax, sparse_softmax_backward
-from rl_nfm.rims.step import StepSpec, StepWeights, select_active
+from rl_nfm.rims.sparse import select_active, sparse_softmax, sparse_softmax_backward
+from rl_nfm.rims.step import StepSpec, StepWeights
 from rl_nfm.rims.unroll import unroll
 
 CELLS = {"lstm": RIMLSTMCell, "gru": RIMGRUCell}
