@@ -154,7 +154,7 @@ def project_(model: nn.Module, parameters: Mapping[str, Tensor] | None = None) -
         parameters: name to tensor, where they are kept outside the model (stacked over seeds,
             say); by default the model's own.
     """
-    own = dict(model.named_parameters()) if parameters is None else parameters
+    tensors = dict(model.named_parameters()) if parameters is None else parameters
     for name, layer in model.named_modules():
         if isinstance(layer, _ClampedLayer):
-            own[f"{name}.raw_weight" if name else "raw_weight"].clamp_(*layer.bounds)
+            tensors[f"{name}.raw_weight" if name else "raw_weight"].clamp_(*layer.bounds)

@@ -25,8 +25,8 @@ def _read(x_ptr, columns, used, first, P, C, ROWS: tl.constexpr):
     """Rows `first` and following of one group as float32, and which of them there are."""
     r = first + tl.arange(0, ROWS)
     live = (r < P)[:, None] & used[None, :]
-    at = columns[None, :] + r[:, None] * C
-    return tl.load(x_ptr + at, mask=live, other=0.0).to(tl.float32), at, live
+    offset = columns[None, :] + r[:, None] * C
+    return tl.load(x_ptr + offset, mask=live, other=0.0).to(tl.float32), offset, live
 
 
 @triton.jit
@@ -51,26 +51,26 @@ def _forward(
     w = tl.load(w_ptr + channel, mask=used, other=0.0).to(tl.float32)
     b = tl.load(b_ptr + channel, mask=used, other=0.0).to(tl.float32)
     if LOOP:
-        seen, mean, squares = 0.0, 0.0, 0.0
+        merged, mean, squares = 0.0, 0.0, 0.0
         for first in range(0, P, ROWS):  # pieces merged as in Chan et al. 1979
             x, _, live = _read(x_ptr, columns, used, first, P, C, ROWS)
             count = tl.minimum(P - first, ROWS) * WIDTH * 1.0
             apart = tl.sum(x) / count - mean
             centred = tl.where(live, x - (mean + apart), 0.0)
-            total = seen + count
-            squares += tl.sum(centred * centred) + apart * apart * (seen * count / total)
+            total = merged + count
+            squares += tl.sum(centred * centred) + apart * apart * (merged * count / total)
             mean += apart * (count / total)
-            seen = total
-        rstd = tl.rsqrt(squares / seen + eps)
+            merged = total
+        rstd = tl.rsqrt(squares / merged + eps)
         for first in range(0, P, ROWS):
-            x, at, live = _read(x_ptr, columns, used, first, P, C, ROWS)
-            tl.store(y_ptr + at, _affine((x - mean) * rstd, w, b, RELU), mask=live)
+            x, offset, live = _read(x_ptr, columns, used, first, P, C, ROWS)
+            tl.store(y_ptr + offset, _affine((x - mean) * rstd, w, b, RELU), mask=live)
     else:
-        x, at, live = _read(x_ptr, columns, used, 0, P, C, ROWS)
+        x, offset, live = _read(x_ptr, columns, used, 0, P, C, ROWS)
         mean = tl.sum(x) / (P * WIDTH)
         centred = tl.where(live, x - mean, 0.0)
         rstd = tl.rsqrt(tl.sum(centred * centred) / (P * WIDTH) + eps)
-        tl.store(y_ptr + at, _affine(centred * rstd, w, b, RELU), mask=live)
+        tl.store(y_ptr + offset, _affine(centred * rstd, w, b, RELU), mask=live)
     tl.store(s_ptr + 2 * pid, mean)
     tl.store(s_ptr + 2 * pid + 1, rstd)
 
@@ -81,12 +81,12 @@ def _hat_and_grad(
     ROWS: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
     """Normalised rows before weight and bias, and the gradient of what follows weight and bias."""
-    x, at, live = _read(x_ptr, columns, used, first, P, C, ROWS)
+    x, offset, live = _read(x_ptr, columns, used, first, P, C, ROWS)
     hat = tl.where(live, (x - mean) * rstd, 0.0)
-    d = tl.load(g_ptr + at, mask=live, other=0.0).to(tl.float32)
+    d = tl.load(g_ptr + offset, mask=live, other=0.0).to(tl.float32)
     if RELU:
         d = tl.where(hat * w[None, :] + b[None, :] <= 0, 0.0, d)
-    return hat, d, at, live
+    return hat, d, offset, live
 
 
 @triton.jit
@@ -116,20 +116,20 @@ def _backward(
         along_mean = tl.sum(w * of_bias) / (P * WIDTH)
         along_hat = tl.sum(w * of_weight) / (P * WIDTH)
         for first in range(0, P, ROWS):
-            hat, d, at, live = _hat_and_grad(
+            hat, d, offset, live = _hat_and_grad(
                 g_ptr, x_ptr, columns, used, w, b, mean, rstd, first, P, C, ROWS, RELU
             )
             dx = rstd * (d * w[None, :] - along_mean - hat * along_hat)
-            tl.store(dx_ptr + at, dx, mask=live)
+            tl.store(dx_ptr + offset, dx, mask=live)
     else:
-        hat, d, at, live = _hat_and_grad(
+        hat, d, offset, live = _hat_and_grad(
             g_ptr, x_ptr, columns, used, w, b, mean, rstd, 0, P, C, ROWS, RELU
         )
         of_weight, of_bias = tl.sum(d * hat, 0), tl.sum(d, 0)
         along_mean = tl.sum(w * of_bias) / (P * WIDTH)
         along_hat = tl.sum(w * of_weight) / (P * WIDTH)
         dx = rstd * (d * w[None, :] - along_mean - hat * along_hat)
-        tl.store(dx_ptr + at, dx, mask=live)
+        tl.store(dx_ptr + offset, dx, mask=live)
     tl.store(sums_ptr + n * C + channel, of_weight, mask=used)
     tl.store(sums_ptr + (images + n) * C + channel, of_bias, mask=used)
 

@@ -124,11 +124,11 @@ class PreActResNet(nn.Module):
         Raises:
             ValueError: the other network has other sizes.
         """
-        for mine, theirs in zip(self._blocks(), other._blocks(), strict=True):
-            shapes = [[conv.weight.shape for conv in block.convs] for block in (mine, theirs)]
+        for block, shared in zip(self._blocks(), other._blocks(), strict=True):
+            shapes = [[conv.weight.shape for conv in blocks.convs] for blocks in (block, shared)]
             if shapes[0] != shapes[1]:
                 raise ValueError("other: its convolutions have other sizes")
-            mine.convs = theirs.convs
+            block.convs = shared.convs
 
     def _blocks(self) -> list[_Block]:
         return [module for module in self.modules() if isinstance(module, _Block)]

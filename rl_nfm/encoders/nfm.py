@@ -90,9 +90,9 @@ def _check_top_k(
     with record_attention(network) as recorder, torch.random.fork_rng(devices=[]), torch.no_grad():
         network.eval()(torch.zeros(1, *obs_shape))
     network.train()
-    most = max((len(reader.slots) for reader in recorder.readers.values()), default=0)
-    if config.top_k > most:
+    most_slots = max((len(reader.slots) for reader in recorder.readers.values()), default=0)
+    if config.top_k > most_slots:
         raise ValueError(
-            f"nfm.nfm.top_k: {config.top_k} is not allowed: no layer has more than {most} slots "
-            "to read"
+            f"nfm.nfm.top_k: {config.top_k} is not allowed: no layer has more than "
+            f"{most_slots} slots to read"
         )

@@ -163,10 +163,10 @@ class HierarchicallyModular(nn.Module):
             parameters: name to tensor, where they are kept outside the model (stacked over seeds,
                 say); by default the model's own.
         """
-        own = dict(self.named_parameters()) if parameters is None else parameters
+        tensors = dict(self.named_parameters()) if parameters is None else parameters
         counts = [level.reads for level in self.levels] + [self.num_outputs]
         return [
-            own[f"module_input_logits.{depth}"].topk(count, dim=-2).indices
+            tensors[f"module_input_logits.{depth}"].topk(count, dim=-2).indices
             for depth, count in enumerate(counts)
         ]
 

@@ -42,11 +42,11 @@ def known_routing(
             f"(allowed with known routing: {depth})"
         )
     places = [_place_level(tasks, level, num_shared is not None) for level in range(depth)]
-    for level, (given, taken) in enumerate(zip(positions, places, strict=True)):
-        needed = 1 + max(place for row in taken for place in row)
-        if given < needed:
+    for level, (count, level_places) in enumerate(zip(positions, places, strict=True)):
+        needed = 1 + max(place for row in level_places for place in row)
+        if count < needed:
             raise ValueError(
-                f"{field}: {given} at level {level + 1} is too few "
+                f"{field}: {count} at level {level + 1} is too few "
                 f"(allowed with known routing: at least {needed})"
             )
     by_task = list(zip(*places, strict=True))  # task, level, gate

@@ -83,8 +83,8 @@ def redraw(
         for name in _names_of(model, parameters, depth):
             mask = changed
             if "logits" in name:
-                own = torch.arange(tasks) == task[:, None]
-                mask = own[:, :, None, None] & changed[:, None, None]  # [S P, T, 1, M]
+                of_task = torch.arange(tasks) == task[:, None]
+                mask = of_task[:, :, None, None] & changed[:, None, None]  # [S P, T, 1, M]
             _replace(name, parameters[name], mask, model, optimizer, generator)
         if depth > 0:
             place = _unit_read(parameters, depth, place, task, model, generator)

@@ -156,13 +156,13 @@ def _plain_gradients(
 ) -> list[Tensor | None]:
     """The same gradients in plain PyTorch, which can be differentiated again."""
     half = len(memory) // 2
-    inputs = [x.view_as(x) for x in (query, *memory)]  # no path but the direct one
+    inputs = [x.view_as(x) for x in (query, *memory)]  # cut off from how they depend on each other
     read = plain_read(inputs[0], inputs[1 : half + 1], inputs[half + 1 :], options)
     wanted = [x for x in inputs if x.requires_grad]
     found = iter(torch.autograd.grad(read, wanted, grads[0], create_graph=True))
-    own = [next(found) if x.requires_grad else None for x in inputs]
-    handed = [None, *grads[1:]]
-    pairs = zip(own, handed, strict=True)
+    direct = [next(found) if x.requires_grad else None for x in inputs]
+    passed_on = [None, *grads[1:]]
+    pairs = zip(direct, passed_on, strict=True)
     return [b if a is None else a if b is None else a + b for a, b in pairs]
 
 

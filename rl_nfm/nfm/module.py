@@ -98,12 +98,12 @@ class Places(nn.Module):
         )
 
     def _make_place(self, pass_index: int, place: int, channels: Sequence[int], rank: int) -> Place:
-        mine = [
+        visits = [
             (n, visit)
             for n, visit in enumerate(self.schedule)
             if visit.place == place and (self.config.share_passes or visit.pass_index == pass_index)
         ]
-        last_read = max((n for n, visit in mine if visit.reads), default=-1)
+        last_read = max((n for n, visit in visits if visit.reads), default=-1)
         sources = {
             channels[visit.place] for visit in self.schedule[: last_read + 1] if visit.writes
         }
@@ -112,15 +112,15 @@ class Places(nn.Module):
             channels=channels[place],
             rank=rank,
             reads=last_read >= 0,
-            writes=any(visit.writes for _, visit in mine),
+            writes=any(visit.writes for _, visit in visits),
             source_channels=tuple(sorted(sources)),
         )
 
     def _num_needed(self, pass_index: int) -> int:
         if pass_index == self.config.passes - 1:
             return self.num_places
-        mine = self.schedule[pass_index * self.num_places : (pass_index + 1) * self.num_places]
-        return max((visit.place + 1 for visit in mine if visit.writes), default=0)
+        visits = self.schedule[pass_index * self.num_places : (pass_index + 1) * self.num_places]
+        return max((visit.place + 1 for visit in visits if visit.writes), default=0)
 
     def forward(
         self, x: Float[Tensor, "B C *T"], memory: Memory, *, pass_index: int, place: int

@@ -23,7 +23,7 @@ from rl_nfm.nfm.call import Options
 from rl_nfm.nfm.config import NFMConfig
 from rl_nfm.nfm.output import OutBlock
 from rl_nfm.nfm.rescale import Grid, window_offsets
-from rl_nfm.nfm.triton_attention import Handed, Packed
+from rl_nfm.nfm.triton_attention import Handover, Packed
 from rl_nfm.support import triton_guard
 from rl_nfm.support.modules import is_untouched
 
@@ -43,12 +43,12 @@ class Entry(NamedTuple):
     values: Float[Tensor, "B P HV"] | None
     packed: Packed | None = None
     """Where keys and values are views of one tensor: that one."""
-    handed: Handed | None = None
-    """From the last reader, where the kernels for CUDA read this."""
+    handover: Handover | None = None
+    """What the last reader passed on, where the kernels for CUDA are used."""
 
 
 class Projected(NamedTuple):
-    """What one product makes of a state [B, P, C]; empty where the place has no such part."""
+    """Query, keys and values of a state [B, P, C]; those that the place does not have are empty."""
 
     query: Float[Tensor, "B P HK"]
     keys: Float[Tensor, "B P HK"]
@@ -62,12 +62,12 @@ Memory = list[Entry]
 
 
 class Slot(NamedTuple):
-    """What a slot of a reader stands for; for the null slot all is None."""
+    """Which pixel of which written layer a slot is; all fields are None for the null slot."""
 
     pass_index: int | None
     place: int | None
     offset: tuple[int, ...] | None
-    """Place in the window (row, column), zeros where the memory is not finer than the reader."""
+    """Row and column in the window; zeros where the memory is not finer than the reader."""
 
 
 NULL_SLOT = Slot(None, None, None)
@@ -123,7 +123,7 @@ class Place(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Also on a machine without the compiler of the one that pickled it."""
+        """Look again for the kernels: another machine may have pickled the place."""
         super().__setstate__(state)
         self.has_library = kernels.available()
 
@@ -198,9 +198,9 @@ class Place(nn.Module):
         scale: float,
         memory: Memory,
     ) -> Tensor | None:
-        """By the kernels for this device, or None.
+        """What the heads read, by the kernels for this device; None if there are none.
 
-        They have something handed on from reader to reader, with the memory's entries.
+        What one reader has to pass on to the next one is kept in the entries of the memory.
         """
         config, query = self.config, projected.query
         keys, values = [x.keys for x in remembered], [x.values for x in remembered]
@@ -211,20 +211,22 @@ class Place(nn.Module):
             return operators.attend(query, keys, values, *options)[0]
         done = None
         if len(packed) > len(memory) and triton_attention.supports(query, keys, values, options):
-            previous = next((x.handed for x in memory if x.handed is not None), None)
+            previous = next((x.handover for x in memory if x.handover is not None), None)
             done = triton_attention.try_to_attend(packed, options, previous)
         if done is not None:
-            read, handed = done
-            news = [{"handed": handed}] * len(memory)
+            read, handover = done
+            updates = [{"handover": handover}] * len(memory)
         elif self.has_library and kernels.supports(query, keys, values):
             read, keys, values = kernels.attend(
                 query, keys, values, grid, **common, null_slot=config.null_slot
             )
-            news = [{"keys": k, "values": v} for k, v in zip(keys, values, strict=True)]
+            updates = [{"keys": k, "values": v} for k, v in zip(keys, values, strict=True)]
         else:
             return None
         if self.config.kv_owner == "source":
-            memory[:] = [old._replace(**new) for old, new in zip(memory, news, strict=True)]
+            memory[:] = [
+                entry._replace(**update) for entry, update in zip(memory, updates, strict=True)
+            ]
         return read
 
     def _remember(self, entry: Entry) -> Projected:

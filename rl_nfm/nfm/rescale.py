@@ -23,7 +23,7 @@ from rl_nfm.nfm.config import Rescale
 
 
 def window_length(source: int, target: int, mode: Rescale) -> int:
-    """Slots along one dimension."""
+    """How many slots a window has along one dimension."""
     if source <= target or mode == "nearest":
         return 1
     return max(-(-(i + 1) * source // target) - i * source // target for i in range(target))
@@ -32,7 +32,7 @@ def window_length(source: int, target: int, mode: Rescale) -> int:
 def window_offsets(
     source: Sequence[int], target: Sequence[int], mode: Rescale
 ) -> list[tuple[int, ...]]:
-    """Of each slot, its place in the window: (row, column), rows first."""
+    """The place of each slot in the window, as (row, column); slots are counted row by row."""
     lengths = [window_length(s, t, mode) for s, t in zip(source, target, strict=True)]
     return list(itertools.product(*map(range, lengths)))
 
@@ -46,14 +46,14 @@ class Grid(NamedTuple):
 
     @staticmethod
     def of(target: Sequence[int], sources: Sequence[Sequence[int]], mode: Rescale) -> "Grid":
-        """All sizes brought to the same rank, by sizes of 1 at their ends."""
+        """A grid of sizes that all have the same rank: sizes of 1 are appended to shorter ones."""
         rank = max(map(len, (target, *sources)))
         filled = [(*sizes, *[1] * (rank - len(sizes))) for sizes in (target, *sources)]
         return Grid(filled[0], tuple(filled[1:]), mode)
 
     @property
     def num_slots(self) -> int:
-        """Of one position, in all sources; without the null slot."""
+        """Slots of one position in all sources, without the null slot."""
         return sum(len(window_offsets(source, self.target, self.mode)) for source in self.sources)
 
 
@@ -77,10 +77,10 @@ def gather_slots(
         memory = F.interpolate(memory.movedim(-1, 1), size=finer, mode="nearest").movedim(1, -1)
     valid: Tensor | None = None
     for dim, size in enumerate(target):
-        # [B, T.., (S..), C] with a window dimension behind each T: they are sorted out at the end.
+        # [B, T.., (S..), C], and behind each T the dimension of its window; sorted after the loop.
         rows, real = _window_rows(finer[dim], size, mode, memory.device)
-        at = 1 + 2 * dim
-        memory = memory.index_select(at, rows.flatten()).unflatten(at, rows.shape)
+        axis = 1 + 2 * dim
+        memory = memory.index_select(axis, rows.flatten()).unflatten(axis, rows.shape)
         if real is not None:
             shape = [1] * (2 * rank)
             shape[2 * dim : 2 * dim + 2] = rows.shape

@@ -12,26 +12,26 @@ from torch import Tensor
 from rl_nfm.nfm import operators
 from rl_nfm.nfm import triton_launch as launch
 from rl_nfm.nfm.call import Options, plain_read
-from rl_nfm.nfm.triton_autograd import Handed, Packed, attend
-from rl_nfm.nfm.triton_launch import Told
+from rl_nfm.nfm.triton_autograd import Handover, Packed, attend
+from rl_nfm.nfm.triton_launch import ReaderGradients
 from rl_nfm.support import triton_guard
 from rl_nfm.support.cpp import runs_eagerly
 from rl_nfm.support.triton_guard import TritonGuard
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_LAYERS = 32
-"""Kernels are compiled for a number of layers."""
+"""Layers of memory; the kernels are compiled anew for each number of layers."""
 MOST_NUMBERS = 2**16
-"""Of keys or values that one position's heads attend to: what a program must be able to hold."""
+"""Numbers in the keys or values that all heads of one position attend to; a program holds them."""
 
 
 def is_wanted(tensor: Tensor) -> bool:
-    """Whether these kernels are meant for tensors of this kind, checked or not."""
+    """Whether the kernels are switched on for such tensors; `supports` says if they can be used."""
     return not torch.compiler.is_compiling() and triton_guard.switched_on(tensor.device)
 
 
 def is_compiled(query: Tensor) -> bool:
-    """Whether the operator is to stand in a graph of `torch.compile`, for such a query."""
+    """Whether `torch.compile` is making a graph that should hold our operator for this query."""
     compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     return compiling and query.is_cuda and query.dtype in _TYPES
 
@@ -66,9 +66,9 @@ def _fits(
 
 
 def try_to_attend(
-    packed: Sequence[Packed], options: Options, previous: Handed | None
-) -> tuple[Tensor, Handed | None] | None:
-    """As `attend`; None, from then on, where the kernels cannot be launched after all."""
+    packed: Sequence[Packed], options: Options, previous: Handover | None
+) -> tuple[Tensor, Handover | None] | None:
+    """As `attend`, or None if the kernels cannot be launched; they are then never tried again."""
     try:
         return attend(packed, options, previous)
     except torch.cuda.OutOfMemoryError:
@@ -79,7 +79,7 @@ def try_to_attend(
         return None
 
 
-# What `torch.compile` sees.
+# The operators that `torch.compile` puts into its graphs.
 
 
 @torch.library.impl("rl_nfm::attend", "cuda")
@@ -113,14 +113,14 @@ def _backward_operator(
     keys, values = memory[:half], memory[half:]
     grad_query, *sums = [x.new_empty(x.shape) for x in (query, *memory)]
     scores = launch.query_gradient(grad, keys, values, weights, slots, grad_query, call)
-    told = [Told(query, grad, weights, scores, slots, call, half)]
+    readers = [ReaderGradients(query, grad, weights, scores, slots, call, half)]
     for n, (grad_keys, grad_values) in enumerate(zip(sums[:half], sums[half:], strict=True)):
-        launch.memory_gradient(told, n, grad_keys, grad_values, call.heads)
+        launch.memory_gradient(readers, n, grad_keys, grad_values, call.heads)
     return [grad_query, *sums]
 
 
 def _case(query: Tensor, values: Tensor, options: Options) -> tuple[Any, ...]:
-    """What kernels are compiled for, besides sizes of layers."""
+    """All that the kernels are compiled for, except the sizes of layers."""
     heads = options.heads
     sizes = query.shape[-1] // heads, values.shape[-1] // heads
     return query.dtype, heads, *sizes, options.top_k, options.null_slot
@@ -135,7 +135,10 @@ def _check(
     top_k: int,
     null_slot: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """A reader of three positions over one finer layer, whose windows overlap, and gradients."""
+    """Results and gradients beside expected ones.
+
+    The case is a reader of three positions over one finer layer, whose windows overlap.
+    """
     options = Options([3, 3 * top_k + 1], "space_to_depth", heads, key**-0.5, top_k, null_slot)
     generator = torch.Generator().manual_seed(0)
     parts = [(heads * key, 0, 0), (0, heads * key, heads * value)]
@@ -143,13 +146,13 @@ def _check(
         torch.randn(2, n, sum(part), generator=generator).to(dtype).double().requires_grad_()
         for n, part in zip(options.sizes, parts, strict=True)
     ]
-    ours = [x.detach().to(device, dtype).requires_grad_() for x in plain]
-    packed = [Packed(x, part) for x, part in zip(ours, parts, strict=True)]
+    actual = [x.detach().to(device, dtype).requires_grad_() for x in plain]
+    packed = [Packed(x, part) for x, part in zip(actual, parts, strict=True)]
     read, _ = attend([packed[1], packed[0]], options)
     _, keys, values = Packed(plain[1], parts[1]).split()
     expected = plain_read(plain[0], [keys], [values], options)
     grad = torch.randn(expected.shape, generator=generator).to(dtype)
-    found = [read, *torch.autograd.grad(read, ours, grad.to(device))]
+    found = [read, *torch.autograd.grad(read, actual, grad.to(device))]
     wanted = [expected, *torch.autograd.grad(expected, plain, grad.double())]
     yield from zip(found, (x.to(device) for x in wanted), strict=True)
 

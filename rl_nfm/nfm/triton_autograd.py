@@ -3,12 +3,13 @@
 Each place makes query, keys and values in one product, and the kernels read the rows of memory
 where that left them (`Packed`). A reader's backward makes the gradients of its query and of its
 scores. The gradient of a written layer is made once, by the layer's first reader, whose backward
-comes last: by then all other readers have told what they read, and each row of memory gathers from
-the positions that can have read it. Nothing is added atomically, so results are the same from run
-to run.
+comes last. By then all other readers have left their gradients (`ReaderGradients`), and each row of
+memory sums over the positions that can have read it. Nothing is added atomically, so results are
+the same from run to run.
 
-How later readers tell: a reader hands a token on to the next one. The token's gradient comes back
-only if the next one's backward has run, and then what it knows lies in a box that both hold.
+How gradients get from a later reader to an earlier one: a reader passes a token on to the next one.
+The token's gradient comes back only if the next reader's backward has run, and then its gradients
+lie in a box that both readers hold.
 """
 
 from collections.abc import Sequence
@@ -19,11 +20,11 @@ from torch import Tensor
 
 from rl_nfm.nfm import triton_launch as launch
 from rl_nfm.nfm.call import Options, plain_read
-from rl_nfm.nfm.triton_launch import Told
+from rl_nfm.nfm.triton_launch import ReaderGradients
 
 
 class Packed(NamedTuple):
-    """What is made of one layer's states in one product: queries, keys and values side by side."""
+    """Queries, keys and values of one layer, side by side, as one matrix product makes them."""
 
     rows: Tensor
     """[B, P, the sum of `parts`]."""
@@ -35,53 +36,60 @@ class Packed(NamedTuple):
         return self.rows.split(self.parts, dim=-1)  # pyright: ignore[reportReturnType]
 
 
-class Handed(NamedTuple):
-    """From a reader to the next one, which may read more layers but no others before them."""
+class Handover(NamedTuple):
+    """What a reader passes on to the next one.
+
+    The next one reads the same layers and may read further ones, which were written since.
+    """
 
     token: Tensor
     box: "_Box"
     layers: int
-    """How many were read."""
+    """How many layers the reader has read."""
 
 
 class _Box:
-    """What the readers after one reader know, in one backward."""
+    """What the readers after one reader leave for it, in one backward.
 
-    told: list[Told] | list[Tensor | None]
+    These are their `ReaderGradients`, or, in a backward that is itself differentiated, the
+    gradients of the packed rows so far.
+    """
+
+    contents: list[ReaderGradients] | list[Tensor | None]
 
     def __init__(self) -> None:
-        self.told = []
+        self.contents = []
 
     def take(self) -> Any:
-        told, self.told = self.told, []
-        return told
+        contents, self.contents = self.contents, []
+        return contents
 
 
 class _Call(NamedTuple):
-    """One reader's call besides its tensors, the packed rows."""
+    """Everything in one reader's call but its tensors, which are the packed rows."""
 
     options: Options
     parts: list[tuple[int, int, int]]
     layers: int
-    """The first so many tensors are the memory."""
+    """How many of the tensors, from the first, are the memory."""
     old: int
-    """The first so many had a reader before this one, which makes their gradient."""
+    """How many of them had an earlier reader, which makes their gradient."""
     box: _Box
-    previous: Handed | None
+    previous: Handover | None
 
 
 def attend(
-    packed: Sequence[Packed], options: Options, previous: Handed | None = None
-) -> tuple[Tensor, Handed | None]:
+    packed: Sequence[Packed], options: Options, previous: Handover | None = None
+) -> tuple[Tensor, Handover | None]:
     """What the heads read with masked top-k; of equal scores the first slots are kept.
 
     Args:
         packed: of each written layer, and last of the reading layer, which may be the last written.
         options: of the call.
-        previous: what the last reader of this memory handed on.
+        previous: what the last reader of this memory passed on.
 
     Returns:
-        [B, P, H * V], and what to hand on to the next reader.
+        What is read [B, P, H * V], and what to pass on to the next reader.
     """
     layers = len(packed) - 1
     if layers and packed[-2].rows is packed[-1].rows:
@@ -92,7 +100,7 @@ def attend(
     if not torch.is_grad_enabled():
         return launch.forward(*_reading(call, tensors), options)[0], previous
     read, token = _Attend.apply(call, previous.token if previous else None, *tensors)
-    return read, Handed(token, call.box, layers)
+    return read, Handover(token, call.box, layers)
 
 
 def _reading(call: _Call, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -103,7 +111,7 @@ def _reading(call: _Call, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tenso
 
 
 class _Attend(torch.autograd.Function):
-    """The last reader's token and packed rows to what is read and the next reader's token."""
+    """From the last reader's token and packed rows to what is read and the next reader's token."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, token: Tensor | None, *packed: Tensor) -> Any:
@@ -118,18 +126,18 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         grad, grad_token = grads
         call: _Call = ctx.call
-        told = [] if grad_token is None else call.box.take()
+        later = [] if grad_token is None else call.box.take()
         weights, slots, *packed = ctx.saved_tensors
         wanted = [needed and n >= call.old for n, needed in enumerate(ctx.needs_input_grad[2:])]
         if torch.is_grad_enabled():
-            told = _plain_gradients(call, packed, grad, told)
-            sums = [x if want else None for x, want in zip(told, wanted, strict=False)]
+            later = _plain_gradients(call, packed, grad, later)
+            sums = [x if want else None for x, want in zip(later, wanted, strict=False)]
             sums += [None] * (len(packed) - len(sums))
         else:
-            told, sums = _gradients(call, packed, grad, weights, slots, told, wanted)
+            later, sums = _gradients(call, packed, grad, weights, slots, later, wanted)
         if call.previous is None:
             return None, None, *sums
-        call.previous.box.told = told
+        call.previous.box.contents = later
         return None, call.previous.token.new_empty(0), *sums
 
 
@@ -139,32 +147,36 @@ def _gradients(
     grad: Tensor | None,
     weights: Tensor,
     slots: Tensor,
-    told: list[Told],
+    later: list[ReaderGradients],
     wanted: list[bool],
-) -> tuple[list[Told], list[Tensor | None]]:
-    """What all readers from this one on know, and the gradients that are wanted."""
-    if grad is None and not told:
-        return told, [None] * len(packed)
+) -> tuple[list[ReaderGradients], list[Tensor | None]]:
+    """What this reader and all later ones leave, and the gradients that are wanted."""
+    if grad is None and not later:
+        return later, [None] * len(packed)
     sums = [
         _empty_gradient(call, n, packed[n], grad is not None) if want else None
         for n, want in enumerate(wanted)
     ]
     if grad is not None:
         query, keys, values = _reading(call, packed)
-        own = sums[-1]
-        to = torch.empty_like(query) if own is None else own[..., : query.shape[-1]]
+        grad_rows = sums[-1]
+        width = query.shape[-1]
+        grad_query = torch.empty_like(query) if grad_rows is None else grad_rows[..., :width]
         grad = launch.even(grad)
-        scores = launch.query_gradient(grad, keys, values, weights, slots, to, call.options)
-        told = [Told(query, grad, weights, scores, slots, call.options, call.layers), *told]
+        scores = launch.query_gradient(grad, keys, values, weights, slots, grad_query, call.options)
+        later = [
+            ReaderGradients(query, grad, weights, scores, slots, call.options, call.layers),
+            *later,
+        ]
     for n, rows in enumerate(sums[: call.layers]):
         if rows is not None:
             _, keys, values = Packed(rows, call.parts[n]).split()
-            launch.memory_gradient(told, n, keys, values, call.options.heads)
-    return told, sums
+            launch.memory_gradient(later, n, keys, values, call.options.heads)
+    return later, sums
 
 
 def _empty_gradient(call: _Call, n: int, rows: Tensor, with_query: bool) -> Tensor:
-    """To be filled by kernels; zeros where they leave something out."""
+    """A tensor for kernels to fill, which holds zeros if they do not fill all of it."""
     filled = call.parts[n][0] * (with_query and n == len(call.parts) - 1)
     filled += sum(call.parts[n][1:]) * (n < call.layers)
     shape = rows.shape
@@ -172,16 +184,16 @@ def _empty_gradient(call: _Call, n: int, rows: Tensor, with_query: bool) -> Tens
 
 
 def _plain_gradients(
-    call: _Call, packed: Sequence[Tensor], grad: Tensor | None, told: list[Tensor | None]
+    call: _Call, packed: Sequence[Tensor], grad: Tensor | None, later: list[Tensor | None]
 ) -> list[Tensor | None]:
     """Gradients of packed rows so far, in plain PyTorch, which can be differentiated again."""
-    own: list[Tensor | None] = [None] * len(packed)
+    direct: list[Tensor | None] = [None] * len(packed)
     if grad is not None:
-        inputs = [x.view_as(x) for x in packed]  # no path but the direct one
+        inputs = [x.view_as(x) for x in packed]  # cut off from how they depend on each other
         read = plain_read(*_reading(call, inputs), call.options)
         wanted = [x for x in inputs if x.requires_grad]
         found = iter(torch.autograd.grad(read, wanted, grad, create_graph=True, allow_unused=True))
-        own = [next(found) if x.requires_grad else None for x in inputs]
-    told = [*told[: call.layers], *[None] * (len(packed) - len(told[: call.layers]))]
-    pairs = zip(own, told, strict=True)
+        direct = [next(found) if x.requires_grad else None for x in inputs]
+    later = [*later[: call.layers], *[None] * (len(packed) - len(later[: call.layers]))]
+    pairs = zip(direct, later, strict=True)
     return [b if a is None else a if b is None else a + b for a, b in pairs]

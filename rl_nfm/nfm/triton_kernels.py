@@ -57,14 +57,14 @@ def _from_rank(rank):
 
 @triton.jit
 def _offer(best, rank):
-    """Put it in the place of the lowest, if it is higher; no two ranks are equal."""
+    """Replace the lowest of the best by a rank that is higher; no two ranks are equal."""
     low = tl.min(best, 1)[:, None]
     return tl.where(best == low, tl.maximum(low, rank[:, None]), best)
 
 
 @triton.jit
 def _find_layers(layers, firsts, b, slot, PART: tl.constexpr):
-    """Of each slot's layer, where the sample's keys (PART 0) or values (1) begin, and stride."""
+    """Where a sample's keys (PART 0) or values (1) begin in each slot's layer, and their stride."""
     start = layers[0][PART] + b * layers[0][2 + PART]
     stride = layers[0][4 + PART]
     for e in tl.static_range(1, len(layers)):
@@ -78,8 +78,8 @@ def _find_layers(layers, firsts, b, slot, PART: tl.constexpr):
 def _load_rows(layers, firsts, b, slot, row, columns, mask, PART: tl.constexpr):
     """float32 [lanes, k, size]: keys or values of the rows [lanes, k]."""
     start, stride = _find_layers(layers, firsts, b, slot, PART)
-    at = start + row * stride
-    return tl.load(at[:, :, None] + columns, mask=mask, other=0.0).to(tl.float32)
+    offset = start + row * stride
+    return tl.load(offset[:, :, None] + columns, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -105,7 +105,7 @@ def read_memory(
     VP: tl.constexpr, TOP: tl.constexpr, TOPP: tl.constexpr, NULL: tl.constexpr,
     BLOCK: tl.constexpr, SPLIT: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Read [B, P, H * V]; of each head weights and slots [B, P, H, TOP], -1 for no row."""
+    """What is read [B, P, H * V], weights and slots [B, P, H, TOP] of each head; -1 is no row."""
     blocks = tl.cdiv(P, BLOCK)
     b = (tl.program_id(0) // blocks).to(tl.int64)
     p0 = (tl.program_id(0) % blocks) * BLOCK
@@ -151,9 +151,9 @@ def read_memory(
     row = tl.load(table + slot * P + p[:, None], mask=real, other=0)
     head = p * H + h
     sample = b * P * H
-    at = head[:, None] * TOP + column
-    tl.store(weights + sample * TOP + at, w, mask=chosen)
-    tl.store(slots + sample * TOP + at, tl.where(real, slot, -1), mask=chosen)
+    offset = head[:, None] * TOP + column
+    tl.store(weights + sample * TOP + offset, w, mask=chosen)
+    tl.store(slots + sample * TOP + offset, tl.where(real, slot, -1), mask=chosen)
     vv = tl.arange(0, VP)
     v = _load_rows(layers, firsts, b, slot, row, (h * V)[:, None, None] + vv[None, None, :],
                    real[:, :, None] & (vv < V)[None, None, :], 1)  # fmt: skip
@@ -185,9 +185,9 @@ def query_gradient(
     column = tl.arange(0, TOPP)[None, :]
     chosen = live[:, None] & (column < TOP)
     sample = b * P * H * TOP
-    at = (p * H + h)[:, None] * TOP + column
-    w = tl.load(weights + sample + at, mask=chosen, other=0.0)
-    slot = tl.load(slots + sample + at, mask=chosen, other=-1).to(tl.int32)
+    offset = (p * H + h)[:, None] * TOP + column
+    w = tl.load(weights + sample + offset, mask=chosen, other=0.0)
+    slot = tl.load(slots + sample + offset, mask=chosen, other=-1).to(tl.int32)
     real = slot >= 0
     row = tl.load(table + slot * P + p[:, None], mask=real, other=0)
     g = tl.load(
@@ -200,17 +200,17 @@ def query_gradient(
                    real[:, :, None] & (kk < K)[None, None, :], 0)  # fmt: skip
     dw = tl.sum(g[:, None, :] * v, 2)
     ds = w * (dw - tl.sum(w * dw, 1)[:, None]) * scale
-    tl.store(scores + sample + at, ds, mask=chosen)
-    to = grad_query + b * grad_query_batch + p[:, None] * grad_query_row
+    tl.store(scores + sample + offset, ds, mask=chosen)
+    target = grad_query + b * grad_query_batch + p[:, None] * grad_query_row
     tl.store(
-        to + (h * K)[:, None] + kk[None, :], tl.sum(ds[:, :, None] * k, 1),
+        target + (h * K)[:, None] + kk[None, :], tl.sum(ds[:, :, None] * k, 1),
         mask=live[:, None] & (kk < K)[None, :],
     )  # fmt: skip
 
 
 @triton.jit
 def _find_readers(readers, b, reader, H: tl.constexpr):
-    """Of each visit's reader: query, gradient, weights, scores and slots of the sample, strides."""
+    """The tensors of each visit's reader: see `readers` of `memory_gradient`; for one sample."""
     query, query_batch, query_row, grad, grad_batch, grad_row, weights, scores, slots, P, k = (
         readers[0]
     )
@@ -240,7 +240,7 @@ def _add_visit(
     dk, dv, readers, visits, visit, b, r, h, live, M, R, kk, vv,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, TOP: tl.constexpr,
 ):  # fmt: skip
-    """Add what each row got from its `visit`-th visitor, if that kept it."""
+    """Add the gradients of each row from its `visit`-th reader, if that one attended to the row."""
     p = tl.load(visits + visit * R + r, mask=live & (visit + 0 * r < M), other=-1)
     came = p >= 0
     both = tl.load(visits + (M + visit) * R + r, mask=came, other=0)
@@ -248,19 +248,19 @@ def _add_visit(
     query, query_row, grad, grad_row, weights, scores, slots, k = _find_readers(
         readers, b, both >> 16, H
     )
-    at = (p * H + h) * k
+    offset = (p * H + h) * k
     hit = tl.where(came, -1, -1)
     if TOP <= 8:
         for j in tl.static_range(TOP):
-            kept = tl.load(slots + at + j, mask=came & (j + 0 * p < k), other=-1).to(tl.int32)
+            kept = tl.load(slots + offset + j, mask=came & (j + 0 * p < k), other=-1).to(tl.int32)
             hit = tl.where(kept == slot, j, hit)
     else:
         for j in range(TOP):
-            kept = tl.load(slots + at + j, mask=came & (j + 0 * p < k), other=-1).to(tl.int32)
+            kept = tl.load(slots + offset + j, mask=came & (j + 0 * p < k), other=-1).to(tl.int32)
             hit = tl.where(kept == slot, j, hit)
     kept = hit >= 0
-    w = tl.load(weights + at + hit, mask=kept, other=0.0)
-    ds = tl.load(scores + at + hit, mask=kept, other=0.0)
+    w = tl.load(weights + offset + hit, mask=kept, other=0.0)
+    ds = tl.load(scores + offset + hit, mask=kept, other=0.0)
     q = tl.load(
         (query + p * query_row + h * K)[:, None] + kk, mask=kept[:, None] & (kk < K), other=0.0
     )
@@ -309,7 +309,7 @@ def memory_gradient(
     h = lane % HP
     r = r0 + lane // HP
     live = (r < R) & (h < H)
-    to = grad_keys + b * grad_keys_batch + r[:, None] * grad_keys_row + (h * K)[:, None]
-    tl.store(to + kk, dk, mask=live[:, None] & (kk < K))
-    to = grad_values + b * grad_values_batch + r[:, None] * grad_values_row + (h * V)[:, None]
-    tl.store(to + vv, dv, mask=live[:, None] & (vv < V))
+    target = grad_keys + b * grad_keys_batch + r[:, None] * grad_keys_row + (h * K)[:, None]
+    tl.store(target + kk, dk, mask=live[:, None] & (kk < K))
+    target = grad_values + b * grad_values_batch + r[:, None] * grad_values_row + (h * V)[:, None]
+    tl.store(target + vv, dv, mask=live[:, None] & (vv < V))

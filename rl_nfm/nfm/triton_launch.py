@@ -1,6 +1,7 @@
 """Launches the kernels of `triton_kernels`: static tables, sizes of programs, arguments.
 
-Tensors are [B, P, ..] with numbers of one row side by side (`even`); strides are free otherwise.
+Tensors are [B, P, ..]. The numbers of one row must lie side by side in memory (`even`); the strides
+of rows and samples may be any.
 """
 
 import itertools
@@ -17,35 +18,36 @@ from rl_nfm.nfm.config import Rescale
 
 WARPS = 4
 ELEMENTS = 4096
-"""Keys or values, in numbers, that a program of four warps holds at a time: 32 a thread."""
+"""How many numbers of keys or values a program of four warps holds at a time: 32 in each thread."""
 UNROLL = 4
-"""So many slots or visits of a lane are fetched together."""
+"""How many slots or visits a lane fetches together."""
 MOST_TURNS = 24
-"""Slots or visits of a lane, where enough lanes can share them."""
+"""Slots or visits that one lane works through, as long as more lanes can share the work."""
 MOST_LANES = 16
+"""Lanes that may share one row's slots or visits."""
 
 
-class Told(NamedTuple):
-    """What a reader's backward knows that the gradient of its memory needs."""
+class ReaderGradients(NamedTuple):
+    """What the backward of one reader leaves for the gradient of the memory that it read."""
 
     query: Tensor
     grad: Tensor
-    """Of what was read."""
+    """Gradient of what was read."""
     weights: Tensor
     scores: Tensor
-    """Gradient of the scores, times their scale."""
+    """Gradient of the scores, times the scale of the scores."""
     slots: Tensor
     options: Options
     layers: int
 
 
 def power(number: int) -> int:
-    """The least power of two that is not below."""
+    """The smallest power of two that is at least `number`."""
     return 1 << (number - 1).bit_length()
 
 
 def even(tensor: Tensor) -> Tensor:
-    """[B, P, C] with rows whose numbers lie side by side."""
+    """The tensor [B, P, C], copied where the numbers of a row do not lie side by side."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
@@ -58,7 +60,7 @@ def lengths(options: Options, layers: int) -> tuple[int, ...]:
 def forward(
     query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], options: Options
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What is read [B, P, H * V], and of each head weights and slots [B, P, H, k]."""
+    """What is read [B, P, H * V], and the weights and slots [B, P, H, k] that each head chose."""
     batch, positions, width = query.shape
     chosen = (batch, positions, options.heads, options.top_k)
     read = query.new_empty(batch, positions, values[0].shape[-1])
@@ -90,11 +92,11 @@ def query_gradient(
     values: Sequence[Tensor],
     weights: Tensor,
     slots: Tensor,
-    to: Tensor,
+    grad_query: Tensor,
     options: Options,
 ) -> Tensor:
-    """Writes the query's gradient; returns the scores' one, times their scale, [B, P, H, k]."""
-    batch, positions, width = to.shape
+    """Write the query's gradient; return that of the scores times their scale, [B, P, H, k]."""
+    batch, positions, width = grad_query.shape
     scores = torch.empty_like(weights)
     sizes = _sizes(options.heads, width, grad.shape[-1])
     top = power(options.top_k)
@@ -102,32 +104,37 @@ def query_gradient(
     _launch(
         "query_gradient", batch * -(-positions // block), *_strided(grad), _layers(keys, values),
         _firsts(options, len(keys))[0],
-        _table(tuple(options.sizes), len(keys), options.mode, to.device), weights, slots, scores,
-        *_strided(to), options.scale, positions, **sizes, TOP=options.top_k, TOPP=top, BLOCK=block,
+        _table(tuple(options.sizes), len(keys), options.mode, grad_query.device), weights, slots,
+        scores, *_strided(grad_query), options.scale, positions, **sizes, TOP=options.top_k,
+        TOPP=top, BLOCK=block,
         num_warps=_warps(block * sizes["HP"] * top * max(sizes["KP"], sizes["VP"])),
     )  # fmt: skip
     return scores
 
 
 def memory_gradient(
-    told: Sequence[Told], layer: int, grad_keys: Tensor, grad_values: Tensor, heads: int
+    readers: Sequence[ReaderGradients],
+    layer: int,
+    grad_keys: Tensor,
+    grad_values: Tensor,
+    heads: int,
 ) -> None:
-    """Writes the gradients of one layer's keys and values from what its readers told."""
+    """Write the gradients of one layer's keys and values, summed over all readers of the layer."""
     batch, rows, width = grad_keys.shape
     sizes = _sizes(heads, width, grad_values.shape[-1])
-    calls = tuple((tuple(x.options.sizes), x.layers, x.options.mode) for x in told)
+    calls = tuple((tuple(x.options.sizes), x.layers, x.options.mode) for x in readers)
     visits = _visits(calls, layer, grad_keys.device)
     count = visits.shape[1]
     split = _split(count)
     threads = max(1, min(32, max(sizes["KP"], sizes["VP"]) * grad_keys.element_size() // 16))
     block = min(max(1, 32 * WARPS // threads // (sizes["HP"] * split)), power(rows))
-    readers = tuple(
+    arguments = tuple(
         (*_strided(x.query), *_strided(x.grad), x.weights, x.scores, x.slots, x.query.shape[1],
-         x.options.top_k) for x in told
+         x.options.top_k) for x in readers
     )  # fmt: skip
     _launch(
-        "memory_gradient", batch * -(-rows // block), readers, visits, *_strided(grad_keys),
-        *_strided(grad_values), count, rows, **sizes, TOP=max(x.options.top_k for x in told),
+        "memory_gradient", batch * -(-rows // block), arguments, visits, *_strided(grad_keys),
+        *_strided(grad_values), count, rows, **sizes, TOP=max(x.options.top_k for x in readers),
         BLOCK=block, SPLIT=split, UNROLL=_unroll(count, split), num_warps=WARPS,
     )  # fmt: skip
 
@@ -180,7 +187,7 @@ def _unroll(count: int, split: int) -> int:
 
 
 def _firsts(options: Options, layers: int) -> tuple[tuple[int, ...], int]:
-    """The first slot of each layer, and the number of all."""
+    """The number of each layer's first slot, and how many slots there are in all layers."""
     ends = list(itertools.accumulate(lengths(options, layers)))
     return (0, *ends[:-1]), ends[-1]
 
@@ -203,9 +210,9 @@ def _visits(
     """int32 [2, visits, rows of the layer]: see `triton_kernels.memory_gradient`.
 
     Args:
-        calls: of each reader all sizes, its number of layers and how it rescales.
-        layer: of the memory.
-        device: where to.
+        calls: for each reader, `Options.sizes`, the number of layers it reads and how it rescales.
+        layer: index of the written layer in the memory.
+        device: of the table.
     """
     found: list[list[tuple[int, int]]] = []
     for reader, (sizes, layers, mode) in enumerate(calls):

@@ -63,7 +63,7 @@ class BRIMLayer(nn.Module):
         read, gates = 4 * size, (4 if kind == "lstm" else 3) * size
         if read % form.input_heads:
             raise ValueError(f"input_heads: {form.input_heads} is not allowed, must divide {read}")
-        keys, told = form.input_heads * form.input_key_size, form.heads * form.value_size
+        keys, values = form.input_heads * form.input_key_size, form.heads * form.value_size
 
         def new(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
@@ -73,8 +73,8 @@ class BRIMLayer(nn.Module):
         self.above = new(self.hidden_size, keys + read) if reads_above else None
         self.weight_ih, self.weight_hh = new(n, read, gates), new(n, size, gates)
         self.bias_ih, self.bias_hh = new(n, gates), new(n, gates)
-        self.project = new(n, size, 2 * form.heads * form.key_size + told)
-        self.output, self.output_bias = new(1, told, 2 * size), new(2 * size)
+        self.project = new(n, size, 2 * form.heads * form.key_size + values)
+        self.output, self.output_bias = new(1, values, 2 * size), new(2 * size)
         earlier = torch.ones(n, n, dtype=torch.bool, device=device).tril(-1).unsqueeze(-1)
         self.register_buffer("earlier", earlier, persistent=False)
         self.reset_parameters()

@@ -90,15 +90,15 @@ class _RIMCell(nn.Module):
         The blocks are uniform within 1/sqrt(H) (dido1998: 1/sqrt(s)), and shared linear maps
         PyTorch's default.
         """
-        ours = not self.variant.input_bias
+        as_authors = not self.variant.input_bias
         for weight in (self.query, self.project):
             nn.init.normal_(weight, std=0.01)
         for weight, bias in ((self.key, self.key_bias), (self.value, self.value_bias)):
-            if ours:
+            if as_authors:
                 nn.init.normal_(weight, std=0.01)
             else:
                 uniform_(self.input_size, weight, bias)
-        width = self.hidden_size if ours else self.hidden_size // self.num_rims
+        width = self.hidden_size if as_authors else self.hidden_size // self.num_rims
         uniform_(width, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         if self.output_bias is None:
             nn.init.normal_(self.output, std=0.01)

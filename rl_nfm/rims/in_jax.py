@@ -145,8 +145,8 @@ def _step(
     mask = active[:, None]
     # What the others read from an inactive RIM sends no gradient into its state.
     shown = jnp.where(mask, candidate[0], lax.stop_gradient(candidate[0]))
-    told = candidate[0] + _communicate(params, shown)
-    new = (told, *candidate[1:])
+    updated = candidate[0] + _communicate(params, shown)
+    new = (updated, *candidate[1:])
     return tuple(jnp.where(mask, a, b) for a, b in zip(new, state, strict=True)), active
 
 

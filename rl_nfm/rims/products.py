@@ -1,8 +1,8 @@
-"""The inputs and results of all steps, and the products with weights that a backward owes to them.
+"""The inputs and results of all steps, and the matrix products that give gradients of the weights.
 
-The backward of a step leaves the gradients of what it multiplied with weights. From several steps
-together they become gradients of the weights and of the inputs here. The gates of an inactive RIM
-have none: on the CPU the rows of active ones alone are multiplied.
+The backward of a step returns the gradients of what the step multiplied with weights. Here those of
+several steps together become gradients of the weights and of the inputs. The gates of an inactive
+RIM have no gradient, so that on the CPU only the rows of active ones are multiplied.
 
 In the letters of `step`, with x what is read of the input and W its weight (drive = x W), U that of
 the hidden product p, and sums over steps and batch:
@@ -30,8 +30,8 @@ from rl_nfm.rims.step import (
 )
 
 CPU_STEPS_PER_PRODUCT = 8
-"""On the CPU few steps are taken together, so that they are still in the cache; on a GPU all, for
-the fewest kernels."""
+"""How many steps a CPU multiplies together: few enough for the cache. A GPU takes all at once,
+which needs the fewest kernels."""
 
 
 class SequenceInputs(NamedTuple):
@@ -110,7 +110,7 @@ class Kept(NamedTuple):
 
 
 class StepBlock(NamedTuple):
-    """Several steps side by side, with the gradients that they left: [n, N, ...], N = steps B."""
+    """Several steps side by side with their gradients, [n, N, ...], where N is steps times B."""
 
     hidden: Tensor
     gates: Tensor
@@ -139,13 +139,14 @@ class Products:
         self.value, self.keep, self.input = sequence.value, sequence.keep, weights.input
         on_cpu = sequence.value.device.type == "cpu"
         self.limit = CPU_STEPS_PER_PRODUCT if on_cpu else len(sequence.value)
-        # Their number is not known beforehand, which neither a GPU's queue nor a compiler takes.
+        # Their number is known only when the step has run: a GPU would have to wait for it, and a
+        # compiler cannot make a graph of it.
         self.active_only = on_cpu and not torch.compiler.is_compiling()
         self.pending: list[tuple[Kept, StepGradients]] = []
 
-    def add(self, t: int, kept: Kept, left: StepGradients) -> None:
-        """What step t left; steps come last to first."""
-        self.pending.append((kept, left))
+    def add(self, t: int, kept: Kept, gradients: StepGradients) -> None:
+        """Add the gradients of step t; steps must come from last to first."""
+        self.pending.append((kept, gradients))
         if len(self.pending) == self.limit or t == 0:
             kept_steps, left_steps = zip(*reversed(self.pending), strict=True)
             self.pending.clear()
@@ -220,22 +221,22 @@ class Products:
         return reads[0] if len(reads) == 1 else torch.cat(reads, -1)
 
 
-def _side_by_side(kept: tuple[Kept, ...], left: tuple[StepGradients, ...]) -> StepBlock:
-    hidden, gates = _stack(k.hidden for k in kept), _stack(x.gates for x in left)
-    same = left[0].product is left[0].gates
+def _side_by_side(kept: tuple[Kept, ...], gradients: tuple[StepGradients, ...]) -> StepBlock:
+    hidden, gates = _stack(k.hidden for k in kept), _stack(x.gates for x in gradients)
+    same = gradients[0].product is gradients[0].gates
     active, communication = kept[0].saved.active, bool(kept[0].saved.communication)
     if active is not None:
         active = _stack(k.saved.active for k in kept).expand(len(hidden), -1, 1)
     return StepBlock(
         hidden,
         gates,
-        gates if same else _stack(x.product for x in left),
+        gates if same else _stack(x.product for x in gradients),
         active,
         None if kept[0].saved.gate is None else _stack(k.saved.gate for k in kept),
         _stack(k.saved.shown for k in kept) if communication else None,
-        _stack(x.project for x in left) if communication else None,
+        _stack(x.project for x in gradients) if communication else None,
         _stack(k.saved.communication[0] for k in kept) if communication else None,
-        _stack(x.output for x in left) if communication else None,
+        _stack(x.output for x in gradients) if communication else None,
     )
 
 

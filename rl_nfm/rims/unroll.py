@@ -55,8 +55,8 @@ def unroll(
         needed = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
         if needed and not torch.jit.is_tracing() and not any(map(has_tangent, tensors)):  # pyright: ignore[reportPrivateImportUsage]
             return Unrolled(*_Unroll.apply(spec, loop, *tensors)[: len(Unrolled._fields)])
-        # Here autograd, if it records, differentiates the steps themselves: forward derivatives,
-        # and traced graphs, which hold no Python.
+        # Without our backward: there is nothing to differentiate, or autograd differentiates the
+        # operations of the steps (forward derivatives, and traced graphs, which hold no Python).
         layer = LayerCall(spec, weights, sequence, sequence.drive(weights.input))
         return loop.forward(layer, hidden, cell, keep=False)[0]
 
@@ -74,13 +74,13 @@ class Loop:
 
 @no_type_check  # torch.compile calls these methods in its own way, and fails on checked ones
 class _Unroll(torch.autograd.Function):
-    """`unroll` with its backward: the results, and then what that needs."""
+    """`unroll` with its backward; returns the results and then what the backward needs."""
 
     @staticmethod
     def forward(spec: StepSpec, loop: Loop, *tensors: Any) -> Any:
         weights, sequence, (hidden, cell) = _split(tensors)
         layer = LayerCall(spec, weights, sequence, sequence.drive(weights.input))
-        # Views, since a loop may keep the states as they are, and no input can be an output too.
+        # Views, because a loop may keep the states unchanged, and an output must not be an input.
         states = (None if state is None else state.view_as(state) for state in (hidden, cell))
         result, kept = loop.forward(layer, *states, keep=True)
         return *result, layer.drive, *kept
@@ -108,16 +108,16 @@ class _Unroll(torch.autograd.Function):
 
 @no_type_check
 class _UnrollBackward(torch.autograd.Function):
-    """The gradients of what `_Unroll` was given; they themselves have none."""
+    """The gradients of the inputs of `_Unroll`, which cannot be differentiated again."""
 
     @staticmethod
     def forward(spec: StepSpec, loop: Loop, *tensors: Any) -> Any:
-        of_results, tensors = tensors[:3], tensors[3:]
+        grad_results, tensors = tensors[:3], tensors[3:]
         weights, sequence, (drive, *kept) = _split(tensors)
         layer = LayerCall(spec, weights, sequence, drive)
-        # The caller's `backward()` may stand inside autocast, which would reach in here.
+        # The caller may have called `backward()` under autocast, which would have effect here too.
         with torch.autocast(drive.device.type, enabled=False):
-            products, of_hidden, of_cell = loop.backward(layer, kept, of_results)
+            products, of_hidden, of_cell = loop.backward(layer, kept, grad_results)
         return *products.weights, *products.sequence, of_hidden, of_cell
 
     @staticmethod
@@ -143,10 +143,10 @@ def _split(tensors: tuple[Any, ...]) -> tuple[StepWeights, SequenceInputs, list[
 def _one_by_one(
     function: type[torch.autograd.Function], info: Any, in_dims: tuple[Any, ...], args: Any
 ) -> tuple[tuple[Any, ...], tuple[int | None, ...]]:
-    """See `torch.autograd.Function.vmap`: a call for each, since the loops write in place."""
+    """The rule for `torch.func.vmap`: a call for each element, because the loops write in place."""
     results = [
         function.apply(
-            *(x if at is None else x.select(at, n) for x, at in zip(args, in_dims, strict=True))
+            *(x if dim is None else x.select(dim, n) for x, dim in zip(args, in_dims, strict=True))
         )
         for n in range(info.batch_size)
     ]
@@ -212,7 +212,7 @@ def _backward(
 
 
 def _restore(saved: list[Any], steps: int) -> list[Kept]:
-    """What `_forward` kept, by step."""
+    """What `_forward` kept of each step."""
     width, plain = len(saved) // steps, len(StepSaved._fields) - 1
     kept = []
     for start in range(0, len(saved), width):
