@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from rl_nfm.nfm import NeuralFunctionModule
 from rl_nfm.nfm.record import ReaderAttention, record_attention
 
-State = tuple[Float[Tensor, "B ..."], ...]
-"""Recurrent state, one tensor or several; empty for a feed-forward encoder."""
+State = tuple[Float[Tensor, "_ ..."], ...]
+"""Recurrent state: tensors of shape [B, ...]; empty for a feed-forward encoder."""
 
-Extras = Mapping[str, Shaped[Tensor, "T B"]]
-"""`last_action` int64, `last_reward` float and `episode_step` int64."""
+Extras = Mapping[str, Shaped[Tensor, "_ _"]]
+"""`last_action` int64, `last_reward` float and `episode_step` int64, all [T, B]."""
 
 
 Shown = Literal["attention", "activity"]
