@@ -5,6 +5,8 @@ the run's checkpoint, so the sweep's folder must be on storage that all machines
 package installed on each of them.
 """
 
+import dataclasses
+import os
 from concurrent.futures import Future
 from typing import Any
 
@@ -12,6 +14,8 @@ from agents.sweeping.runs import PlannedRun, StopRequest, execute
 
 _LOST_MACHINES = 20
 """How often Ray begins a task again whose machine was lost; this is no failure of the run."""
+
+_THREADS = "--env.num-threads"
 
 
 class RayExecutor:
@@ -83,4 +87,22 @@ def _import_ray() -> Any:
 
 def _execute(run: PlannedRun, threads: int) -> int:
     """The work of a task, on its machine."""
-    return execute(run, threads, StopRequest())
+    threads = min(threads, os.cpu_count() or 1)
+    return execute(with_threads(run, threads), threads, StopRequest())
+
+
+def with_threads(run: PlannedRun, threads: int) -> PlannedRun:
+    """The run with at most this many emulator threads.
+
+    Ray may have been told of more cores than a machine has (`ray start --num-cpus`); there the
+    environments would refuse the cores of a run as a number of threads.
+    """
+
+    def limited(words: tuple[str, ...]) -> tuple[str, ...]:
+        if _THREADS not in words:
+            return words
+        position = words.index(_THREADS) + 1
+        fitting = str(min(threads, int(words[position])))
+        return (*words[:position], fitting, *words[position + 1 :])
+
+    return dataclasses.replace(run, begin=limited(run.begin), resume=limited(run.resume))

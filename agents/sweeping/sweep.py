@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from agents.sweeping.board import Board
 from agents.sweeping.executors import Executor
-from agents.sweeping.runs import PlannedRun, drop_replay_of, last_line
+from agents.sweeping.runs import PlannedRun, drop_replay_of, last_line, saved_steps
 
 _LOOK_SECONDS = 0.5
 """Between looks at signals while nothing ends."""
@@ -104,7 +104,9 @@ def run_all(
                 failures[run.name] += 1
                 reason = _reason(future, run)
                 if failures[run.name] <= retries:
-                    board.tell(f"{run.name}: failed, goes on from its checkpoint: {reason}")
+                    saved = saved_steps(run.folder) >= 0
+                    again = "goes on from its checkpoint" if saved else "is tried again"
+                    board.tell(f"{run.name}: failed, {again}: {reason}")
                     futures[executor.submit(run)] = run
                 else:
                     failed[run.name] = reason

@@ -7,9 +7,11 @@ import time
 import pytest
 
 from agents.commands import sweep as command
+from agents.config import read_preset
 from agents.reporting.kept import LOG_HEADER
 from agents.saving.run_folder import read_metrics
 from agents.sweeping import cluster
+from agents.sweeping.plan import Plan
 from agents.sweeping.runs import saved_steps
 
 STEPS = 600
@@ -27,6 +29,22 @@ def test_options_of_a_cluster_are_refused_without_one(tmp_path):
         command.main([*WORDS, "--out", str(tmp_path), "--cpus-per-run", "2"])
     with pytest.raises(ValueError, match="at_once: not allowed with --ray"):
         command.main([*WORDS, "--out", str(tmp_path), "--ray", "auto", "--at-once", "2"])
+
+
+def test_a_run_gets_no_more_emulator_threads_than_its_machine_has_cores(tmp_path, monkeypatch):
+    """`ray start --num-cpus 8` on a machine of 2 cores: the environments refuse 4 threads there."""
+    plan = Plan(base=read_preset("debug"), games=("qbert",), encoders=("nature",), seeds=(3,))
+    runs = plan.runs(tmp_path, threads=4)
+    begun = []
+    monkeypatch.setattr(cluster, "execute", lambda run, threads, _: begun.append((run, threads)))
+    monkeypatch.setattr(cluster.os, "cpu_count", lambda: 2)
+    cluster._execute(runs[0], 4)
+    cluster._execute(runs[0], 1)
+    for (run, threads), expected in zip(begun, (2, 1), strict=True):
+        assert threads == expected
+        for words in (run.begin, run.resume):
+            assert words[words.index("--env.num-threads") + 1] == str(expected)
+    assert runs[0].begin[:-4] == begun[0][0].begin[:-4], "everything else stays"
 
 
 @pytest.mark.slow
