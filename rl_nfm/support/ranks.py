@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 TIME_LIMIT = timedelta(minutes=5)
 """How long a rank waits for the others. The end of a process is noticed at once, by its closed
@@ -119,7 +120,7 @@ class Ranks:
             return
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with self._naming_lost_ranks():
-            dist.init_process_group(backend, timeout=limit)
+            self._init_process_group(backend, limit)
         try:
             with (
                 open(os.devnull, "w", encoding="utf-8") as nowhere,
@@ -135,6 +136,24 @@ class Ranks:
             raise OwnError(f"rank {self.rank}: {error}") from None
         finally:
             dist.destroy_process_group()
+
+    def _init_process_group(self, backend: str, limit: timedelta) -> None:
+        """Begin PyTorch's process group, apart from what earlier tries have left in the store.
+
+        By default torchrun keeps one store over its restarts. A rank that is quick to come back
+        would find the address there at which another one listened before, and fail. The ranks of
+        several machines may count their restarts differently; they need a rendezvous like c10d,
+        which makes a store for each try.
+        """
+        if self.local_size < self.size:
+            dist.init_process_group(backend, timeout=limit)
+            return
+        store, rank, size = next(rendezvous("env://", timeout=limit))
+        count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(  # pyright: ignore[reportPrivateImportUsage]
+            f"restart-{count}", store
+        )
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
 
     def agree(self, *values: int) -> tuple[int, ...]:
         """The largest of each value over all ranks; also a barrier.

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import time
 from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from rl_nfm.support.ranks import ALONE, LostRank, OwnError, Ranks, ToldByFirst
 
@@ -137,3 +139,32 @@ def test_a_rank_that_stands_still_ends_the_others_at_the_time_limit(in_ranks):
         time.sleep(0.05)
     os.kill(forks.pids[1], signal.SIGKILL)
     assert forks.wait()[0] is LostRank
+
+
+def come_back(port, restarts):
+    """One of two ranks whose store outlives the tries; after a restart the second one is slow."""
+    os.environ |= {
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": str(restarts),
+    }
+    ranks = Ranks.of_torchrun()
+    if restarts and not ranks.first:
+        time.sleep(6)  # longer than gloo tries an address
+    try:
+        with ranks.joined(CPU):
+            return ranks.gather((restarts, ranks.rank))
+    except ValueError as error:
+        return str(error)
+
+
+def test_a_restart_does_not_look_for_ranks_where_they_were_before(in_ranks):
+    """torchrun keeps one store over restarts unless told of another rendezvous."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    for restarts in (0, 1):
+        results = in_ranks(2, lambda restarts=restarts: come_back(port, restarts)).wait()
+        assert results == [[(restarts, 0), (restarts, 1)]] * 2
+    del store
