@@ -1,29 +1,39 @@
 #!/usr/bin/env bash
-# The demo: trains a small agent on Road Runner, plays it against random play without a display, and
-# pictures what an NFM agent attends to. No step has a time limit, so a busy machine only takes longer.
+# The demo: plays the NFM agent that comes with the package on Ms. Pacman, and an agent that it trains on
+# Frostbite, each beside random play, without a display. No step has a time limit, so a busy machine only
+# takes longer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
 run="runs/demo-$(date +%Y%m%d-%H%M%S)"
 rl-nfm train demo --out "$run"
-rl-nfm evaluate demo --random --episodes 16 --num-envs 16 --json "$run/random.json"
-rl-nfm evaluate "$run" --episodes 16 --num-envs 16 --epsilon 0.05 --json "$run/scores.json" --video "$run/play.mp4"
-# A tiny NFM agent after 300 steps: it cannot play, but its attention can be seen.
-rl-nfm train debug --game road_runner --encoder nfm --env.max-num-frames-per-episode 1200 --out "$run-nfm"
-rl-nfm evaluate "$run-nfm" --episodes 1 --attention "$run/attention.mp4"
+play() { # NAME AGENT [OPTIONS]
+  rl-nfm evaluate "$2" --episodes 16 --num-envs 16 --json "$run/$1.json" "${@:3}"
+}
+play frostbite-trained "$run" --epsilon 0.05 --video "$run/play.mp4"
+play frostbite-random demo --random
+play ms_pacman-nfm zoo:ms_pacman-nfm --epsilon 0.05 --attention "$run/attention.mp4"
+play ms_pacman-random zoo:ms_pacman-nfm --random
 python - "$run" <<'END'
 import json, sys
-run = sys.argv[1]
-for name, file in (("random play", "random"), ("the trained agent", "scores")):
-    with open(f"{run}/{file}.json") as handle:
+rows = {
+    "Frostbite, trained just now": "frostbite-trained",
+    "Frostbite, random play": "frostbite-random",
+    "Ms. Pacman, the NFM agent in the box": "ms_pacman-nfm",
+    "Ms. Pacman, random play": "ms_pacman-random",
+}
+print(f"\n{'points an episode':38}{'mean':>6}  95 % interval over 16 episodes")
+for name, file in rows.items():
+    with open(f"{sys.argv[1]}/{file}.json") as handle:
         found = json.load(handle)
     low, high = found["mean_interval"]
-    print(f"{name + ':':24}{found['mean']:.0f} points an episode, 95 % interval {low:.0f} to {high:.0f}")
+    print(f"{name:38}{found['mean']:6.0f}  {low:.0f} to {high:.0f}")
 END
 cat <<END
-In so short a time it learns at most one thing, to hold the joystick to the left, where the points
-lie: 8 of 10 seeds do (docs/results.md, which also shows what longer runs learn).
-play, the trained agent: $run/play.mp4
-attention of the NFM:    $run/attention.png, $run/attention.mp4
-curves:                  tensorboard --logdir $run
+
+In its two minutes the small agent learns to hop from floe to floe, which gives points, and no more
+than that (docs/results.md says how often, and what longer runs learn).
+play of the small agent:    $run/play.mp4
+attention of the NFM agent: $run/attention.png, $run/attention.mp4
+curves:                     tensorboard --logdir $run
 END
