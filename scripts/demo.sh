@@ -5,16 +5,25 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
-run="runs/demo-$(date +%Y%m%d-%H%M%S)"
-rl-nfm train demo --out "$run"
+out="runs/demo-$(date +%Y%m%d-%H%M%S)"
+run="$out/frostbite"
+mkdir -p "$out"
+export OMP_NUM_THREADS=1  # two things at once, a core each
 play() { # NAME AGENT [OPTIONS]
-  rl-nfm evaluate "$2" --episodes 16 --num-envs 16 --json "$run/$1.json" "${@:3}"
+  rl-nfm evaluate "$2" --episodes 16 --num-envs 16 --json "$out/$1.json" "${@:3}"
 }
-play frostbite-trained "$run" --epsilon 0.05 --video "$run/play.mp4"
+box() { # an agent that comes with the package
+  play ms_pacman-nfm zoo:ms_pacman-nfm --epsilon 0.05
+  play ms_pacman-random zoo:ms_pacman-nfm --random
+  rl-nfm evaluate zoo:ms_pacman-nfm --episodes 1 --epsilon 0.05 --attention "$out/attention.mp4"
+}
+echo "The NFM agent plays while another one is trained; its protocol and scores: $out/ms_pacman.txt"
+box > "$out/ms_pacman.txt" 2>&1 &
+rl-nfm train demo --env.num-threads 1 --out "$run"
+play frostbite-trained "$run" --epsilon 0.05 --video "$out/play.mp4"
 play frostbite-random demo --random
-play ms_pacman-nfm zoo:ms_pacman-nfm --epsilon 0.05 --attention "$run/attention.mp4"
-play ms_pacman-random zoo:ms_pacman-nfm --random
-python - "$run" <<'END'
+wait $! || { cat "$out/ms_pacman.txt"; exit 1; }
+python - "$out" <<'END'
 import json, sys
 rows = {
     "Frostbite, trained just now": "frostbite-trained",
@@ -33,7 +42,7 @@ cat <<END
 
 In its two minutes the small agent learns to hop from floe to floe, which gives points, and no more
 than that (docs/results.md says how often, and what longer runs learn).
-play of the small agent:    $run/play.mp4
-attention of the NFM agent: $run/attention.png, $run/attention.mp4
+play of the small agent:    $out/play.mp4
+attention of the NFM agent: $out/attention.png, $out/attention.mp4
 curves:                     tensorboard --logdir $run
 END
