@@ -20,7 +20,7 @@ from agents.playing.evaluate import play
 from agents.playing.policy import Agent
 from agents.saving.checkpoint import build_network
 
-SHAPE, ACTIONS = (4, 84, 84), 9
+SHAPE, ACTIONS, FRAMESKIP = (4, 84, 84), 9, 4
 WANTED = 4.0
 
 
@@ -44,12 +44,12 @@ def ours(agent: Agent, episodes: int, num_envs: int) -> int:
 
 
 def sb3(agent: Agent, env: Any, episodes: int) -> int:
-    """Likewise, by `evaluate_policy`."""
+    """Likewise, by `evaluate_policy`, whose lengths are in frames: its Monitor lies innermost."""
     from stable_baselines3.common.evaluation import evaluate_policy
 
     _, lengths = evaluate_policy(agent, env, episodes, return_episode_rewards=True)  # pyright: ignore[reportArgumentType]
     assert isinstance(lengths, list)
-    return sum(lengths)
+    return sum(lengths) // FRAMESKIP
 
 
 def sb3_env(num_envs: int) -> Any:
