@@ -41,8 +41,11 @@ class Spec:
 
     def make(self) -> Tensor:
         """A tensor like it."""
-        x = torch.empty_strided(self.shape, self.stride, dtype=self.dtype)
-        return x.normal_() if x.is_floating_point() else x.zero_()
+        size = 1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
+        memory = torch.zeros(max(size, 1), dtype=self.dtype)  # an expanded tensor shares elements
+        if memory.is_floating_point():
+            memory.normal_()
+        return memory.as_strided(self.shape, self.stride)
 
 
 class Products(TorchDispatchMode):

@@ -56,8 +56,8 @@ def config_of(name: str, *, precision: str, graph: bool, encoder: str, batch: in
     )
 
 
-def fill(replay: Replay) -> None:
-    """Random rows, with borders now and then."""
+def fill(replay: Replay, state: tuple[torch.Tensor, ...] = ()) -> None:
+    """Random rows, with borders now and then; `state` is a recurrent encoder's in all of them."""
     shape, device = replay.frame.shape[1:], replay.device
     for _ in range(replay.rows):
         replay.add(
@@ -68,6 +68,7 @@ def fill(replay: Replay) -> None:
             episode_start=torch.rand(shape[:1], device=device) < 0.01,
             life_loss=torch.zeros(shape[:1], dtype=torch.bool, device=device),
             episode_step=torch.zeros(shape[:1], device=device),
+            state=state,
         )
 
 
@@ -91,7 +92,7 @@ def ours(config: Config, device: torch.device) -> GradientStep:
         device=device,
         state=online.initial_state(1),
     )
-    fill(replay)
+    fill(replay, online.initial_state(config.env.num_envs))
     return GradientStep(Learner(config.learner, online, target, device=device), replay)
 
 
