@@ -7,6 +7,7 @@ two processes. The measurement is of whole runs, started as a user would, once t
 """
 
 import dataclasses
+import itertools
 import logging
 import os
 import statistics
@@ -26,6 +27,7 @@ from agents.saving.run_folder import read_metrics
 from agents.sweeping.runs import PlannedRun, StopRequest, execute
 from agents.training.parts import share_of
 from agents.training.trainer import Trainer
+from rl_nfm.support.memory import keep_freed_memory
 from rl_nfm.support.ranks import Ranks
 
 FLAGS: dict[str, Any] = {
@@ -35,7 +37,7 @@ FLAGS: dict[str, Any] = {
     "replay": {"capacity_steps": 8_000, "min_steps": 200},
     "run": {"eval_episodes": 0, "checkpoint_every_steps": 10**9, "log_every_steps": 200},
 }
-REPEATS = 60
+WARM_UP, REPEATS = 60, 110
 FIRST, LAST = 400, 1000
 """Agent steps between which a run is measured; learning begins at 200."""
 
@@ -60,6 +62,8 @@ class Sample(NamedTuple):
 
 
 def main(checks: list[str], repeats: int) -> None:
+    torch.set_num_threads(1)  # as the runs: a second thread that waits also takes processor time
+    keep_freed_memory(torch.device("cpu"))
     config = check_config()
     share = share_of(config, Ranks(rank=1, size=2))
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -120,34 +124,30 @@ def check_config() -> Config:
 
 
 def parts(config: Config) -> Parts:
-    """Time the parts of a process with these environments and this batch."""
+    """Time the parts of a process with these environments and this batch.
+
+    They take turns as in a run, where each finds little of its own data in the caches and the
+    emulators work while the update does.
+    """
     trainer = Trainer(config, torch.device("cpu"))
     obs, info = trainer.env.reset(seed=1)
     trainer.collector.begin(obs, info, epsilon=trainer.rank_epsilon())
     trainer.step.set_schedule(0.5)
-
-    def one_round() -> None:
+    timed: list[Parts] = []
+    for turn in range(WARM_UP + REPEATS):
+        times = [time.process_time()]
         trainer.env.send(trainer.collector.act())
+        times.append(time.process_time())
+        if turn >= WARM_UP:
+            trainer.step()
+        times.append(time.process_time())
         obs, reward, terminated, _, info = trainer.env.recv()
         trainer.collector.receive(obs, reward, terminated, info, epsilon=trainer.rank_epsilon())
-
-    for _ in range(60):
-        one_round()
-    found = Parts(round=processor_seconds(one_round), update=processor_seconds(trainer.step))
+        times.append(time.process_time())
+        act, update, receive = (b - a for a, b in itertools.pairwise(times))
+        timed.append(Parts(round=act + receive, update=update))
     trainer.env.close()
-    return found
-
-
-def processor_seconds(work: Callable[[], object]) -> float:
-    """Median processor time per call over several repeats."""
-    work()
-    stretches = []
-    for _ in range(6):
-        begun = time.process_time()
-        for _ in range(REPEATS // 6):
-            work()
-        stretches.append((time.process_time() - begun) / (REPEATS // 6))
-    return statistics.median(stretches)
+    return middle_of(timed[WARM_UP + 10 :])
 
 
 def all_reduce_seconds(config: Config) -> float:
