@@ -52,6 +52,18 @@ class ImageData:
                 raise ValueError(f"data: labels must be 0 .. {self.classes - 1}")
 
 
+def constant_accuracy(train: Tensor, test: Tensor) -> float:
+    """Share of test answers that the most frequent training answer gives whatever the input.
+
+    Args:
+        train: answers [N] or, where each is several numbers, [N, K].
+        test: answers [M] or [M, K].
+    """
+    answers, counts = train.unique(dim=0, return_counts=True)
+    right = test == answers[counts.argmax()]
+    return float(right.flatten(1).all(1).float().mean() if right.ndim > 1 else right.float().mean())
+
+
 def load_images(name: str, folder: Path | None) -> ImageData:
     """A data set by name.
 

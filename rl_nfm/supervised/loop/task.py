@@ -63,6 +63,10 @@ class Task(ABC, Generic[C]):
     lower_is_better: ClassVar[bool] = False
     """Whether the lowest `validation` is the best one."""
 
+    tested_weights: ClassVar[Literal["best", "last"]] = "best"
+    """Of which evaluation `test` gets the weights: the best `validation` (without any, the last)
+    or the last."""
+
     free_in_evaluation: ClassVar[Sequence[str]] = ()
     """Options that choose the test data; an evaluation of a trained model may change them."""
 
@@ -95,7 +99,7 @@ class Task(ABC, Generic[C]):
         return {}
 
     def test(self, model: nn.Module) -> Metrics:
-        """Further metrics of the trained model, computed once."""
+        """Further metrics of the trained model, computed once; see `tested_weights`."""
         del model
         return {}
 
@@ -112,6 +116,24 @@ class Task(ABC, Generic[C]):
         known = [i for i, row in enumerate(history) if "validation" in row]
         best = min if self.lower_is_better else max
         return best(known, key=lambda i: history[i]["validation"], default=len(history) - 1)
+
+    def hold_out(self, count: int, share: float) -> tuple[Tensor, Tensor]:
+        """Indices of the examples that validate, drawn at random, and of those that train.
+
+        Args:
+            count: N examples.
+            share: of them that is held out; with 0 nothing is, or drawn.
+
+        Raises:
+            ValueError: one of the two sets is empty, or `patience_epochs` needs validation.
+        """
+        if not share and self.config.patience_epochs is not None:
+            raise ValueError("patience_epochs: has no effect without validation above 0")
+        held = round(share * count)
+        if held == count or (share and not held):
+            raise ValueError(f"validation: {share} leaves one of the two sets empty")
+        order = torch.randperm(count) if held else torch.arange(count)
+        return order[:held], order[held:]
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimiser; by default Adam."""

@@ -127,6 +127,8 @@ class Trial:
         ]
         if not history:  # epochs = 0: the untrained model
             history = [self._evaluate()]
+        if self.task.tested_weights == "best" and (self.folder / BEST).is_dir():
+            load_weights(self.folder / BEST, self.model)
         self.model.eval()
         with torch.no_grad(), self._autocast():
             more = self.task.test(self.model)

@@ -11,7 +11,8 @@ the bound is one of the data's own bits.
 Metrics on the test images: `bits_per_dim`, the negative evidence lower bound; `kl_bits` and
 `pixel_bits`, its two parts in bits per image; `iw_bits_per_dim` after training, the tighter bound
 of `importance_samples` draws (Burda et al. 2016, equation 8). The baseline knows the histogram of
-each pixel over the training images and nothing else.
+each pixel over the training images and nothing else. The epoch of the least `validation`, the bound
+on held-out training images, is reported.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,6 +49,8 @@ class AutoencodingConfig(LoopConfig):
     """digits: embedded in scikit-learn; mnist: IDX files, Fashion-MNIST's too, in `data_folder`."""
     data_folder: Path | None = None
     """Folder of the IDX files."""
+    validation: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of the training images that chooses the reported epoch; 0: the last is reported."""
     width: Annotated[int, Gt(0)] = 16
     """Channels of the first stage of encoder and decoder; doubled at each further one."""
     latent_size: Annotated[int, Gt(0)] = 32
@@ -177,13 +180,16 @@ class AutoencodingTask(Task[AutoencodingConfig]):
     """One trial of the autoencoder."""
 
     used_by: ClassVar = {"nfm": ("nfm", "cnn_matched")}
+    lower_is_better = True
 
     def __init__(self, config: AutoencodingConfig, device: torch.device):
         super().__init__(config, device)
         data = load_images(config.data, config.data_folder)
         images = (data.train_images, data.test_images)
         self.levels = 17 if config.data == "digits" else 256
-        self.train, self.tests = (_to_levels(x, self.levels).to(device) for x in images)
+        train, self.tests = (_to_levels(x, self.levels).to(device) for x in images)
+        held, kept = (x.to(device) for x in self.hold_out(len(train), config.validation))
+        self.train, self.validation = train[kept], train[held]
         self.dims = self.train[0].numel()
 
     def build_model(self) -> nn.Module:
@@ -215,17 +221,22 @@ class AutoencodingTask(Task[AutoencodingConfig]):
         return (pixel_nats + kl_nats).mean() / (self.dims * math.log(2))
 
     def evaluate(self, model: nn.Module) -> Metrics:
-        """The bound of the test images and its two parts; the draws are the same every time."""
+        """The bound of the test images and its two parts; the draws are the same every time.
+
+        `validation` is the bound of the held-out images, if there are any.
+        """
+        pixel, kl = self._bits(model, self.tests)
+        metrics = {"bits_per_dim": (pixel + kl) / self.dims, "pixel_bits": pixel, "kl_bits": kl}
+        if len(self.validation):
+            metrics["validation"] = sum(self._bits(model, self.validation)) / self.dims
+        return metrics
+
+    def _bits(self, model: nn.Module, images: Tensor) -> tuple[float, float]:
+        """The two parts of the bound in bits per image."""
         generator = torch.Generator(self.device).manual_seed(0)
-        chunks = [self._nats(model, images, generator) for images in self.tests.split(CHUNK)]
-        pixel, kl = (
-            float(torch.cat(part).mean()) / math.log(2) for part in zip(*chunks, strict=True)
-        )
-        return {
-            "bits_per_dim": (pixel + kl) / self.dims,
-            "pixel_bits": pixel,
-            "kl_bits": kl,
-        }
+        chunks = [self._nats(model, part, generator) for part in images.split(CHUNK)]
+        pixel, kl = (float(torch.cat(part).mean()) for part in zip(*chunks, strict=True))
+        return pixel / math.log(2), kl / math.log(2)
 
     def test(self, model: nn.Module) -> Metrics:
         """The tighter bound, from many draws per image."""
@@ -240,8 +251,9 @@ class AutoencodingTask(Task[AutoencodingConfig]):
         counts = torch.ones(self.dims, self.levels, device=self.device)
         counts.scatter_add_(1, flat.T, torch.ones_like(flat.T, dtype=counts.dtype))
         logs = (counts / counts.sum(1, keepdim=True)).log2()
-        bits = -logs.gather(1, self.tests.flatten(1).long().T).mean()
-        return {"bits_per_dim": float(bits)}
+        sets = {"bits_per_dim": self.tests, "validation": self.validation}
+        bits = {k: -logs.gather(1, x.flatten(1).long().T).mean() for k, x in sets.items() if len(x)}
+        return {name: float(value) for name, value in bits.items()}
 
     def _nats(
         self, model: nn.Module, images: Tensor, generator: torch.Generator | None

@@ -38,7 +38,7 @@ from rl_nfm.supervised.data.augmentation import (
     random_crop,
     random_flip,
 )
-from rl_nfm.supervised.data.datasets import load_images
+from rl_nfm.supervised.data.datasets import constant_accuracy, load_images
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
 from rl_nfm.supervised.tasks.published import CLASSIFICATION
@@ -136,6 +136,7 @@ class ClassificationTask(Task[ClassificationConfig]):
     """One trial of classification."""
 
     used_by: ClassVar = {"nfm": ("nfm",), "share_convolutions": ("nfm",)}
+    tested_weights: ClassVar = "last"  # as published
     free_in_evaluation: ClassVar = ("data", "data_folder", "occlusion")
     columns: ClassVar = Columns(
         shown=("accuracy*",), percent=("accuracy*", "validation"), published=CLASSIFICATION
@@ -151,14 +152,7 @@ class ClassificationTask(Task[ClassificationConfig]):
             raise ValueError(
                 f"occlusion: {config.occlusion} is larger than the images, whose side is {side}"
             )
-        if config.patience_epochs is not None and not config.validation:
-            raise ValueError("patience_epochs: has no effect without validation above 0")
-        count = len(self.data.train_images)
-        held = round(config.validation * count)
-        if held == count or (config.validation and not held):
-            raise ValueError(f"validation: {config.validation} leaves one of the two sets empty")
-        order = torch.randperm(count) if held else torch.arange(count)
-        self.held_out, self.kept = order[:held], order[held:]
+        self.held_out, self.kept = self.hold_out(len(self.data.train_images), config.validation)
         mean, deviation = channel_statistics(self.data.train_images)
         self.mean, self.deviation = mean.to(device), deviation.to(device)
 
@@ -209,6 +203,17 @@ class ClassificationTask(Task[ClassificationConfig]):
         """See `soft_label_loss`."""
         images, targets = batch
         return soft_label_loss(model(images).float(), targets)
+
+    def baselines(self) -> Metrics:
+        """Of naming the most frequent class of the training images."""
+        labels = self.data.train_labels
+        chance = constant_accuracy(labels[self.kept], self.data.test_labels)
+        names = ["accuracy", "accuracy_last"]
+        names += ["accuracy_occluded"] if self.config.occlusion else []
+        found = dict.fromkeys(names, chance)
+        if len(self.held_out):
+            found["validation"] = constant_accuracy(labels[self.kept], labels[self.held_out])
+        return found
 
     def evaluate(self, model: nn.Module) -> Metrics:
         """Accuracy on the test images, and on the held-out training images if there are any."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rl_nfm.supervised.columns import Columns
-from rl_nfm.supervised.data.datasets import load_images
+from rl_nfm.supervised.data.datasets import constant_accuracy, load_images
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import Metrics, Task, register_loop_task
 from rl_nfm.supervised.tasks.published import SEQUENTIAL_DIGITS
@@ -79,13 +79,10 @@ class SequentialDigitsTask(Task[SequentialDigitsConfig]):
     def __init__(self, config: SequentialDigitsConfig, device: torch.device):
         super().__init__(config, device)
         data = load_images(config.data, config.data_folder)
-        order = torch.randperm(len(data.train_images))
-        held = round(config.validation * len(order))
-        if not 0 < held < len(order):
-            raise ValueError(f"validation: {config.validation} leaves one of the two sets empty")
+        held, kept = self.hold_out(len(data.train_images), config.validation)
         tokens = to_tokens(data.train_images, config.train_size)
-        self.train = (tokens[order[held:]], data.train_labels[order[held:]])
-        self.tests = {"validation": (tokens[order[:held]], data.train_labels[order[:held]])}
+        self.train = (tokens[kept], data.train_labels[kept])
+        self.tests = {"validation": (tokens[held], data.train_labels[held])}
         for size in (config.train_size, *config.test_sizes):
             self.tests[f"accuracy_{size}"] = (to_tokens(data.test_images, size), data.test_labels)
 
@@ -106,6 +103,11 @@ class SequentialDigitsTask(Task[SequentialDigitsConfig]):
         """Cross-entropy after the last pixel."""
         tokens, labels = batch
         return F.cross_entropy(model(tokens, 1)[:, 0].float(), labels)
+
+    def baselines(self) -> Metrics:
+        """Of naming the most frequent class of the training images."""
+        labels = self.train[1]
+        return {name: constant_accuracy(labels, test) for name, (_, test) in self.tests.items()}
 
     def evaluate(self, model: nn.Module) -> Metrics:
         """Accuracy on the validation set and at each size of the test set."""

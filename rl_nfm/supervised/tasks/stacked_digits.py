@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from rl_nfm.backbones.matching import same_params_as
 from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, TaskNFMConfig
 from rl_nfm.supervised.columns import Columns
-from rl_nfm.supervised.data.datasets import load_images
+from rl_nfm.supervised.data.datasets import constant_accuracy, load_images
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
 from rl_nfm.supervised.tasks.published import STACKED_DIGITS
@@ -205,6 +205,17 @@ class StackedDigitsTask(Task[StackedDigitsConfig]):
         """Binary cross-entropy of the ten bits."""
         frames, bits = batch
         return F.binary_cross_entropy_with_logits(model(frames).float(), bits)
+
+    def baselines(self) -> Metrics:
+        """Of the most frequent set of digits (exact) and value of each bit (label) in training."""
+        train = torch.cat([bits for _, bits in self.train.values()])
+        validated = torch.cat([bits for _, bits in self.validation.values()])
+        usual = train.mean(0) > 0.5
+        found = {"validation": constant_accuracy(train, validated)}
+        for count, (_, bits) in self.tests.items():
+            found[f"exact_{count}"] = constant_accuracy(train, bits)
+            found[f"label_{count}"] = float((usual == (bits > 0.5)).float().mean())
+        return found
 
     def evaluate(self, model: nn.Module) -> Metrics:
         """Exact matches and correct bits by count, and exact matches on the validation frames."""

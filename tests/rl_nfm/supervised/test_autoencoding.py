@@ -13,6 +13,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 from rl_nfm.backbones.matching import count_parameters
 from rl_nfm.nfm import NeuralFunctionModule
 from rl_nfm.supervised.cli import main
+from rl_nfm.supervised.loop.evaluate import load_trained
 from rl_nfm.supervised.tasks import autoencoding
 from rl_nfm.supervised.tasks.autoencoding import Autoencoder, AutoencodingConfig, log_bins
 
@@ -131,6 +132,7 @@ def test_a_short_run_improves(tmp_path):
     out = tmp_path / "run"
     options = ["--model", "cnn", "--width", "8", "--importance-samples", "2"]
     options += ["--epochs", "8", "--eval-every-epochs", "1", "--learning-rate", "3e-3"]
+    options += ["--validation", "0"]
     assert main(["autoencoding", "--out", str(out), *options]) == 0
     result = json.loads((out / "result.json").read_text())
     lines = (out / "trial0" / "metrics.jsonl").read_text().splitlines()
@@ -138,3 +140,45 @@ def test_a_short_run_improves(tmp_path):
     assert curve[-1] < 0.9 * curve[0]
     assert result["mean"]["bits_per_dim"] == pytest.approx(curve[-1])
     assert result["baselines"]["bits_per_dim"] > 0
+
+
+def test_the_best_validation_is_reported_whole(tmp_path, monkeypatch):
+    """The bounds of training and those computed once are of the same weights."""
+    real, errors = autoencoding.AutoencodingTask.evaluate, [2.0, 1.0, 3.0]
+
+    def evaluate(self, model):
+        found = real(self, model)
+        return {**found, "validation": errors.pop(0)} if errors else found
+
+    monkeypatch.setattr(autoencoding.AutoencodingTask, "evaluate", evaluate)
+    options = ["--model", "cnn", "--width", "4", "--importance-samples", "2"]
+    options += ["--epochs", "3", "--eval-every-epochs", "1", "--device", "cpu"]
+    assert main(["autoencoding", "--out", str(tmp_path / "run"), *options]) == 0
+    trial = json.loads((tmp_path / "run" / "result.json").read_text())["trials"][0]
+    assert trial["best_epoch"] == 2
+    best, last = (load_trained(tmp_path / "run", weights=weights) for weights in ("best", "last"))
+    for name in ("bits_per_dim", "iw_bits_per_dim"):
+        assert trial["metrics"][name] == best.evaluate()[name] != last.evaluate()[name]
+    assert main(["autoencoding", "--resume", str(tmp_path / "run"), "--epochs", "4"]) == 0
+    again = load_trained(tmp_path / "run", weights="last")
+    assert again.epoch == 4, "training went on from the last weights, not from the best"
+
+
+def test_images_that_validate_are_not_trained_on():
+    torch.manual_seed(1)
+    config = AutoencodingConfig(model="cnn", width=4, validation=0.2)
+    task = autoencoding.AutoencodingTask(config, torch.device("cpu"))
+    assert (len(task.train), len(task.validation), len(task.tests)) == (1150, 287, 360)
+    whole = autoencoding.AutoencodingTask(AutoencodingConfig(), torch.device("cpu"))
+    assert len(whole.train) == 1437
+    both = torch.cat([task.train, task.validation]).flatten(1)
+    assert both.unique(dim=0).shape == whole.train.flatten(1).unique(dim=0).shape
+    net = task.build_model().eval()
+    with torch.no_grad():
+        found = task.evaluate(net)
+        task.tests = task.validation
+        assert task.evaluate(net)["bits_per_dim"] == found["validation"]
+    assert "validation" not in whole.baselines()
+    assert set(task.baselines()) == {"bits_per_dim", "validation"}
+    with pytest.raises(ValueError, match="patience_epochs: has no effect without validation"):
+        autoencoding.AutoencodingTask(AutoencodingConfig(patience_epochs=2), torch.device("cpu"))
