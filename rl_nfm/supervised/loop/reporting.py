@@ -1,4 +1,4 @@
-"""The files of a run: metrics.jsonl, TensorBoard curves and one JSON result."""
+"""The files of a run: metrics.jsonl, TensorBoard curves, pictures and one JSON result."""
 
 import json
 import math
@@ -9,8 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from rl_nfm.support.curves import Curves
 from rl_nfm.support.metrics_file import MetricsFile
+from rl_nfm.support.output_files import written
 
 Metrics = Mapping[str, float]
 METRICS_FILE = "metrics.jsonl"
@@ -26,6 +29,7 @@ class MetricsLog:
 
     def __init__(self, folder: Path, *, last_epoch: int = 0):
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         self._metrics = _metrics_file(folder)
         self._metrics.cut(last_epoch)
         self._curves = Curves(folder, purge_step=last_epoch + 1)
@@ -35,6 +39,23 @@ class MetricsLog:
         self._metrics.append({"epoch": epoch, **metrics})
         self._curves.draw(
             lambda writer: [writer.add_scalar(name, metrics[name], epoch) for name in metrics]
+        )
+
+    def write_pictures(self, epoch: int, pictures: Mapping[str, Tensor]) -> None:
+        """Write pictures, uint8 [H, W, 1 or 3], as NAME_EPOCH.png and into TensorBoard."""
+        if not pictures:
+            return
+        from PIL import Image
+
+        for name, picture in pictures.items():
+            array = picture.numpy()
+            with written(self._folder / f"{name}_{epoch:06d}.png") as partial:
+                Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(partial)
+        self._curves.draw(
+            lambda writer: [
+                writer.add_image(name, picture.numpy(), epoch, dataformats="HWC")
+                for name, picture in pictures.items()
+            ]
         )
 
     def close(self) -> None:

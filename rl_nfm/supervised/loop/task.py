@@ -103,6 +103,14 @@ class Task(ABC, Generic[C]):
         del model
         return {}
 
+    def pictures(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """Pictures by name, uint8 [H, W, 1 or 3], made after every evaluation.
+
+        Each becomes NAME_EPOCH.png in the trial's folder, which a report shows.
+        """
+        del model
+        return {}
+
     def summarise(self, history: Sequence[Metrics]) -> Metrics:
         """The trial's metrics from those of all evaluations; by default, of the best validation."""
         return dict(history[self.best_index(history)])

@@ -67,6 +67,7 @@ class Trial:
                 ):
                     metrics = {"train_loss": loss, **self._evaluate()}
                     log.write(self.epoch, metrics)
+                    log.write_pictures(self.epoch, self._pictures())
                     progress.write(f"{self.folder.name} epoch {self.epoch}: {_one_line(metrics)}")
                     history.append({"epoch": self.epoch, **metrics})
                     if "validation" in metrics and self._best(history) is history[-1]:
@@ -116,6 +117,10 @@ class Trial:
         self.model.eval()
         with torch.no_grad(), self._autocast():
             return self.task.evaluate(self.model)
+
+    def _pictures(self) -> Mapping[str, Tensor]:
+        with torch.no_grad(), self._autocast():
+            return self.task.pictures(self.model)
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bf16"

@@ -12,6 +12,7 @@ import tyro
 from rl_nfm.supervised.registry import TaskEntry, task_entry
 from rl_nfm.supervised.report.curves import draw_curves
 from rl_nfm.supervised.report.finished import FinishedRun, Result, finished_runs, read_results
+from rl_nfm.supervised.report.pictures import copy_pictures, pictures_markdown
 from rl_nfm.supervised.report.table import Row, differences, make_rows, markdown
 from rl_nfm.support.flags import parse_flags
 from rl_nfm.support.output_files import check_file, write_json, written
@@ -80,6 +81,9 @@ def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
         drawn = draw_curves(entry.columns, rows, picture)
         files += [picture] * drawn
         text += _section(entry, rows, picture.name if drawn else "")
+        pictures = copy_pictures(rows, out, entry.name)
+        files += [copy for _, copies in pictures for copy in copies]
+        text += pictures_markdown(pictures)
         content[entry.name] = {"rows": [row.to_plain() for row in rows]}
         runs += [(row.name, run) for row in rows for run in row.runs]
     if notes:

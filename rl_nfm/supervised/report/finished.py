@@ -46,6 +46,8 @@ class FinishedRun:
     """Metrics of each evaluation, with `updates`."""
     where: Path
     """The result file."""
+    folder: Path
+    """Of the seed's own files; it need not exist."""
 
 
 def read_results(paths: Sequence[Path], notes: list[str]) -> dict[Path, Result]:
@@ -114,7 +116,8 @@ def _run(file: Path, result: Result, index: int) -> FinishedRun:
         if name != "seed" and isinstance(value, int | float) and math.isfinite(value)
     }
     each = trial["updates"] / trial["epochs"] if trial.get("epochs") else 0.0
-    rows = read_metrics(file.parent / f"trial{index}") if each else []
+    folder = file.parent / f"trial{index}"
+    rows = read_metrics(folder) if each else []
     return FinishedRun(
         task=result["task"],
         settings=settings_of(result["config"]),
@@ -125,6 +128,7 @@ def _run(file: Path, result: Result, index: int) -> FinishedRun:
         baselines=result.get("baselines", {}),
         history=[{**row, "updates": row["epoch"] * each} for row in rows],
         where=file,
+        folder=folder,
     )
 
 
