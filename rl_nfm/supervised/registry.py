@@ -2,7 +2,8 @@
 
 A task that fits the shared loop registers with `loop.run.register_loop_task`. A task with another
 loop, such as one that trains all seeds in one batch, registers its `main` with `register_task`.
-Other packages name the modules of their tasks in entry points of the group `rl_nfm.tasks`.
+Other packages name the modules of their tasks in entry points of the group `rl_nfm.tasks`, and
+those that add models to a task in the group `rl_nfm.models` (see `models`).
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_nfm.supervised.columns import Columns
+from rl_nfm.supervised.models import MODELS, Models, check_reads
 from rl_nfm.support.configuration import nearest
 from rl_nfm.support.discovery import load_plugins
 
@@ -29,14 +31,19 @@ class TaskEntry:
     """The checked config of a run from its flags; raises ValueError."""
     presets: Mapping[str, Any]
     """Name to config."""
-    used_by: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
-    """Option to the models that read it; with any other model, setting it is refused."""
+    models: Models | None = None
+    """What `--model` chooses from; none: the task has one model, or names them in its config."""
     columns: Columns = dataclasses.field(default_factory=Columns)
     """Columns of a table of its runs."""
     write_table: Callable[[Path, Sequence[Mapping[str, Any]]], str] | None = None
     """Writes this task's table and pictures for a report; none: the common table is used."""
     task: Any = None
     """The `loop.task.Task` that the shared loop trains; none if the task has another loop."""
+
+    @property
+    def used_by(self) -> Mapping[str, Sequence[str]]:
+        """Option to the models that read it; with any other model, setting it is refused."""
+        return getattr(self.task, "used_by", {}) if self.models is None else self.models.used_by
 
 
 _TASKS: dict[str, TaskEntry] = {}
@@ -55,12 +62,13 @@ def register_task(entry: TaskEntry) -> None:
 
 
 def _load_plugins() -> None:
-    """Load the tasks of other packages, once."""
+    """Load the tasks and models of other packages, once."""
     global _plugins_loaded
     if _plugins_loaded:
         return
     _plugins_loaded = True
     load_plugins("rl_nfm.tasks", "task", _TASKS)
+    load_plugins("rl_nfm.models", "model", MODELS, check_reads)
 
 
 def task_names() -> list[str]:

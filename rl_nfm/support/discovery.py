@@ -5,8 +5,9 @@ import logging
 import pkgutil
 from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, TypeVar
 
+K = TypeVar("K")
 _LOG = logging.getLogger(__name__)
 
 
@@ -24,8 +25,8 @@ def import_modules(package: str, folders: Iterable[str]) -> None:
 def load_plugins(
     group: str,
     kind: str,
-    registry: dict[str, Any],
-    check: Callable[[Iterable[str]], None] = lambda names: None,
+    registry: dict[K, Any],
+    check: Callable[[Iterable[K]], None] = lambda names: None,
 ) -> None:
     """Import the modules that other packages name in their entry points; skip broken ones.
 

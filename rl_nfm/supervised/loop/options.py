@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt
 
+from rl_nfm.supervised.models import Models
 from rl_nfm.support.configuration import nearest, validate
 from rl_nfm.support.flags import parse_flags
 from rl_nfm.support.former import with_current_names
@@ -59,6 +60,7 @@ def parse_config(
     task: str,
     presets: Mapping[str, ConfigT],
     description: str = "",
+    models: Models | None = None,
 ) -> ConfigT:
     """The config of a run from its flags.
 
@@ -67,9 +69,11 @@ def parse_config(
         task: its name, for `--help`.
         presets: configs by name; each config's field `preset` must be that name.
         description: first paragraph of `--help`.
+        models: what the option `model` chooses from, where it is a name in this table.
 
     Raises:
-        ValueError: unknown flag or preset, bad value, or a change that `--resume` does not allow.
+        ValueError: unknown flag, preset or model, bad value, an option that the model does not
+            read, or a change that `--resume` does not allow.
         SystemExit: 0 after `--help`.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -90,9 +94,14 @@ def parse_config(
         default = read_config(first.resume, cls, task=task)
     elif first.nfm_preset is not None and hasattr(default, "nfm"):
         default = with_nfm_preset(default, first.nfm_preset)
+    if models is not None:
+        description = f"{description.rstrip()}\n\n{models.describe()}"
     config = parse_flags(
         cls, argv, default=default, prog=f"rl-nfm supervised {task}", description=description
     )
+    if models is not None:
+        _ = models[vars(config)["model"]]  # an unknown name is an error
+        refuse_unused(config, presets, models.used_by)
     if first.resume is not None:
         _check_resumable(default, config)
     return config

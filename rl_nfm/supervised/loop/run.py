@@ -45,8 +45,10 @@ def register_loop_task(
     """
 
     def parse(argv: Sequence[str]) -> LoopConfig:
-        config = parse_config(argv, task=name, presets=presets, description=summary)
-        if "model" in vars(config):
+        config = parse_config(
+            argv, task=name, presets=presets, description=summary, models=task.models
+        )
+        if task.models is None and "model" in vars(config):
             refuse_unused(config, presets, task.used_by)
         return config
 
@@ -61,7 +63,7 @@ def register_loop_task(
             main=main,
             parse=parse,
             presets=presets,
-            used_by=task.used_by,
+            models=task.models,
             columns=task.columns,
             task=task,
         )

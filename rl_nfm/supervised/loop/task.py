@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.loop.options import RunConfig
+from rl_nfm.supervised.models import Models
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,11 @@ class Task(ABC, Generic[C]):
     from them freely. Test data should come from a separate generator, with one seed for all trials.
     """
 
+    models: ClassVar[Models | None] = None
+    """What the config's `model` chooses from; none: `build_model` knows what to build."""
+
     used_by: ClassVar[Mapping[str, Sequence[str]]] = {}
-    """For an option, the models that read it; setting it with any other model is an error."""
+    """Without `models`: for an option, the models that read it."""
 
     columns: ClassVar[Columns] = Columns()
     """Columns of a table of runs."""
@@ -74,9 +78,10 @@ class Task(ABC, Generic[C]):
         self.config = config
         self.device = device
 
-    @abstractmethod
     def build_model(self) -> nn.Module:
-        """The model, on the CPU."""
+        """The model, on the CPU; by default, what `models` makes of the task."""
+        assert self.models is not None, "a task without `models` must override build_model"
+        return self.models[vars(self.config)["model"]].build(self)
 
     @abstractmethod
     def batches(self, epoch: int) -> Iterable[Any]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import Metrics, Task, register_loop_task
-from rl_nfm.supervised.tasks.recurrent import USED_BY, RecurrentConfig, SequenceModel
+from rl_nfm.supervised.tasks.recurrent import CORES, RecurrentConfig, SequenceModel
 
 BASELINE_MSE = 2 / 12
 
@@ -65,7 +65,7 @@ def make_sequences(
 class AddingTask(Task[AddingConfig]):
     """One trial of the adding task."""
 
-    used_by = USED_BY
+    models = CORES
     lower_is_better = True
     free_in_evaluation: ClassVar = ("test_steps", "test_examples")
     columns: ClassVar = Columns(shown=("mse_*",))

@@ -38,13 +38,13 @@ from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.loop.options import (
     parse_config,
     plain,
-    refuse_unused,
     run_folder,
     write_config,
 )
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.reporting import MetricsLog, versions, write_result
 from rl_nfm.supervised.loop.seed_batch import SeedBatch, seed_generator
+from rl_nfm.supervised.models import Models
 from rl_nfm.supervised.registry import TaskEntry, register_task
 from rl_nfm.supervised.tasks.arithmetic_function import ArithmeticConfig, FunctionTask, summarise
 from rl_nfm.support.bare_flags import spell_out
@@ -57,12 +57,10 @@ CHUNK = 100
 """Number of updates whose batches are drawn together."""
 
 PRESETS = Presets("arithmetic", ArithmeticConfig)
-USED_BY = {
-    "share_weights": ("nalu",),
-    "regularizer": ("inalu", "nau", "nmu"),
-    "ramp_start": ("inalu", "nau", "nmu"),
-    "ramp_end": ("inalu", "nau", "nmu"),
-}
+UNITS = Models("arithmetic")
+"""A unit is registered as a function that makes a layer from the options, the numbers of its inputs
+and outputs, and its index: 0 or 1."""
+_RAMP = ("regularizer", "ramp_start", "ramp_end")
 
 COLUMNS = Columns(
     shown=("success", "solved_at", "extrapolation", "sparsity_error"), percent=("success",)
@@ -80,9 +78,8 @@ class UnitStack(nn.Module):
     def __init__(self, config: ArithmeticConfig, inputs: int):
         super().__init__()
         hidden = config.hidden_size
-        self.layers = nn.ModuleList(
-            (_layer(config, inputs, hidden, 0), _layer(config, hidden, 1, 1))
-        )
+        make = UNITS[config.model].build
+        self.layers = nn.ModuleList((make(config, inputs, hidden, 0), make(config, hidden, 1, 1)))
 
     def forward(self, x: Tensor, *, extra: Literal["none", "penalty", "sparsity"] = "none") -> Any:
         """From [B, I] to [B]; `extra` adds a scalar: the regularisers' sum or sparsity error."""
@@ -97,29 +94,47 @@ class UnitStack(nn.Module):
         return y, torch.stack([sparsity_error(weight) for weight in weights]).max()
 
 
-def _layer(config: ArithmeticConfig, inputs: int, outputs: int, index: int) -> nn.Module:
-    match config.model:
-        case "linear":
-            return nn.Linear(inputs, outputs, bias=False)
-        case "nac":
-            in_log_space = index == 1 and config.op in ("mul", "div")
-            cell = MultiplicativeAccumulatorCell if in_log_space else NeuralAccumulatorCell
-            return cell(inputs, outputs)
-        case "nalu":
-            return NeuralArithmeticLogicUnit(
-                inputs, outputs, share_weights=config.share_weights, eps=1e-7
-            )
-        case "inalu":
-            return INALU(inputs, outputs)
-        case "nau":
-            return NAU(inputs, outputs)
-        case "nmu":
-            return (NAU, NMU)[index](inputs, outputs)
+@UNITS.register("linear", "linear layers without bias")
+def _linear(config: ArithmeticConfig, inputs: int, outputs: int, index: int) -> nn.Module:
+    del config, index
+    return nn.Linear(inputs, outputs, bias=False)
+
+
+@UNITS.register("nac", "neural accumulators, the second in log space for mul and div")
+def _nac(config: ArithmeticConfig, inputs: int, outputs: int, index: int) -> nn.Module:
+    in_log_space = index == 1 and config.op in ("mul", "div")
+    return (MultiplicativeAccumulatorCell if in_log_space else NeuralAccumulatorCell)(
+        inputs, outputs
+    )
+
+
+@UNITS.register("nalu", "neural arithmetic logic units", reads=("share_weights",))
+def _nalu(config: ArithmeticConfig, inputs: int, outputs: int, index: int) -> nn.Module:
+    del index
+    return NeuralArithmeticLogicUnit(inputs, outputs, share_weights=config.share_weights, eps=1e-7)
+
+
+@UNITS.register("inalu", "improved NALUs", reads=_RAMP)
+def _inalu(config: ArithmeticConfig, inputs: int, outputs: int, index: int) -> nn.Module:
+    del config, index
+    return INALU(inputs, outputs)
+
+
+@UNITS.register("nau", "neural addition units", reads=_RAMP)
+def _nau(config: ArithmeticConfig, inputs: int, outputs: int, index: int) -> nn.Module:
+    del config, index
+    return NAU(inputs, outputs)
+
+
+@UNITS.register("nmu", "a neural addition unit, then a neural multiplication unit", reads=_RAMP)
+def _nmu(config: ArithmeticConfig, inputs: int, outputs: int, index: int) -> nn.Module:
+    del config
+    return (NAU, NMU)[index](inputs, outputs)
 
 
 def ramp(config: ArithmeticConfig, update: int) -> float:
     """Factor of the regulariser at an update (Madsen & Johansen, section 2.2)."""
-    if config.model not in USED_BY["regularizer"]:
+    if "regularizer" not in UNITS[config.model].reads:
         return 0.0
     share = (update - config.ramp_start) / (config.ramp_end - config.ramp_start)
     return config.regularizer * min(max(share, 0.0), 1.0)
@@ -243,10 +258,13 @@ def _check(config: ArithmeticConfig) -> None:
 def parse(argv: Sequence[str]) -> ArithmeticConfig:
     """See `TaskEntry.parse`."""
     config = parse_config(
-        spell_out(argv, ArithmeticConfig), task=NAME, presets=PRESETS, description=__doc__ or ""
+        spell_out(argv, ArithmeticConfig),
+        task=NAME,
+        presets=PRESETS,
+        description=__doc__ or "",
+        models=UNITS,
     )
     _check(config)
-    refuse_unused(config, PRESETS, USED_BY)
     return config
 
 
@@ -290,7 +308,7 @@ register_task(
         main=main,
         parse=parse,
         presets=PRESETS,
-        used_by=USED_BY,
+        models=UNITS,
         columns=COLUMNS,
     )
 )

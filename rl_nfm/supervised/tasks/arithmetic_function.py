@@ -29,8 +29,8 @@ class ArithmeticConfig(RunConfig):
 
     op: Literal["add", "sub", "mul", "div"] = "mul"
     """Of the two sums a and b."""
-    model: Literal["linear", "nac", "nalu", "inalu", "nau", "nmu"] = "nmu"
-    """Two layers of which unit."""
+    model: str = "nmu"
+    """Two layers of one of the units listed above."""
     task: Literal["simple", "subsets"] = "simple"
     """simple: 4 inputs, fixed sums; subsets: `input_size` inputs, sums of subsets."""
     input_size: Annotated[int, Ge(4)] = 100

@@ -11,16 +11,15 @@ the bound is one of the data's own bits.
 Metrics on the test images: `bits_per_dim`, the negative evidence lower bound; `kl_bits` and
 `pixel_bits`, its two parts in bits per image; `iw_bits_per_dim` after training, the tighter bound
 of `importance_samples` draws (Burda et al. 2016, equation 8). The baseline knows the histogram of
-each pixel over the training images and nothing else. The epoch of the least `validation`, the bound
-on held-out training images, is reported.
+each pixel over the training images. `validation`, the bound of held-out ones, chooses the epoch.
 """
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -32,6 +31,7 @@ from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, TaskNFMConfig
 from rl_nfm.supervised.data.datasets import load_images
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
+from rl_nfm.supervised.models import Models
 
 CHUNK = 250
 REDUCTION = 8
@@ -43,8 +43,8 @@ AUTOENCODING_NFM = TaskNFMConfig(key_size=16, value_size=16, top_k=5).with_prese
 class AutoencodingConfig(LoopConfig):
     """Options of the autoencoder."""
 
-    model: Literal["cnn", "nfm", "cnn_matched"] = "nfm"
-    """The encoder; cnn_matched: the cnn, widened until it has as many parameters as nfm."""
+    model: str = "nfm"
+    """The encoder, one of the models listed above."""
     data: Literal["digits", "mnist"] = "digits"
     """digits: embedded in scikit-learn; mnist: IDX files, Fashion-MNIST's too, in `data_folder`."""
     data_folder: Path | None = None
@@ -62,6 +62,7 @@ class AutoencodingConfig(LoopConfig):
 
 
 PRESETS = Presets("autoencoding", AutoencodingConfig)
+MODELS = Models("autoencoding")
 
 
 def log_bins(pixels: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
@@ -126,7 +127,7 @@ class Autoencoder(nn.Module):
 
     def __init__(
         self,
-        image: tuple[int, int, int],
+        image: Sequence[int],
         *,
         levels: int,
         encoder_width: int,
@@ -179,7 +180,7 @@ def kl_from_standard_normal(mean: Tensor, log_std: Tensor) -> Tensor:
 class AutoencodingTask(Task[AutoencodingConfig]):
     """One trial of the autoencoder."""
 
-    used_by: ClassVar = {"nfm": ("nfm", "cnn_matched")}
+    models = MODELS
     lower_is_better = True
 
     def __init__(self, config: AutoencodingConfig, device: torch.device):
@@ -191,23 +192,6 @@ class AutoencodingTask(Task[AutoencodingConfig]):
         held, kept = (x.to(device) for x in self.hold_out(len(train), config.validation))
         self.train, self.validation = train[kept], train[held]
         self.dims = self.train[0].numel()
-
-    def build_model(self) -> nn.Module:
-        """See `Task.build_model`."""
-        config, shape = self.config, self.train.shape
-
-        def make(encoder_width: int, nfm: NFMConfig | None) -> Autoencoder:
-            image = (shape[1], shape[2], shape[3])
-            return Autoencoder(
-                image, levels=self.levels, encoder_width=encoder_width, config=config, nfm=nfm
-            )
-
-        if config.model == "cnn":
-            return make(config.width, None)
-        net = make(config.width, config.nfm)
-        if config.model == "nfm":
-            return net
-        return make(same_params_as(net, lambda width: make(width, None)), None)
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """Shuffled batches of images."""
@@ -234,9 +218,9 @@ class AutoencodingTask(Task[AutoencodingConfig]):
     def _bits(self, model: nn.Module, images: Tensor) -> tuple[float, float]:
         """The two parts of the bound in bits per image."""
         generator = torch.Generator(self.device).manual_seed(0)
-        chunks = [self._nats(model, part, generator) for part in images.split(CHUNK)]
-        pixel, kl = (float(torch.cat(part).mean()) for part in zip(*chunks, strict=True))
-        return pixel / math.log(2), kl / math.log(2)
+        chunks = zip(*(self._nats(model, x, generator) for x in images.split(CHUNK)), strict=True)
+        pixel, kl = (float(torch.cat(part).mean()) / math.log(2) for part in chunks)
+        return pixel, kl
 
     def test(self, model: nn.Module) -> Metrics:
         """The tighter bound, from many draws per image."""
@@ -279,8 +263,28 @@ class AutoencodingTask(Task[AutoencodingConfig]):
         return torch.stack(weights).logsumexp(0) - math.log(len(weights))
 
 
+def _make(task: AutoencodingTask, encoder_width: int, nfm: NFMConfig | None) -> Autoencoder:
+    sizes = {"levels": task.levels, "encoder_width": encoder_width}
+    return Autoencoder(task.train.shape[1:], **sizes, config=task.config, nfm=nfm)
+
+
+@MODELS.register("cnn", "convolutions alone")
+def _cnn(task: AutoencodingTask) -> nn.Module:
+    return _make(task, task.config.width, None)
+
+
+@MODELS.register("nfm", "convolutions with NFM", reads=("nfm",))
+def _nfm(task: AutoencodingTask) -> nn.Module:
+    return _make(task, task.config.width, task.config.nfm)
+
+
+@MODELS.register("cnn_matched", "cnn, widened to as many parameters as nfm", reads=("nfm",))
+def _cnn_matched(task: AutoencodingTask) -> nn.Module:
+    return _make(task, same_params_as(_nfm(task), lambda width: _make(task, width, None)), None)
+
+
 def _to_levels(images: Tensor, levels: int) -> Tensor:
-    """Convert pixels 0 .. 255 to levels 0 .. levels - 1; nothing may be lost."""
+    """Pixels 0 .. 255 as levels 0 .. levels - 1, without loss."""
     index = (images.float() * ((levels - 1) / 255)).round().to(torch.uint8)
     back = (index.float() * (255 / (levels - 1))).round().to(torch.uint8)
     if not torch.equal(back, images):

@@ -41,6 +41,7 @@ from rl_nfm.supervised.data.augmentation import (
 from rl_nfm.supervised.data.datasets import constant_accuracy, load_images
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
+from rl_nfm.supervised.models import Models
 from rl_nfm.supervised.tasks.published import CLASSIFICATION
 
 CHUNK = 200
@@ -51,8 +52,8 @@ CLASSIFICATION_NFM = TaskNFMConfig(top_k=5, out_norm="batch")
 class ClassificationConfig(LoopConfig):
     """Options of classification."""
 
-    model: Literal["resnet", "nfm"] = "nfm"
-    """PreActResNet, alone or with NFM."""
+    model: str = "nfm"
+    """One of the models listed above."""
     data: Literal["digits", "mnist", "cifar10", "cifar100", "folder"] = "cifar10"
     """digits: embedded in scikit-learn; the others: files in `data_folder`."""
     data_folder: Path | None = None
@@ -88,6 +89,7 @@ class ClassificationConfig(LoopConfig):
 
 
 PRESETS = Presets("classification", ClassificationConfig)
+MODELS = Models("classification")
 
 
 class Classifier(nn.Module):
@@ -135,7 +137,7 @@ def soft_label_loss(logits: Tensor, targets: Tensor) -> Tensor:
 class ClassificationTask(Task[ClassificationConfig]):
     """One trial of classification."""
 
-    used_by: ClassVar = {"nfm": ("nfm",), "share_convolutions": ("nfm",)}
+    models = MODELS
     tested_weights: ClassVar = "last"  # as published
     free_in_evaluation: ClassVar = ("data", "data_folder", "occlusion")
     columns: ClassVar = Columns(
@@ -155,18 +157,6 @@ class ClassificationTask(Task[ClassificationConfig]):
         self.held_out, self.kept = self.hold_out(len(self.data.train_images), config.validation)
         mean, deviation = channel_statistics(self.data.train_images)
         self.mean, self.deviation = mean.to(device), deviation.to(device)
-
-    def build_model(self) -> nn.Module:
-        """See `Task.build_model`."""
-        config, images = self.config, self.data.train_images
-        stem = "halving" if min(images.shape[2:]) >= 64 else "pixel"
-        return Classifier(
-            ResNetConfig(depth=config.depth, width=config.width, stem=stem),
-            config.nfm if config.model == "nfm" else None,
-            in_channels=images.shape[1],
-            classes=self.data.classes,
-            share_convolutions=config.share_convolutions,
-        )
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """SGD with Nesterov momentum."""
@@ -225,12 +215,12 @@ class ClassificationTask(Task[ClassificationConfig]):
         return metrics
 
     def test(self, model: nn.Module) -> Metrics:
-        """Accuracy with one black box in each image, and with random attention (nfm)."""
+        """Accuracy with one black box in each image, and with random attention (with NFM)."""
         config = self.config
         metrics = {"accuracy_last": self._accuracy(model, occlusion=0)}
         if config.occlusion:
             metrics["accuracy_occluded"] = self._accuracy(model, occlusion=config.occlusion)
-        if config.model == "nfm":
+        if any(isinstance(module, Place) for module in model.modules()):
             set_random_attention(model, True)
             metrics["accuracy_random_attention"] = self._accuracy(model, occlusion=0)
             set_random_attention(model, config.nfm.random_attention)
@@ -263,6 +253,28 @@ def set_random_attention(model: nn.Module, on: bool) -> None:
     for module in model.modules():
         if isinstance(module, Place):
             module.random_attention = on
+
+
+def _make(task: ClassificationTask, nfm: NFMConfig | None) -> Classifier:
+    config, images = task.config, task.data.train_images
+    stem = "halving" if min(images.shape[2:]) >= 64 else "pixel"
+    return Classifier(
+        ResNetConfig(depth=config.depth, width=config.width, stem=stem),
+        nfm,
+        in_channels=images.shape[1],
+        classes=task.data.classes,
+        share_convolutions=config.share_convolutions,
+    )
+
+
+@MODELS.register("resnet", "the PreActResNet alone")
+def _resnet(task: ClassificationTask) -> nn.Module:
+    return _make(task, None)
+
+
+@MODELS.register("nfm", "the PreActResNet with NFM", reads=("nfm", "share_convolutions"))
+def _nfm(task: ClassificationTask) -> nn.Module:
+    return _make(task, task.config.nfm)
 
 
 register_loop_task(

@@ -27,7 +27,7 @@ from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import Metrics, Task, register_loop_task
 from rl_nfm.supervised.tasks.published import COPYING
-from rl_nfm.supervised.tasks.recurrent import USED_BY, RecurrentConfig, SequenceModel
+from rl_nfm.supervised.tasks.recurrent import CORES, RecurrentConfig, SequenceModel
 
 SYMBOLS = 10
 """Blank, eight symbols, marker."""
@@ -77,7 +77,7 @@ def make_sequences(
 class CopyingTask(Task[CopyingConfig]):
     """One trial of the copying task."""
 
-    used_by = USED_BY
+    models = CORES
     lower_is_better = True
     free_in_evaluation: ClassVar = ("test_blanks", "test_examples")
     columns: ClassVar = Columns(

@@ -11,6 +11,7 @@ task compares how exactly each head does.
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -24,9 +25,9 @@ from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.data.datasets import load_images
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
+from rl_nfm.supervised.models import Models
 
 CLASSES = 10
-HEADS = {"linear": "linear", "nac": "NAC", "nalu": "NALU"}
 CHUNK = 250
 
 
@@ -36,8 +37,8 @@ class CountingConfig(LoopConfig):
 
     FORMER_NAMES: ClassVar = {"hidden": "hidden_size"}
 
-    model: Literal["linear", "nac", "nalu"] = "nac"
-    """The head behind the CNN."""
+    model: str = "nac"
+    """The head behind the CNN, one of the models listed above."""
     target: Literal["count", "sum"] = "count"
     """count: how often each of the 10 digits occurs; sum: of all digits."""
     data: Literal["digits", "mnist"] = "digits"
@@ -61,6 +62,7 @@ class CountingConfig(LoopConfig):
 
 
 PRESETS = Presets("counting", CountingConfig)
+MODELS = Models("counting")
 
 
 def make_grids(
@@ -99,6 +101,7 @@ def make_grids(
 class CountingTask(Task[CountingConfig]):
     """One trial."""
 
+    models = MODELS
     lower_is_better = True
     free_in_evaluation: ClassVar = ("data", "data_folder", "test_digits", "test_examples")
     columns: ClassVar = Columns(shown=("exact_*", "error_*", "baseline_*"), percent=("exact_*",))
@@ -145,26 +148,6 @@ class CountingTask(Task[CountingConfig]):
             counts = (counts * torch.arange(CLASSES)).sum(1, keepdim=True)
         return grids, counts.float()
 
-    def build_model(self) -> nn.Module:
-        """See `Task.build_model`."""
-        width = self.config.channels
-        backbone = nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1),
-            nn.ReLU(),
-        )
-        return BuildHead(
-            backbone,
-            2 * width,
-            [self.config.hidden_size],
-            task="regression",
-            num_outputs=CLASSES if self.config.target == "count" else 1,
-            head_type=HEADS[self.config.model],  # pyright: ignore[reportArgumentType]
-        )
-
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Task.batches`."""
         del epoch
@@ -200,6 +183,29 @@ class CountingTask(Task[CountingConfig]):
         return float((outputs - targets).abs().mean()), float(exact)
 
 
+def _make(head: Literal["linear", "NAC", "NALU"], task: CountingTask) -> nn.Module:
+    width = task.config.channels
+    backbone = nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1),
+        nn.ReLU(),
+    )
+    return BuildHead(
+        backbone,
+        2 * width,
+        [task.config.hidden_size],
+        task="regression",
+        num_outputs=CLASSES if task.config.target == "count" else 1,
+        head_type=head,
+    )
+
+
+MODELS.register("linear", "a linear head")(partial(_make, "linear"))
+MODELS.register("nac", "a neural accumulator")(partial(_make, "NAC"))
+MODELS.register("nalu", "a neural arithmetic logic unit")(partial(_make, "NALU"))
 register_loop_task(
     "counting",
     "count or sum the digits of an image, beyond the training range",

@@ -17,13 +17,13 @@ from rl_nfm.supervised.data.modular_data import write_tables
 from rl_nfm.supervised.loop.options import (
     parse_config,
     plain,
-    refuse_unused,
     run_folder,
     write_config,
 )
 from rl_nfm.supervised.loop.reporting import versions, write_result
 from rl_nfm.supervised.registry import TaskEntry, register_task
-from rl_nfm.supervised.tasks.modular_config import PRESETS, USED_BY, ModularConfig
+from rl_nfm.supervised.tasks.modular_config import PRESETS, ModularConfig
+from rl_nfm.supervised.tasks.modular_models import MODELS
 from rl_nfm.supervised.tasks.modular_report import write_report
 from rl_nfm.supervised.tasks.modular_run import Run, means
 from rl_nfm.support.bare_flags import spell_out
@@ -33,11 +33,13 @@ NAME = "modular"
 
 def parse(argv: Sequence[str]) -> ModularConfig:
     """See `TaskEntry.parse`."""
-    config = parse_config(
-        spell_out(argv, ModularConfig), task=NAME, presets=PRESETS, description=__doc__ or ""
+    return parse_config(
+        spell_out(argv, ModularConfig),
+        task=NAME,
+        presets=PRESETS,
+        description=__doc__ or "",
+        models=MODELS,
     )
-    refuse_unused(config, PRESETS, USED_BY)
-    return config
 
 
 def main(argv: Sequence[str]) -> int:
@@ -85,7 +87,7 @@ register_task(
         main=main,
         parse=parse,
         presets=PRESETS,
-        used_by=USED_BY,
+        models=MODELS,
         write_table=write_report,
     )
 )

@@ -1,20 +1,16 @@
 """Options of the modular task, mostly named as on the published command line, and their checks."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 
-from rl_nfm.modular import BooleanTask
 from rl_nfm.modular.tasks import IMAGE_MODULARITY
 from rl_nfm.supervised.loop.options import RunConfig
 from rl_nfm.supervised.loop.presets import Presets
 
 Size = Annotated[int, Gt(0)]
-MODULAR = ("hierarchically_modular", "hierarchically_modular_shared_modules")
-SHARED = MODULAR[1:]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,10 +48,8 @@ class ModularConfig(RunConfig):
     """Folder of the MNIST files."""
     samples_per_row: Size = 1
     """Training examples of a row in an epoch (with images: pairs drawn)."""
-    model: Literal["mlp", "hierarchically_modular", "hierarchically_modular_shared_modules"] = (
-        "hierarchically_modular"
-    )
-    """A pruned MLP, or modules of their own or shared ones at each position."""
+    model: str = "hierarchically_modular"
+    """One of the models listed above."""
     arch: tuple[Size, ...] = (6, 36, 36, 36, 2)
     """Sizes of the MLP; with several tasks the input has one more for each."""
     pruning_ratio: float = 0.0
@@ -113,37 +107,13 @@ class ModularConfig(RunConfig):
 
 
 PRESETS = Presets("modular", ModularConfig)
-USED_BY = {
-    "arch": ("mlp",),
-    "pruning_ratio": ("mlp",),
-    "num_modules": MODULAR[:1],
-    "num_shared_modules": SHARED,
-    "num_slots": SHARED,
-    "module_arch": MODULAR,
-    "img_module_arch": MODULAR,
-    "known_module_input": MODULAR,
-    "known_func_outputs": MODULAR,
-    "known_module_locations": SHARED,
-    "use_gumbel": MODULAR,
-    "tau": MODULAR,
-    "per_sample_routing": MODULAR,
-    "learning_rate_module_input": MODULAR,
-    "learning_rate_module_location": SHARED,
-    "routing_candidates": MODULAR,
-    "search_every_epochs": MODULAR,
-}
 
 
-def check_config(config: ModularConfig, tasks: Sequence[BooleanTask], input_size: int) -> None:
-    """Check that the sizes of a run fit its tasks.
-
-    Args:
-        config: the options of the run.
-        tasks: the tasks that it trains on.
-        input_size: numbers per input: bits, or pixels of one image.
+def check_config(config: ModularConfig) -> None:
+    """Check options that do not depend on the model.
 
     Raises:
-        ValueError: an `arch` does not fit.
+        ValueError: one that has no effect beside the others.
     """
     if config.known_func_outputs and config.known_module_input:
         raise ValueError("known_func_outputs: has no effect beside known_module_input")
@@ -153,24 +123,3 @@ def check_config(config: ModularConfig, tasks: Sequence[BooleanTask], input_size
     for name in () if images else ("data", "data_folder", "img_module_arch"):
         if getattr(config, name) != getattr(PRESETS[config.preset], name):
             raise ValueError(f"{name}: has no effect on bits (read with modularity 2 2 3 2 2)")
-    if config.model == "mlp":
-        first = input_size * (2 if images else 1)
-        first += config.num_tasks if config.num_tasks > 1 else 0
-        last = tasks[0].num_outputs
-        if len(config.arch) < 2 or (config.arch[0], config.arch[-1]) != (first, last):
-            raise ValueError(
-                f"arch: {config.arch} does not match the task "
-                f"(allowed: {first} first and {last} last)"
-            )
-        return
-    if len(config.module_arch) < 2 or config.module_arch[-1] != 1:
-        raise ValueError(f"module_arch: {config.module_arch} must end in 1 (allowed: 2 ... 1)")
-    if config.known_module_input and config.module_arch[0] != 2:
-        raise ValueError(
-            f"module_arch: {config.module_arch} must begin with 2 where known_module_input is set"
-        )
-    if images and (config.img_module_arch[0], config.img_module_arch[-1]) != (input_size, 3):
-        raise ValueError(
-            f"img_module_arch: {config.img_module_arch} does not match the images "
-            f"(allowed: {input_size} first and 3 last)"
-        )

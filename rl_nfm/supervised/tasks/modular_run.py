@@ -8,23 +8,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from rl_nfm.modular import (
     BooleanTask,
     HierarchicallyModular,
-    Level,
-    PrunedMLP,
-    Routing,
-    RoutingConfig,
     boolean_task,
     known_routing,
     redraw,
     wiring,
 )
 from rl_nfm.modular.routing import gumbel_noise
-from rl_nfm.modular.tasks import IMAGE_MODULARITY
 from rl_nfm.supervised.data.modular_data import (
     BitRows,
     DigitRows,
@@ -35,69 +30,23 @@ from rl_nfm.supervised.data.modular_data import (
 from rl_nfm.supervised.loop.options import plain
 from rl_nfm.supervised.loop.reporting import MetricsLog
 from rl_nfm.supervised.loop.seed_batch import SeedBatch, seed_generator
-from rl_nfm.supervised.tasks.modular_config import SHARED, ModularConfig, check_config
+from rl_nfm.supervised.tasks.modular_config import ModularConfig, check_config
+from rl_nfm.supervised.tasks.modular_models import MODELS
 from rl_nfm.support.device import choose_device
 from rl_nfm.support.progress import Progress
 
 
-def build_model(config: ModularConfig, tasks: Sequence[BooleanTask]) -> nn.Module:
-    """One model of a run.
-
-    Raises:
-        ValueError: sizes that do not fit each other or the tasks.
-    """
-    if config.model == "mlp":
-        return PrunedMLP(config.arch, config.pruning_ratio, num_tasks=config.num_tasks)
-    shared = config.num_shared_modules if config.model in SHARED else None
-    positions = config.num_modules if shared is None else config.num_slots
-    levels = [
-        Level(
-            positions=count, arch=config.module_arch, reads=config.module_arch[0], num_shared=shared
-        )
-        for count in positions
-    ]
-    images = config.modularity == IMAGE_MODULARITY
-    if images:
-        bank = None if shared is None else 1  # one module can read both images
-        levels.insert(0, Level(positions=2, arch=config.img_module_arch, reads=1, num_shared=bank))
-    known = None
-    if config.known_module_input or config.known_func_outputs or config.known_module_locations:
-        known = known_routing(tasks, positions, shared)
-        known = _behind_images(known) if images else known
-    return HierarchicallyModular(
-        config.modularity[0],
-        tasks[0].num_outputs,
-        levels,
-        num_tasks=config.num_tasks,
-        routing=RoutingConfig(
-            use_gumbel=config.use_gumbel,
-            tau=config.tau,
-            per_sample_routing=config.per_sample_routing,
-        ),
-        known_inputs=known if config.known_module_input else None,
-        known_outputs=known if config.known_func_outputs else None,
-        known_modules=known if config.known_module_locations else None,
-    )
-
-
-def _behind_images(routing: Routing) -> Routing:
-    """The routing with a first level in which slot i reads image i."""
-    inputs = tuple((((0,), (1,)), *levels) for levels in routing.module_inputs)
-    modules = routing.modules and tuple(((0, 0), *levels) for levels in routing.modules)
-    return Routing(module_inputs=inputs, modules=modules)
-
-
 def make_tasks(config: ModularConfig) -> tuple[list[BooleanTask], BitRows]:
-    """The tasks of a run and their rows, checked against the sizes in `config`.
+    """The tasks of a run and their rows.
 
     Raises:
-        ValueError: a modularity, number of tasks, arch or data that does not fit.
+        ValueError: a modularity, number of tasks or data that does not fit.
     """
     tasks = [boolean_task(config.modularity, task) for task in range(config.num_tasks)]
     rows = make_rows(
         config.modularity, tasks, config.dataset_noise, config.data, config.data_folder
     )
-    check_config(config, tasks, rows.input_size)
+    check_config(config)
     return tasks, rows
 
 
@@ -117,7 +66,7 @@ class Run:
         self.seeds = range(config.seed, config.seed + config.trials)
         candidates = range(config.routing_candidates)
         self.batch = SeedBatch(
-            lambda: build_model(config, self.tasks),
+            lambda: MODELS[config.model].build(config, self.tasks, self.rows.input_size),
             [seed + 1_000_003 * candidate for seed in self.seeds for candidate in candidates],
             learning_rates={
                 "module_input_logits": config.learning_rate_module_input,

@@ -1,17 +1,23 @@
-"""The recurrent models that the sequence tasks compare, by name: nn.LSTM, nn.GRU, RIMs, BRIMs."""
+"""The recurrent cores that the sequence tasks compare, by name: nn.LSTM, nn.GRU, RIMs, BRIMs.
+
+A core is registered as a function of the options and the size of its input, and is called like a
+batch-first nn.LSTM.
+"""
 
 import dataclasses
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from rl_nfm.rims import BRIM_GRU, BRIM_LSTM, RIM_GRU, RIM_LSTM
 from rl_nfm.supervised.loop.run import LoopConfig
+from rl_nfm.supervised.models import Models
 
-CORES = {"rim_lstm": RIM_LSTM, "rim_gru": RIM_GRU, "brim_lstm": BRIM_LSTM, "brim_gru": BRIM_GRU}
-RIM_MODELS = tuple(CORES)
-USED_BY = {"num_rims": RIM_MODELS, "num_active": RIM_MODELS, "rim_dropout": RIM_MODELS}
+CORES = Models("recurrent")
+RIM_OPTIONS = ("num_rims", "num_active", "rim_dropout")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,8 +26,8 @@ class RecurrentConfig(LoopConfig):
 
     FORMER_NAMES: ClassVar = {"hidden": "hidden_size", "rims": "num_rims", "active": "num_active"}
 
-    model: Literal["lstm", "gru", "rim_lstm", "rim_gru", "brim_lstm", "brim_gru"] = "rim_lstm"
-    """The recurrent core; brim_*: bidirectional RIMs of two layers, each of these sizes."""
+    model: str = "rim_lstm"
+    """The recurrent core, one of the models listed above."""
     hidden_size: Annotated[int, Gt(0)] = 600
     """Size of the hidden state, over all modules."""
     num_rims: Annotated[int, Gt(0)] = 6
@@ -35,16 +41,20 @@ class RecurrentConfig(LoopConfig):
 
 
 def make_core(config: RecurrentConfig, input_size: int) -> nn.Module:
-    """A batch-first recurrent core that is called like nn.LSTM.
+    """The core that the options name.
 
     Raises:
-        ValueError: RIM sizes that do not fit each other.
+        ValueError: an unknown core, or RIM sizes that do not fit each other.
     """
-    if config.model == "lstm":
-        return nn.LSTM(input_size, config.hidden_size, batch_first=True)
-    if config.model == "gru":
-        return nn.GRU(input_size, config.hidden_size, batch_first=True)
-    return CORES[config.model](
+    return CORES[config.model].build(config, input_size)
+
+
+def _plain(core: Callable[..., nn.Module], config: RecurrentConfig, input_size: int) -> nn.Module:
+    return core(input_size, config.hidden_size, batch_first=True)
+
+
+def _rims(core: Callable[..., nn.Module], config: RecurrentConfig, input_size: int) -> nn.Module:
+    return core(
         input_size,
         config.hidden_size,
         config.num_rims,
@@ -52,6 +62,18 @@ def make_core(config: RecurrentConfig, input_size: int) -> nn.Module:
         batch_first=True,
         rim_dropout=config.rim_dropout,
     )
+
+
+CORES.register("lstm", "nn.LSTM")(partial(_plain, nn.LSTM))
+CORES.register("gru", "nn.GRU")(partial(_plain, nn.GRU))
+for _name, _summary, _core in (
+    ("rim_lstm", "recurrent independent mechanisms of LSTMs", RIM_LSTM),
+    ("rim_gru", "recurrent independent mechanisms of GRUs", RIM_GRU),
+    ("brim_lstm", "bidirectional RIMs of LSTMs, two layers of the given sizes", BRIM_LSTM),
+    ("brim_gru", "bidirectional RIMs of GRUs, two layers of the given sizes", BRIM_GRU),
+):
+    CORES.register(_name, _summary, reads=RIM_OPTIONS)(partial(_rims, _core))
+USED_BY = CORES.used_by
 
 
 class SequenceModel(nn.Module):

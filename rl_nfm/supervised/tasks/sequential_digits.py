@@ -25,7 +25,7 @@ from rl_nfm.supervised.data.datasets import constant_accuracy, load_images
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import Metrics, Task, register_loop_task
 from rl_nfm.supervised.tasks.published import SEQUENTIAL_DIGITS
-from rl_nfm.supervised.tasks.recurrent import USED_BY, RecurrentConfig, SequenceModel
+from rl_nfm.supervised.tasks.recurrent import CORES, RecurrentConfig, SequenceModel
 
 CHUNK = 200
 
@@ -70,7 +70,7 @@ def to_tokens(images: Tensor, size: int) -> Tensor:
 class SequentialDigitsTask(Task[SequentialDigitsConfig]):
     """One trial of sequential digits."""
 
-    used_by = USED_BY
+    models = CORES
     free_in_evaluation: ClassVar = ("data", "data_folder", "test_sizes")
     columns: ClassVar = Columns(
         shown=("accuracy_*",), percent=("accuracy_*", "validation"), published=SEQUENTIAL_DIGITS

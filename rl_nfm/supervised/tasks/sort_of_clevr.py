@@ -42,6 +42,7 @@ from rl_nfm.supervised.data.clevr_data import (
 )
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
+from rl_nfm.supervised.models import Models
 from rl_nfm.supervised.tasks.published import SORT_OF_CLEVR
 from rl_nfm.supervised.tasks.relational import ConvAnswerer, NFMAnswerer, RelationNetwork
 
@@ -60,8 +61,8 @@ CLEVR_NFM = TaskNFMConfig(key_size=16, value_size=16, top_k=5, out_norm="batch")
 class SortOfClevrConfig(LoopConfig):
     """Options of Sort-of-CLEVR."""
 
-    model: Literal["cnn", "rn", "nfm", "cnn_matched"] = "nfm"
-    """cnn_matched: the cnn, widened until it has as many parameters as nfm."""
+    model: str = "nfm"
+    """One of the models listed above."""
     held_out: Annotated[int, Ge(0), Le(3)] = 0
     """Colour-shape combinations (of 12) that training images never show."""
     epochs: Annotated[int, Ge(0)] = 250
@@ -90,16 +91,14 @@ class SortOfClevrConfig(LoopConfig):
 
 
 PRESETS = Presets("sort_of_clevr", SortOfClevrConfig)
+MODELS = Models("sort_of_clevr")
+_SIZES = {"question_bits": QUESTION_BITS, "answers": len(ANSWERS)}
 
 
 class SortOfClevrTask(Task[SortOfClevrConfig]):
     """One trial of Sort-of-CLEVR."""
 
-    used_by: ClassVar = {
-        "rn_width": ("rn",),
-        "rn_layers": ("rn",),
-        "nfm": ("nfm", "cnn_matched"),
-    }
+    models = MODELS
     free_in_evaluation: ClassVar = ("test_images", "held_out")
     columns: ClassVar = Columns(
         shown=("relational*", "non_relational", "held_out/*"),
@@ -121,22 +120,6 @@ class SortOfClevrTask(Task[SortOfClevrConfig]):
         self.test_set = _on_device(scenes, device)
         self.test_subtypes = torch.from_numpy(scenes.subtypes)
         self.test_unseen = torch.from_numpy(touches_held_out(scenes, config.held_out))
-
-    def build_model(self) -> nn.Module:
-        """See `Task.build_model`."""
-        config = self.config
-        sizes = {"question_bits": QUESTION_BITS, "answers": len(ANSWERS)}
-        if config.model == "rn":
-            return RelationNetwork(
-                width=config.width, g_width=config.rn_width, g_layers=config.rn_layers, **sizes
-            )
-        if config.model == "cnn":
-            return ConvAnswerer(width=config.width, size=SIZE, **sizes)
-        nfm = NFMAnswerer(config.nfm, width=config.width, size=SIZE, **sizes)
-        if config.model == "nfm":
-            return nfm
-        width = same_params_as(nfm, lambda width: ConvAnswerer(width=width, size=SIZE, **sizes))
-        return ConvAnswerer(width=width, size=SIZE, **sizes)
 
     def learning_rate(self, epoch: int) -> float:
         """See `Task.learning_rate`."""
@@ -217,6 +200,32 @@ def _on_device(scenes: Scenes, device: torch.device) -> tuple[Tensor, Tensor, Te
         encode_questions(scenes).to(device),
         torch.from_numpy(scenes.answers).to(device),
     )
+
+
+@MODELS.register("cnn", "convolutions that see the question late")
+def _cnn(task: SortOfClevrTask) -> nn.Module:
+    return ConvAnswerer(width=task.config.width, size=SIZE, **_SIZES)
+
+
+@MODELS.register("rn", "the Relation Network", reads=("rn_width", "rn_layers"))
+def _rn(task: SortOfClevrTask) -> nn.Module:
+    config = task.config
+    return RelationNetwork(
+        width=config.width, g_width=config.rn_width, g_layers=config.rn_layers, **_SIZES
+    )
+
+
+@MODELS.register("nfm", "convolutions with NFM", reads=("nfm",))
+def _nfm(task: SortOfClevrTask) -> nn.Module:
+    return NFMAnswerer(task.config.nfm, width=task.config.width, size=SIZE, **_SIZES)
+
+
+@MODELS.register("cnn_matched", "cnn, widened to as many parameters as nfm", reads=("nfm",))
+def _cnn_matched(task: SortOfClevrTask) -> nn.Module:
+    def make(width: int) -> nn.Module:
+        return ConvAnswerer(width=width, size=SIZE, **_SIZES)
+
+    return make(same_params_as(_nfm(task), make))
 
 
 register_loop_task(

@@ -34,6 +34,7 @@ from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.data.datasets import constant_accuracy, load_images
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
+from rl_nfm.supervised.models import Models
 from rl_nfm.supervised.tasks.published import STACKED_DIGITS
 
 FRAME = 64
@@ -51,8 +52,8 @@ Frames = tuple[Tensor, Tensor]
 class StackedDigitsConfig(LoopConfig):
     """Options of stacked digits."""
 
-    model: Literal["cnn", "nfm", "cnn_matched"] = "nfm"
-    """cnn_matched: the cnn, widened until it has as many parameters as nfm."""
+    model: str = "nfm"
+    """One of the models listed above."""
     data: Literal["digits", "mnist"] = "mnist"
     """digits: embedded in scikit-learn; mnist: IDX files in `data_folder`."""
     data_folder: Path | None = None
@@ -76,6 +77,7 @@ class StackedDigitsConfig(LoopConfig):
 
 
 PRESETS = Presets("stacked_digits", StackedDigitsConfig)
+MODELS = Models("stacked_digits")
 
 
 def make_frames(
@@ -142,7 +144,7 @@ class StackedDigitsNet(nn.Module):
 class StackedDigitsTask(Task[StackedDigitsConfig]):
     """One trial of stacked digits."""
 
-    used_by: ClassVar = {"nfm": ("nfm", "cnn_matched")}
+    models = MODELS
     free_in_evaluation: ClassVar = ("data", "data_folder", "test_counts", "test_frames")
     columns: ClassVar = Columns(
         shown=("exact_*",), percent=("exact_*", "label_*", "validation"), published=STACKED_DIGITS
@@ -176,17 +178,6 @@ class StackedDigitsTask(Task[StackedDigitsConfig]):
         )
         tests = (data.test_images, data.test_labels)
         self.tests = frames(*tests, config.test_counts, config.test_frames, test)
-
-    def build_model(self) -> nn.Module:
-        """See `Task.build_model`."""
-        config = self.config
-        if config.model == "cnn":
-            return StackedDigitsNet(config.width, None)
-        net = StackedDigitsNet(config.width, config.nfm)
-        if config.model == "nfm":
-            return net
-        width = same_params_as(net, lambda width: StackedDigitsNet(width, None))
-        return StackedDigitsNet(width, None)
 
     def batches(self, epoch: int) -> Iterator[Frames]:
         """Shuffled batches, each of one count."""
@@ -227,6 +218,22 @@ class StackedDigitsTask(Task[StackedDigitsConfig]):
         validated = torch.cat([_right(model, frames) for frames in self.validation.values()])
         metrics["validation"] = float(validated.all(1).float().mean())
         return metrics
+
+
+@MODELS.register("cnn", "the convolutions alone")
+def _cnn(task: StackedDigitsTask) -> nn.Module:
+    return StackedDigitsNet(task.config.width, None)
+
+
+@MODELS.register("nfm", "the convolutions with NFM", reads=("nfm",))
+def _nfm(task: StackedDigitsTask) -> nn.Module:
+    return StackedDigitsNet(task.config.width, task.config.nfm)
+
+
+@MODELS.register("cnn_matched", "cnn, widened to as many parameters as nfm", reads=("nfm",))
+def _cnn_matched(task: StackedDigitsTask) -> nn.Module:
+    width = same_params_as(_nfm(task), lambda width: StackedDigitsNet(width, None))
+    return StackedDigitsNet(width, None)
 
 
 def _right(model: nn.Module, frames: Frames) -> Tensor:

@@ -49,7 +49,7 @@ def test_what_a_model_does_not_read_is_not_varied_for_it(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"models": ("cnn", "rn")}, r"--model: 'rn' is not allowed \(allowed: cnn, nfm"),
+        ({"models": ("cnn", "rn")}, r"model: 'rn' is unknown.* \(allowed: cnn, nfm, cnn_matched\)"),
         ({"flags": ("--epochs", "-1")}, "epochs: -1 is not allowed"),
         ({"flags": ("--epoch", "1")}, "--epoch: unknown"),
         ({"vary": {"width": ("8", "0")}}, "width: 0 is not allowed"),

@@ -12,8 +12,9 @@ from rl_nfm.supervised.loop.seed_batch import OPTIMIZERS, SeedBatch, seed_genera
 from rl_nfm.supervised.report.command import main as report
 from rl_nfm.supervised.tasks.modular import main
 from rl_nfm.supervised.tasks.modular_config import PRESETS, ModularConfig
+from rl_nfm.supervised.tasks.modular_models import MODELS
 from rl_nfm.supervised.tasks.modular_report import format_table, label, labels
-from rl_nfm.supervised.tasks.modular_run import Run, batch_losses, build_model, rate_factor
+from rl_nfm.supervised.tasks.modular_run import Run, batch_losses, rate_factor
 from rl_nfm.support.bare_flags import spell_out
 from rl_nfm.support.configuration import validate
 
@@ -326,7 +327,7 @@ def test_digit_images_train(tmp_path, model, known):
     assert "right_modules" not in mean
     if known:
         config = validate(ModularConfig, result["config"])
-        net = build_model(config, [boolean_task((2, 2, 3, 2, 2))])
+        net = MODELS[config.model].build(config, [boolean_task((2, 2, 3, 2, 2))], 64)
         assert isinstance(net, HierarchicallyModular)
         assert net.chosen_units()[0][0].flatten().tolist() == [0, 1]
         assert net.chosen_units()[1][0].T.tolist() == [[0, 3], [1, 4], [2, 5]]
@@ -408,7 +409,7 @@ def test_known_outputs_are_fixed_and_the_rest_is_learned(tmp_path, model):
     config = parse_config(
         spell_out([*words, "--known_func_outputs"], ModularConfig), task="modular", presets=PRESETS
     )
-    net = build_model(config, [boolean_task((6, 3, 2, 2))])
+    net = MODELS[config.model].build(config, [boolean_task((6, 3, 2, 2))], 6)
     *learned, outputs = net.module_input_logits
     assert not outputs.requires_grad
     assert outputs.flatten().tolist() == pytest.approx([1.1, 1.0])  # the published table

@@ -1,0 +1,135 @@
+"""Models of supervised tasks by name, also those of other packages."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rl_nfm.supervised.cli import main
+from rl_nfm.supervised.models import MODELS, Models, check_reads
+from rl_nfm.supervised.registry import task_entry, task_names
+
+ROOT = Path(__file__).parents[3]
+CORE = """
+from torch import nn
+from rl_nfm.supervised.tasks.recurrent import CORES
+
+
+class Mean(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+
+    def forward(self, sequence):
+        count = 1 + sequence.new_ones(sequence.shape[:2]).cumsum(1)[..., None]
+        return self.linear(sequence.cumsum(1) / count), None
+
+
+@CORES.register("mean", "the mean of what was seen", reads=("num_rims",))
+def make(config, input_size):
+    return Mean(input_size, config.hidden_size)
+"""
+TAKEN = "from rl_nfm.supervised.tasks.recurrent import CORES\nCORES.register('gru', 'mine')(len)"
+COMMON = """
+from rl_nfm.supervised.tasks.recurrent import CORES
+CORES.register('last', 'the last step', reads=('hidden_size',))(len)
+"""
+PROGRAM = """
+import sys
+from agents.cli import main
+from agents.sweeping.supervised import SupervisedPlan
+
+tiny = ["--updates-per-epoch", "2", "--epochs", "1", "--test-examples", "7", "--hidden-size", "5"]
+assert main(["supervised", "adding", "--model", "mean", *tiny, "--out", "run"]) == 0
+assert main(["supervised", "evaluate", "run"]) == 0
+assert main(["supervised", "report", "run"]) == 0
+vary = {"num_rims": ("5", "1"), "rim_dropout": ("0.3",)}
+plan = SupervisedPlan(task="adding", models=("gru", "mean"), seeds=(0,), vary=vary, flags=(*tiny,))
+print([run.method for run in plan.runs(__import__("pathlib").Path("sweep"))])
+main(["supervised", "copying", "--help"])
+"""
+
+
+def installed(folder, name, module):
+    """A package as an installer leaves it: a module and its entry points."""
+    (folder / f"plugin_{name}.py").write_text(module)
+    info = folder / f"plugin_{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: plugin-{name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[rl_nfm.models]\n{name} = plugin_{name}\n")
+
+
+def test_an_installed_package_adds_a_model_and_broken_ones_are_left_out(tmp_path):
+    installed(tmp_path, "mean", CORE)
+    installed(
+        tmp_path, "gone", CORE.replace('"mean"', '"gone"') + "raise RuntimeError('not today')"
+    )
+    installed(tmp_path, "taken", TAKEN)
+    installed(tmp_path, "common", COMMON)
+    found = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert found.returncode == 0, found.stderr
+    assert "| mean |" in found.stdout, "the report"
+    assert "['gru', 'mean,num_rims=5', 'mean,num_rims=1']" in found.stdout, "the sweep"
+    assert "mean       the mean of what was seen" in found.stdout, "the help of another task"
+    for name in ("gone", "last"):
+        assert f"  {name} " not in found.stdout
+    for said in (
+        "the model plug-in gone (plugin_gone) is left out: RuntimeError: not today",
+        "plug-in taken (plugin_taken) is left out: ValueError: model 'gru' of recurrent is already",
+        "plug-in common (plugin_common) is left out: ValueError: reads: 'hidden_size' of model",
+    ):
+        assert said in found.stderr
+
+
+@pytest.fixture
+def table():
+    """A table of two models, which no task has; it is forgotten after the test."""
+    models = Models("test")
+    models.register("small", "the least")(lambda task: task)
+    models.register("large", "the most", reads=("width", "depth"))(lambda task: task)
+    yield models
+    for key in [key for key in MODELS if key[0] == "test"]:
+        del MODELS[key]
+
+
+def test_which_models_read_an_option_follows_from_the_models(table):
+    assert [*table] == ["small", "large"]
+    assert table.used_by == {"width": ["large"], "depth": ["large"]}
+    table.register("wide", "between", reads=("width",))(len)
+    assert table.used_by == {"width": ["large", "wide"], "depth": ["large"]}
+    check_reads([("test", "wide")])
+    with pytest.raises(ValueError, match="model 'wide' of test is already registered"):
+        table.register("wide", "twice")
+    table.register("other", "reads what all read", reads=("dept",))(len)
+    with pytest.raises(ValueError, match=r"'dept' of model 'other' is no option .*'depth'"):
+        check_reads([("test", "other")])
+
+
+@pytest.mark.parametrize("task", task_names())
+def test_every_task_names_its_models_and_answers_an_unknown_one(task, capsys, tmp_path):
+    models = task_entry(task).models
+    if models is None:
+        pytest.skip("one model, or models named by the config")
+    assert all(models[name].summary for name in models)
+    options = vars(next(iter(task_entry(task).presets.values())))
+    assert options["model"] in [*models]
+    assert set(models.used_by) <= set(options)
+    with pytest.raises(SystemExit):
+        main([task, "--help"])
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in models)
+    wrong = f"{options['model']}x"
+    allowed = ", ".join(models)
+    message = rf"^model: '{wrong}' is unknown; did you mean '\w+'\? \(allowed: {allowed}\)$"
+    with pytest.raises(ValueError, match=message):
+        main([task, "--model", wrong, "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
