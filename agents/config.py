@@ -1,4 +1,4 @@
-"""The agent's config: groups of frozen dataclasses, each next to its owner, read from presets.
+"""The agent's config: groups of frozen dataclasses, each next to its owner.
 
 `config_class()` adds one group per registered encoder, so that `--encoder nfm --nfm.width 32` works
 for encoders of outside packages too. A preset may hold a group for every encoder; only that of the
@@ -15,20 +15,16 @@ import tyro
 import yaml
 from annotated_types import Ge, Gt, Le
 
-from agents.learning.config import LearnerConfig
+from agents.learning.config import ExplorationConfig, LearnerConfig
 from agents.replay.config import ReplayConfig
+from agents.replay.storage import replay_class
 from envs import PROTOCOLS, EnvProtocol, Protocol, env_protocol, make_protocol
 from rl_nfm.encoders import encoder_entry, encoder_names
 from rl_nfm.support.bounds import Bounded
 from rl_nfm.support.configuration import nearest, validate
 from rl_nfm.support.former import with_current_names
 from rl_nfm.support.output_files import written
-from rl_nfm.support.yaml_file import read_yaml
 from rl_nfm.values.heads import HeadConfig
-
-_HERE = Path(__file__).parent
-PRESETS = _HERE / "presets" if (_HERE / "presets").is_dir() else _HERE.parent / "configs"
-"""Where the presets lie: inside an installed package, or beside it in a checkout."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,26 +94,6 @@ class EnvConfig(Bounded):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExplorationConfig(Bounded):
-    """Epsilon-greedy exploration, beside noisy layers or instead of them."""
-
-    epsilon_start: Annotated[float, Ge(0), Le(1)] = 1.0
-    """Probability of a random action at the first step."""
-
-    epsilon_final: Annotated[float, Ge(0), Le(1)] = 0.01
-    """Probability once the decay is over."""
-
-    epsilon_decay_steps: Annotated[int, Gt(0)] = 250_000
-    """Agent steps, over all environments, of the linear decay after `min_steps`."""
-
-    epsilon_power: Annotated[float, Ge(0)] = 0.0
-    """Environment i of n uses epsilon^(1 + power * i / (n - 1)); 0: the same for all (Ape-X: 7)."""
-
-    epsilon_min: Annotated[float, Ge(0), Le(1)] = 0.0
-    """Lower bound after the power."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Bounded):
     """What a run writes, and how often; all counts in agent steps."""
 
@@ -178,6 +154,7 @@ class Config(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        replay_class(self.replay.storage)
         entry = encoder_entry(self.encoder)
         trunk = getattr(getattr(self, entry.name, None), "trunk", None)
         if trunk is not None:
@@ -217,6 +194,7 @@ RESUMABLE = (
     "run",
     "env.num_threads",
     "env.vectorization",
+    "replay.storage",
     "learner.precision",
     "learner.compile",
 )
@@ -295,34 +273,6 @@ def write_config(config: Config, path: Path) -> None:
     with written(path) as partial:
         text = yaml.safe_dump(to_plain(config), sort_keys=False)
         partial.write_text(text, encoding="utf-8")
-
-
-def preset_names() -> list[str]:
-    """Names of the presets that come with the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
-def preset_path(preset: str) -> Path:
-    """The file of a preset given by name or path.
-
-    Raises:
-        ValueError: neither a known name nor a file.
-    """
-    if (PRESETS / f"{preset}.yaml").is_file():
-        return PRESETS / f"{preset}.yaml"
-    if Path(preset).suffix in (".yaml", ".yml") or "/" in preset:
-        return Path(preset)
-    raise ValueError(nearest("preset", preset, preset_names()) + ", or the path of a YAML file")
-
-
-def read_preset(preset: str) -> Config:
-    """The config of a preset, by name or path.
-
-    Raises:
-        ValueError: see `preset_path`, `read_yaml` and `make_config`.
-    """
-    path = preset_path(preset)
-    return make_config(read_yaml(path), where=str(path))
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -1,4 +1,10 @@
-"""From a game name to batches of uint8 frames. Knows numpy, gymnasium and ale-py; no torch."""
+"""From a game name to batches of uint8 frames. Knows numpy, gymnasium and ale-py; no torch.
+
+Every module in this folder is imported, so that an environment is one file that registers itself.
+"""
+
+import importlib
+import pkgutil
 
 from envs.atari import (
     PROTOCOLS,
@@ -12,7 +18,6 @@ from envs.atari import (
     make_protocol,
 )
 from envs.gymnasium import GymProtocol, GymVecEnv
-from envs.memory import MemoryCueVecEnv
 from envs.registry import (
     env_keys,
     env_protocol,
@@ -34,7 +39,6 @@ __all__ = [
     "GameVecEnv",
     "GymProtocol",
     "GymVecEnv",
-    "MemoryCueVecEnv",
     "Protocol",
     "StepSpec",
     "as_picture",
@@ -54,3 +58,6 @@ __all__ = [
     "resolve_game",
     "step_spec",
 ]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

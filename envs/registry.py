@@ -38,8 +38,8 @@ class EnvEntry:
     """The protocol that a run's options mean (`env.*` of its config, by name): all of them may be
     given, those left alone with their defaults. Raises ValueError for one that is not allowed."""
     canonical: Callable[[str], str]
-    """The one name of a game under all that it may be called. Raises ValueError where that can be
-    told without making it."""
+    """The one name of a game under all that it may be called. Raises ValueError for a name that is
+    known to be wrong before an environment is made."""
     scores: Callable[[str], tuple[float, float] | None]
     """Mean returns of a random agent and of a human in a game, by its canonical name."""
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 
 class EnvProtocol(Protocol):
-    """Settings that a score depends on: a frozen dataclass, whose fields the score is told with."""
+    """Settings that a score depends on: a frozen dataclass; its fields are published with the score."""
 
     @property
     def name(self) -> str:
@@ -57,7 +57,7 @@ class StepSpec:
     stack_num: int = 1
     """S, frames per observation."""
     reward: Literal["integer", "float"] = "float"
-    """Rewards are told as float32 either way; whole numbers below 2^24 are exact there."""
+    """Rewards are float32 either way; whole numbers below 2^24 are exact there."""
     has_lives: bool = False
     """Whether `info["lives"]` counts anything; 0 everywhere otherwise."""
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from agents.config import Config, make_config, read_preset, to_plain
+from agents.config import Config, make_config, to_plain
+from agents.presets import read_preset
 
 TINY: dict[str, Any] = {
     "game": "memory_cue",

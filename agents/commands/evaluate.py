@@ -13,11 +13,12 @@ import numpy as np
 import tyro
 from annotated_types import Ge, Gt, Le
 
-from agents.config import Config, preset_names, read_preset, to_plain
+from agents.config import Config, to_plain
 from agents.playing.attention import attention_view
 from agents.playing.evaluate import play
 from agents.playing.scores import Scores
 from agents.playing.video import record_first_episode
+from agents.presets import preset_names, read_preset
 from agents.reporting.statistics import bootstrap_interval
 from agents.saving import checkpoint
 from agents.saving.checkpoint import Checkpoint

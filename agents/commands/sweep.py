@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from agents.commands.sweep_options import DESCRIPTION, Options, split_flags
-from agents.config import chosen_encoders, config_class, read_preset
+from agents.config import chosen_encoders, config_class
+from agents.presets import read_preset
 from agents.reporting.kept import check_same, is_kept
 from agents.reporting.sizes import describe
 from agents.sweeping.board import Board

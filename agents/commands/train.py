@@ -7,21 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from agents.config import (
-    Config,
-    chosen_encoders,
-    config_class,
-    make_config,
-    preset_names,
-    preset_path,
-    read_preset,
-)
+from agents.config import Config, chosen_encoders, config_class, make_config
+from agents.presets import preset_names, preset_path, read_preset
 from agents.training import train
 from rl_nfm.encoders import encoder_names
 from rl_nfm.support.device import choose_device
 from rl_nfm.support.flags import parse_flags
 from rl_nfm.support.memory import keep_freed_memory
-from rl_nfm.support.ranks import OwnError, Ranks
+from rl_nfm.support.ranks import OtherRankError, Ranks
 
 USAGE = """usage: rl-nfm train PRESET [options]
        rl-nfm train --resume RUN [--steps N]
@@ -64,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"stopped by {stop} after a checkpoint; go on: rl-nfm train --resume {quoted}")
         return 128 + signal.Signals[str(stop)]
     except ValueError as error:
-        if ranks.first or isinstance(error, OwnError):
+        if ranks.first or isinstance(error, OtherRankError):
             raise
         return 2  # rank 0 says the same
     if ranks.first:

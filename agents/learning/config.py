@@ -117,3 +117,23 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """bf16, or None for plain fp32."""
     use = precision == "bf16" or (precision == "auto" and native_bf16(device))
     return torch.bfloat16 if use else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExplorationConfig(Bounded):
+    """Epsilon-greedy exploration, beside noisy layers or instead of them."""
+
+    epsilon_start: Annotated[float, Ge(0), Le(1)] = 1.0
+    """Probability of a random action at the first step."""
+
+    epsilon_final: Annotated[float, Ge(0), Le(1)] = 0.01
+    """Probability once the decay is over."""
+
+    epsilon_decay_steps: Annotated[int, Gt(0)] = 250_000
+    """Agent steps, over all environments, of the linear decay after `min_steps`."""
+
+    epsilon_power: Annotated[float, Ge(0)] = 0.0
+    """Environment i of n uses epsilon^(1 + power * i / (n - 1)); 0: the same for all (Ape-X: 7)."""
+
+    epsilon_min: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Lower bound after the power."""

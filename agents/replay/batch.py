@@ -5,6 +5,7 @@ Shapes: S observations, T positions, B batch; C, H, W of one observation of stac
 
 import dataclasses
 
+import torch
 from jaxtyping import Bool, Float, Float64, Int64, Shaped, UInt8
 from torch import Tensor
 
@@ -45,3 +46,10 @@ class Batch:
     """Importance weights."""
     burn_in_steps: int
     """Observations before the first of the T positions."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with all tensors on a device."""
+        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        state = tuple(x.to(device) for x in self.state)
+        extras = {name: x.to(device) for name, x in self.extras.items()}
+        return dataclasses.replace(self, **tensors, state=state, extras=extras)

@@ -29,12 +29,17 @@ from agents.replay.config import ReplayConfig
 from agents.replay.layout import FRAME, make_states, make_stores
 from agents.replay.priorities import Priorities, importance_weights, sequence_priority
 from agents.replay.returns import ReturnConfig, n_step_returns
+from agents.replay.storage import register_storage
 from rl_nfm.encoders import State
 from rl_nfm.support.ranks import ALONE, Ranks
 
 
+@register_storage("device")
 class Replay:
     """The buffer. `add` once per environment step, `sample` and `update_priorities` per update."""
+
+    capturable = True
+    """Whether adding, sampling and priorities can be parts of a CUDA graph."""
 
     def __init__(
         self,
@@ -91,6 +96,11 @@ class Replay:
         self.beta = torch.zeros((), device=device)  # until learning begins
         self._env = torch.arange(num_envs, device=device)
         self._written = torch.zeros(1, dtype=torch.int64, device=device)  # `added_rows`, there
+
+    @classmethod
+    def home(cls, device: torch.device) -> torch.device:
+        """Where a replay lives whose learner is on `device`."""
+        return device
 
     @property
     def steps(self) -> int:

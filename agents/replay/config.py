@@ -12,6 +12,10 @@ from rl_nfm.support.bounds import Bounded
 class ReplayConfig(Bounded):
     """Size and sampling of the replay buffer."""
 
+    storage: str = "device"
+    """Where steps are kept: device, beside the networks, or host, in the machine's memory, from
+    which every batch is copied to a GPU."""
+
     capacity_steps: Annotated[int, Gt(0)] = 1_000_000
     """Agent steps kept, over all environments; 7.1 kB each."""
 

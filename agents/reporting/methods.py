@@ -62,7 +62,7 @@ def protocol_line(results: Sequence[Result]) -> str:
     shared = next((r.protocol for r in results if r.source == "training"), results[0].protocol)
     if "kwargs" in shared:
         return _gym_protocol_line(results)
-    lives = "end the return" if shared.get("terminal_on_life_loss") else "not told"
+    lives = "end the return" if shared.get("terminal_on_life_loss") else "do not end the return"
     parts = [
         f"protocol {' / '.join(names)}: sticky actions {shared.get('repeat_action_probability')}",
         f"{'all 18 actions' if shared.get('full_action_space') else 'minimal actions'}",

@@ -4,8 +4,8 @@ Source: google/dopamine (Apache License 2.0, Copyright The Dopamine Authors), co
 `baselines/atari/data/*_CNN.json` and `*_Impala.json`; `dopamine.csv` is made from them by
 `scripts/dopamine_references.py` (five seeds; no Defender, no Surround). An iteration is 250,000
 agent steps (1 million frames); its value is the mean return of the training episodes that ended in
-it. Protocol: sticky actions 0.25, minimal action set, lives not told; the curves are drawn beside
-runs of that protocol only.
+it. Protocol: sticky actions 0.25, minimal action set, lost lives do not end the return; the curves
+are drawn beside runs of that protocol only.
 """
 
 import csv

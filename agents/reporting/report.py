@@ -27,7 +27,7 @@ from rl_nfm.support.configuration import nearest
 from rl_nfm.support.output_files import check_file, write_json, written
 
 _HIDDEN = {"env_id", "seed", "num_envs", *OBSERVATION}
-"""Of the protocol block: told per run or method, or of no interest here."""
+"""Of the protocol block: what the report gives per run or method, or leaves out."""
 _FIGURE = re.compile(r"(curves|profiles|search)_\w+\.png")
 
 

@@ -31,6 +31,7 @@ from agents.reporting.swept import (
     is_run,
     swept_runs,
 )
+from agents.saving.checkpoint import list_checkpoints, step_of
 from agents.saving.run_folder import RunFolder
 from envs import resolve_game
 from rl_nfm.support.metrics_file import MetricsFile
@@ -89,6 +90,9 @@ def _read_run(path: Path, notes: list[str]) -> Result:
     folder = RunFolder.open(path)
     config = folder.config()
     curve = _read_curve(folder.metrics, notes)
+    # Runs of early versions did not log their last stretch; their last checkpoint shows the end.
+    saved = max(map(step_of, list_checkpoints(folder.checkpoints)), default=0)
+    curve = dataclasses.replace(curve, steps=max(curve.steps, saved))
     if not len(curve.episode_returns):
         notes.append(f"{path}: no training episode has ended")
     protocol = protocol_of(config)

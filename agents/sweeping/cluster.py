@@ -94,8 +94,8 @@ def _execute(run: PlannedRun, threads: int) -> int:
 def with_threads(run: PlannedRun, threads: int) -> PlannedRun:
     """The run with at most this many emulator threads.
 
-    Ray may have been told of more cores than a machine has (`ray start --num-cpus`); there the
-    environments would refuse the cores of a run as a number of threads.
+    `ray start --num-cpus` may declare more cores than a machine has; the environments there would
+    refuse the cores of a run as a number of threads.
     """
 
     def limited(words: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """Search for good values of options by Optuna: its sampler, pruner and storage.
 
 `OUT/study.db` is Optuna's SQLite storage, so a killed search goes on with the trials it had. A
-trial's runs lie in OUT/GAME/trial-N/seed-M and are ordinary runs of the sweep; what Optuna is told
-is read from their metrics.
+trial's runs lie in OUT/GAME/trial-N/seed-M and are ordinary runs of the sweep; the values
+that Optuna gets are read from their metrics.
 """
 
 import dataclasses

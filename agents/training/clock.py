@@ -6,7 +6,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from agents.config import ExplorationConfig
+from agents.learning.config import ExplorationConfig
 
 
 class Clock:

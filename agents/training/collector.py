@@ -80,11 +80,13 @@ class Collector:
         )
         # rows that acting may be ahead: those of the updates in flight and of the next ones
         ahead = 2 * math.ceil(config.learner.steps_per_update / num_envs)
-        self._handover = Handover(_example(replay, actor), slots=min(MAX_SLOTS, ahead + 2))
+        self._handover = Handover(_example(replay, actor, device), slots=min(MAX_SLOTS, ahead + 2))
         self._taken: list[Event | None] = [None] * self._handover.slots
         self._rows = 0
         self._add = Captured(
-            self._take, name="adding to the replay", enabled=cuda and config.learner.cuda_graph
+            self._take,
+            name="adding to the replay",
+            enabled=cuda and config.learner.cuda_graph and replay.capturable,
         )
         self.player = StaticActor(
             actor,
@@ -164,9 +166,9 @@ class Collector:
         self.replay.write_row(self._handover.take())
 
 
-def _example(replay: Replay, actor: Actor) -> dict[str, Tensor]:
+def _example(replay: Replay, actor: Actor, device: torch.device) -> dict[str, Tensor]:
     """A row as acting makes it; the replay stores some of it in smaller types."""
-    row = {name: store[0] for name, store in replay.row_stores.items()}
+    row = {name: store[0].to(device) for name, store in replay.row_stores.items()}
     row |= {"action": actor.last_action, "episode_step": actor.episode_step}
     if replay.keeps_states:
         row |= {f"state.{index}": x for index, x in enumerate(actor.state)}

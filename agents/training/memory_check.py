@@ -26,12 +26,12 @@ def check_memory(needed: int, for_states: int, device: torch.device) -> None:
     if free is not None and needed > free:
         raise ValueError(
             f"replay.capacity_steps: needs {needed / 1e9:.1f} GB on {device.type}{states}, where "
-            f"{free / 1e9:.1f} GB are free; lower --replay.capacity-steps"
+            f"{free / 1e9:.1f} GB are free; lower --replay.capacity-steps{_elsewhere(device)}"
         )
 
 
 @contextlib.contextmanager
-def out_of_memory_told(needed: int, device: torch.device) -> Iterator[None]:
+def explained_out_of_memory(needed: int, device: torch.device) -> Iterator[None]:
     """Turn an allocation that fails inside into one line that says where the memory went.
 
     Args:
@@ -53,4 +53,9 @@ def out_of_memory_told(needed: int, device: torch.device) -> Iterator[None]:
         raise ValueError(
             f"device: out of memory on {device.type}: the replay takes {needed / 1e9:.1f} GB"
             f"{free_text}; lower --replay.capacity-steps, --replay.batch-size or --env.num-envs"
+            f"{_elsewhere(device)}"
         ) from None
+
+
+def _elsewhere(device: torch.device) -> str:
+    return "" if device.type == "cpu" else ", or set --replay.storage host"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from typing import Any
 
 import torch
 
@@ -11,8 +12,9 @@ from agents.playing.evaluate import env_seed
 from agents.replay.buffer import Replay
 from agents.replay.layout import replay_bytes
 from agents.replay.returns import ReturnConfig
+from agents.replay.storage import replay_class
 from agents.saving import checkpoint
-from agents.training.memory_check import check_memory, out_of_memory_told
+from agents.training.memory_check import check_memory, explained_out_of_memory
 from envs import GameVecEnv, make_env
 from rl_nfm.encoders import State
 from rl_nfm.support.ranks import ALONE, Ranks
@@ -94,6 +96,8 @@ def build_replay(
     Raises:
         ValueError: it does not fit into memory.
     """
+    kind = replay_class(config.replay.storage)
+    home = kind.home(device)
     num_envs, shape = config.env.num_envs, obs_shape_of(env)
     size = replay_bytes(
         config.replay,
@@ -102,15 +106,18 @@ def build_replay(
         state=state,
         frame_channels=env.step_spec.channels,
     )
-    check_memory(*size, device)
-    with out_of_memory_told(size[0], device):
-        return _empty_replay(config, env, state, device, ranks)
+    check_memory(*size, home)
+    with explained_out_of_memory(size[0], home):
+        return _empty_replay(kind, config, env, state=state, device=device, ranks=ranks)
 
 
 def _empty_replay(
-    config: Config, env: GameVecEnv, state: State, device: torch.device, ranks: Ranks
+    kind: type[Replay],
+    config: Config,
+    env: GameVecEnv,
+    **where: Any,
 ) -> Replay:
-    return Replay(
+    return kind(
         config.replay,
         ReturnConfig(
             n_steps=config.learner.n_steps,
@@ -121,9 +128,7 @@ def _empty_replay(
         num_envs=config.env.num_envs,
         obs_shape=obs_shape_of(env),
         frame_channels=env.step_spec.channels,
-        device=device,
-        state=state,
-        ranks=ranks,
+        **where,
     )
 
 

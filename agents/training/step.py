@@ -20,6 +20,7 @@ class Memory(Protocol):
     """What a gradient step needs of a replay."""
 
     config: ReplayConfig
+    capturable: bool
 
     def sample(self, batch_size: int) -> Batch:
         """Draw a batch."""
@@ -49,7 +50,7 @@ class GradientStep:
         if learner.wants_compile:
             print("compiling the update: half a minute or more, less when Inductor's cache has it")
             learner.compile()
-        graph = learner.device.type == "cuda" and learner.config.cuda_graph
+        graph = learner.device.type == "cuda" and learner.config.cuda_graph and replay.capturable
         self._step = Captured(self._run, name="the update", enabled=graph, random=random)
 
     @property

@@ -44,7 +44,10 @@ def train(config: Config, *, out: Path | None = None) -> Path:
         trainer = Trainer(config, device, ranks=ranks)
         initialize(trainer)
         folder = RunFolder(ranks.of_first(lambda: RunFolder.create(config, out).path))
-        with folder.held() if ranks.first else contextlib.nullcontext(), trainer.memory_told():
+        with (
+            folder.held() if ranks.first else contextlib.nullcontext(),
+            trainer.explained_memory(),
+        ):
             return trainer.run(folder, None)
 
 
@@ -73,7 +76,7 @@ def resume(path: Path, override: Callable[[Config], Config]) -> Path:
         trainer = Trainer(config, device, ranks=ranks)
         if last is None:
             initialize(trainer)
-        with trainer.memory_told():
+        with trainer.explained_memory():
             return trainer.run(folder, last)
 
 

@@ -20,7 +20,7 @@ from agents.training import parts
 from agents.training.clock import Clock, Epsilon, Stopwatch
 from agents.training.collector import Collector, Streams
 from agents.training.loop import Loop
-from agents.training.memory_check import out_of_memory_told
+from agents.training.memory_check import explained_out_of_memory
 from agents.training.record import Counters
 from agents.training.step import GradientStep
 from agents.training.stop import StopRequest
@@ -126,7 +126,7 @@ class Trainer:
         num_envs = self.share.env.num_envs
         return self.epsilon(self.counters.steps)[self.ranks.rank * num_envs :][:num_envs]
 
-    def memory_told(self) -> contextlib.AbstractContextManager[None]:
+    def explained_memory(self) -> contextlib.AbstractContextManager[None]:
         """Inside, running out of memory ends with one line that says what the replay takes."""
         stores = self.replay.row_stores.values()
-        return out_of_memory_told(sum(store.nbytes for store in stores), self.device)
+        return explained_out_of_memory(sum(store.nbytes for store in stores), self.device)

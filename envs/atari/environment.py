@@ -82,7 +82,7 @@ class AtariVecEnv(GameVecEnv):
             batch_size=self.batch_size,
             num_threads=self._num_threads,
             autoreset_mode=AutoresetMode.NEXT_STEP,
-            # Game over alone ends an episode there: life losses are told by the count of lives.
+            # Game over alone ends an episode there: the count of lives shows life losses.
             episodic_life=False,
             life_loss_info=False,
             reward_clipping=False,

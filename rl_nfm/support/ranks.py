@@ -31,12 +31,12 @@ class LostRank(ValueError):
     """Another rank of this run has ended or does not answer."""
 
 
-class ToldByFirst(ValueError):
-    """Rank 0 has failed with the same message, and is the one to print it."""
+class FirstRankError(ValueError):
+    """The error of rank 0 as the other ranks see it; only rank 0 prints it."""
 
 
-class OwnError(ValueError):
-    """An error that this rank must print, although it is not the first."""
+class OtherRankError(ValueError):
+    """The error of a rank other than the first, which nobody else would print."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class Ranks:
 
         Raises:
             LostRank: a rank does not join, or has gone before the end.
-            OwnError: a ValueError on a rank other than the first, with the rank's number.
+            OtherRankError: a ValueError on a rank other than the first, with the rank's number.
         """
         if self.alone:
             yield
@@ -131,9 +131,9 @@ class Ranks:
                 yield
             self.agree()  # leave only when no rank needs this one any more
         except ValueError as error:
-            if self.first or isinstance(error, ToldByFirst):
+            if self.first or isinstance(error, FirstRankError):
                 raise
-            raise OwnError(f"rank {self.rank}: {error}") from None
+            raise OtherRankError(f"rank {self.rank}: {error}") from None
         finally:
             dist.destroy_process_group()
 
@@ -194,7 +194,7 @@ class Ranks:
         with self._naming_lost_ranks():
             dist.broadcast_object_list(made, src=0)
         if made[1] is not None:
-            raise failure or ToldByFirst(made[1])
+            raise failure or FirstRankError(made[1])
         return made[0]
 
     def copy_first_(self, tensors: Sequence[Tensor]) -> None:

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from agents.config import Config, make_config, read_preset, to_plain
+from agents.config import Config, make_config, to_plain
+from agents.presets import read_preset
 from agents.saving.run_folder import read_metrics
 from agents.sweeping.runs import PlannedRun, StopRequest, execute
 from agents.training.parts import share_of

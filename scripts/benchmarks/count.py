@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
         _fake_cuda.enable()
     except RuntimeError as error:
         parser.error(str(error))
-    from agents.config import read_preset
+    from agents.presets import read_preset
     from benchmarks._presets import count
 
     try:

@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from agents.config import Config, make_config, read_preset, to_plain
+from agents.config import Config, make_config, to_plain
+from agents.presets import read_preset
 from agents.training.step import GradientStep
 from benchmarks.update import OURS, config_of, ours
 from rl_nfm.support import cpp

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from agents.config import Config, make_config, preset_path
+from agents.config import Config, make_config
+from agents.presets import preset_path
 from agents.training.train import Trainer
 from rl_nfm.support.yaml_file import read_yaml
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from agents.config import make_config, preset_path
+from agents.config import make_config
+from agents.presets import preset_path
 from agents.saving.run_folder import read_metrics
 from agents.training.train import Stop, resume, train
 from gpu_stages.common import DEVICE, REHEARSAL, TINY, merged

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from agents import cli
-from agents.config import make_config, read_preset, to_plain
+from agents.config import make_config, to_plain
+from agents.presets import read_preset
 from agents.saving import checkpoint
 from agents.saving.run_folder import RunFolder
 from agents.training.train import train

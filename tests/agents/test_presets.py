@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from agents.config import make_config, preset_names, preset_path, read_preset, to_plain
+from agents.config import make_config, to_plain
+from agents.presets import preset_names, preset_path, read_preset
 from agents.saving.run_folder import read_metrics
 from agents.training.train import train
 from rl_nfm.encoders import encoder_names

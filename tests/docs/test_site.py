@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agents import cli
-from agents.config import preset_names
+from agents.presets import preset_names
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -22,7 +22,8 @@ from agents import cli
 debug = ["train", "debug", "--steps", "120", "--run.checkpoint-every-steps", "120"]
 encoder = ["--encoder", "tiny", "--tiny.width", "3"]
 loss = ["--learner.auxiliary", "small_features", "0.01"]
-assert cli.main([*debug, *encoder, *loss, "--out", "agent"]) == 0
+replay = ["--replay.storage", "median"]
+assert cli.main([*debug, *encoder, *loss, *replay, "--out", "agent"]) == 0
 cue = ["--game", "echo_cue", "--steps", "80", "--run.eval-episodes", "0"]
 assert cli.main(["train", "memory_cue", *cue, "--out", "cue"]) == 0
 assert cli.main(["supervised", "parity", "--epochs", "2", "--out", "parity"]) == 0

@@ -4,7 +4,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from envs import AtariVecEnv, MemoryCueVecEnv, make_env
+from envs import AtariVecEnv, make_env
+from envs.memory import MemoryCueVecEnv
 
 QUADRANTS = [np.s_[:18, :18], np.s_[:18, 18:], np.s_[18:, :18], np.s_[18:, 18:]]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from agents import cli
-from agents.training.memory_check import check_memory, out_of_memory_told
+from agents.training.memory_check import check_memory, explained_out_of_memory
 from rl_nfm.support import memory
 
 CPU = torch.device("cpu")
@@ -22,18 +22,18 @@ def test_a_replay_larger_than_the_machine_is_refused_before_it_is_allocated(tmp_
 
 def test_a_real_failure_to_allocate_says_what_takes_the_memory():
     reason = r"^device: out of memory on cpu: the replay takes 7\.1 GB, [0-9.]+ GB are free; lower"
-    with pytest.raises(ValueError, match=reason), out_of_memory_told(7_100_000_000, CPU):
+    with pytest.raises(ValueError, match=reason), explained_out_of_memory(7_100_000_000, CPU):
         torch.empty(2**60, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
 def test_errors_of_the_device_and_of_python_are_told_alike(error):
-    with pytest.raises(ValueError, match="out of memory"), out_of_memory_told(1, CPU):
+    with pytest.raises(ValueError, match="out of memory"), explained_out_of_memory(1, CPU):
         raise error
 
 
 def test_other_errors_pass_as_they_are():
-    with pytest.raises(RuntimeError, match="a bug"), out_of_memory_told(1, CPU):
+    with pytest.raises(RuntimeError, match="a bug"), explained_out_of_memory(1, CPU):
         raise RuntimeError("a bug")
 
 

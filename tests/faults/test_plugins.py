@@ -11,7 +11,8 @@ from dataclasses import fields
 import pytest
 
 from agents.cli import main
-from agents.config import Config, make_config, read_preset, to_plain
+from agents.config import Config, make_config, to_plain
+from agents.presets import read_preset
 from rl_nfm.encoders import encoder_names, register_encoder, registry
 from rl_nfm.encoders.nature import NatureConfig, NatureEncoder
 from rl_nfm.encoders.registry import RESERVED_NAMES

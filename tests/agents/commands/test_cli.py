@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from agents import cli
-from agents.config import make_config, read_preset
+from agents.config import make_config
+from agents.presets import read_preset
 from agents.saving import checkpoint
 from rl_nfm.encoders import encoder_names
 

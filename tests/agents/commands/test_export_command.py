@@ -10,7 +10,8 @@ import yaml
 
 import agents
 from agents import cli
-from agents.config import make_config, read_preset, to_plain
+from agents.config import make_config, to_plain
+from agents.presets import read_preset
 from agents.saving import checkpoint, zoo
 from agents.training.train import train
 from envs import random_and_human_score

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from agents.config import make_config, read_preset, to_plain
+from agents.config import make_config, to_plain
 from agents.learning.auxiliary import Latents, auxiliary_names, make_auxiliaries
 from agents.learning.auxiliary.base import AuxiliaryLoss, register_auxiliary
 from agents.learning.config import LearnerConfig
 from agents.learning.learner import Learner
 from agents.learning.network import QNetwork
+from agents.presets import read_preset
 from agents.replay.batch import Batch
 from agents.saving import checkpoint
 from agents.saving.run_folder import read_metrics

@@ -8,8 +8,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents import cli
-from agents.config import make_config, read_preset, to_plain
+from agents.config import make_config, to_plain
 from agents.playing import attention
+from agents.presets import read_preset
 from agents.saving import checkpoint
 from agents.training.train import train
 

@@ -9,10 +9,11 @@ import torch
 
 from agents import cli
 from agents.commands import evaluate as command
-from agents.config import make_config, read_preset, to_plain, write_config
+from agents.config import make_config, to_plain, write_config
 from agents.playing.counter import EpisodeCounter
 from agents.playing.evaluate import play
 from agents.playing.scores import Scores
+from agents.presets import read_preset
 from agents.saving import checkpoint
 from envs import human_normalized_score
 from rl_nfm.support import storage

@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from agents.config import EnvConfig, make_config, read_preset, to_plain
+from agents.config import EnvConfig, make_config, to_plain
 from agents.playing import video
 from agents.playing.evaluate import play
 from agents.playing.video import FPS, record_first_episode
+from agents.presets import read_preset
 
 SEED = 5
 

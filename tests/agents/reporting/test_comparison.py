@@ -9,7 +9,8 @@ import pytest
 
 from agents.commands import games as games_command
 from agents.commands import report as report_command
-from agents.config import read_preset, write_config
+from agents.config import write_config
+from agents.presets import read_preset
 from agents.reporting.comparison import atari5_rows, games_by_methods
 from agents.reporting.references import ITERATION_STEPS, references
 from agents.reporting.report import write_report

@@ -11,7 +11,8 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
-from agents.config import make_config, read_preset, to_plain, write_config
+from agents.config import make_config, to_plain, write_config
+from agents.presets import read_preset
 from agents.reporting import runs_shown
 from agents.reporting.blocks import Bullets, Heading, Link, Paragraph, Table, to_markdown
 from agents.reporting.page import write_page

@@ -11,8 +11,9 @@ import pytest
 
 from agents import cli
 from agents.commands.evaluate import score_content
-from agents.config import make_config, read_preset, to_plain, write_config
+from agents.config import make_config, to_plain, write_config
 from agents.playing.scores import Scores
+from agents.presets import read_preset
 from agents.reporting import figures
 from agents.reporting.figures import common_evaluations, looks, running_mean
 from agents.reporting.report import write_report
@@ -325,6 +326,15 @@ def test_a_run_that_stopped_early_is_left_out_and_named(tmp_path):
         f"{short}: training of nature on ms_pacman left out: at 100 of 300 steps, "
         "where others are at 300"
     )
+
+
+def test_a_run_of_an_early_version_that_did_not_log_its_last_stretch_is_finished(tmp_path):
+    run = make_run(tmp_path / "run", [(100, [1.0]), (250, [5.0])], seed=1)
+    (run / "checkpoints" / "step_000000000300").mkdir(parents=True)
+    content = report([run], tmp_path / "out")
+    assert content["notes"] == []
+    (row,) = content["tables"]["training"]["scores"]
+    assert (row["steps"], row["mean"]) == ([300], 3)
 
 
 def test_runs_that_all_go_on_are_scored_at_the_steps_all_have_reached(tmp_path):

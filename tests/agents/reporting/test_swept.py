@@ -6,7 +6,8 @@ import json
 import pytest
 
 from agents.commands import report as command
-from agents.config import read_preset, write_config
+from agents.config import write_config
+from agents.presets import read_preset
 from agents.reporting.kept import check_same, is_kept, keep, thinned
 from agents.reporting.report import write_report
 from agents.reporting.sources import read_results

@@ -15,9 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
-from agents.config import make_config, read_preset, to_plain
+from agents.config import make_config, to_plain
 from agents.playing import clip
 from agents.playing.evaluate import PlayStep
+from agents.presets import read_preset
 from agents.saving.board import tag_of
 from agents.saving.run_folder import RunFolder, read_metrics
 from agents.training import evaluation, train

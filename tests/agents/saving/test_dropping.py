@@ -6,7 +6,8 @@ import os
 import pytest
 import torch
 
-from agents.config import make_config, read_preset, to_plain
+from agents.config import make_config, to_plain
+from agents.presets import read_preset
 from agents.saving import checkpoint
 from agents.saving.dropping import drop_replay
 from agents.saving.run_folder import RunFolder

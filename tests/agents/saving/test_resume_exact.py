@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from agents.config import make_config, read_preset, to_plain
+from agents.config import make_config, to_plain
+from agents.presets import read_preset
 from agents.saving import checkpoint
 from agents.saving.parts import restore
 from agents.training import train

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from agents.commands import sweep as command
-from agents.config import read_preset
+from agents.presets import read_preset
 from agents.reporting.kept import LOG_HEADER
 from agents.saving.run_folder import read_metrics
 from agents.sweeping import cluster

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from agents.config import read_preset
+from agents.presets import read_preset
 from agents.sweeping import runs as runs_module
 from agents.sweeping.board import Board
 from agents.sweeping.folder import check_space

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import yaml
 
-from agents.config import read_preset
+from agents.presets import read_preset
 from agents.reporting.sizes import build_encoder, describe
 from agents.sweeping.plan import Plan, parse_seeds, parse_vary
 from agents.sweeping.variants import with_encoder

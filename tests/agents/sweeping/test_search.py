@@ -14,7 +14,7 @@ import yaml
 
 from agents.commands import report as report_command
 from agents.commands import sweep as command
-from agents.config import read_preset
+from agents.presets import read_preset
 from agents.sweeping.board import Board
 from agents.sweeping.plan import Plan
 from agents.sweeping.runs import Progress

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agents.config import ExplorationConfig
+from agents.learning.config import ExplorationConfig
 from agents.training.clock import Clock, Epsilon, Stopwatch
 
 

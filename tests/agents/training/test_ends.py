@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from agents.config import make_config, read_preset, to_plain
+from agents.config import make_config, to_plain
+from agents.presets import read_preset
 from agents.saving import checkpoint
 from agents.saving.run_folder import RunFolder, read_metrics
 from agents.training import train

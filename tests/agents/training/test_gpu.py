@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from agents import load
-from agents.config import read_preset
+from agents.presets import read_preset
 from agents.saving import checkpoint
 from agents.saving.parts import restore
 from agents.saving.run_folder import read_metrics
@@ -27,6 +27,17 @@ def test_train_resume_and_load_on_another_device(encoder, tmp_path):
     lines = read_metrics(folder / "metrics.jsonl")
     assert [line["steps"] for line in lines] == [100, 200, 300, 400]
     assert load(folder, device="cpu").network is not None
+
+
+def test_a_run_with_its_replay_in_host_memory_learns_and_goes_on(tmp_path):
+    config = read_preset("debug")
+    replay = dataclasses.replace(config.replay, storage="host")
+    config = dataclasses.replace(config, replay=replay, device="cuda")
+    folder = train.train(config, out=tmp_path / "run")
+    train.resume(folder, lambda old: dataclasses.replace(old, steps=400))
+    last = read_metrics(folder / "metrics.jsonl")[-1]
+    assert last["steps"] == 400
+    assert last["loss"] > 0
 
 
 def test_the_schedule_reaches_a_restored_optimiser(tmp_path):

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from agents.config import make_config, read_preset, to_plain
+from agents.config import make_config, to_plain
+from agents.presets import read_preset
 from agents.saving.run_folder import read_metrics
 from agents.training.train import train
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents.config import check_resumable, make_config, read_preset, to_plain
+from agents.config import check_resumable, make_config, to_plain
+from agents.presets import read_preset
 from agents.saving import checkpoint, writer
 from agents.saving.parts import restore
 from agents.saving.run_folder import RunFolder, read_metrics

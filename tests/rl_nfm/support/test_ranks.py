@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from rl_nfm.support.ranks import ALONE, LostRank, OwnError, Ranks, ToldByFirst
+from rl_nfm.support.ranks import ALONE, LostRank, OtherRankError, Ranks, FirstRankError
 
 CPU = torch.device("cpu")
 
@@ -89,7 +89,7 @@ def test_they_speak(in_ranks, size):
         assert c == middle
         assert found["first's"] == [[0, 5], 0]
         kind, text = found["failure"]
-        assert kind is (ToldByFirst if rank else ValueError)
+        assert kind is (FirstRankError if rank else ValueError)
         assert text.startswith(f"env.num_envs: 5 is not allowed with {size} ranks")
 
 
@@ -113,7 +113,7 @@ def test_a_killed_rank_ends_the_others_in_one_line(in_ranks, size, victim):
     assert results[victim] is None
     for rank in set(range(size)) - {victim}:
         kind, text = results[rank]
-        assert kind is (OwnError if rank else LostRank)
+        assert kind is (OtherRankError if rank else LostRank)
         assert text.startswith(f"rank {rank}: another rank" if rank else "another rank of this run")
         assert "\n" not in text
         assert len(text) < 300
