@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 
 class EnvProtocol(Protocol):
-    """Settings that a score depends on: a frozen dataclass; its fields are published with the score."""
+    """Settings that a score depends on, and is published with: a frozen dataclass."""
 
     @property
     def name(self) -> str:

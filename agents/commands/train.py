@@ -46,10 +46,10 @@ def main(argv: Sequence[str]) -> int:
     ranks = Ranks.of_torchrun()
     try:
         if run is not None:
-            folder = train.resume(Path(run), lambda old: _flags(old, argv, f"--resume {run}"))
+            folder = train.resume(Path(run), lambda old: _chosen(old, argv, f"--resume {run}"))
         else:
             assert preset is not None
-            config = _flags(read_preset(preset), argv, preset)
+            config = _chosen(read_preset(preset), argv, preset)
             folder = train.train(config, out=None if out is None else Path(out))
     except train.Stop as stop:
         if ranks.first:
@@ -82,6 +82,13 @@ def _take(argv: list[str], flag: str) -> str | None:
     return None
 
 
+def _chosen(default: Config, argv: Sequence[str], prog: str) -> Config:
+    """The config to run, for which the process, which is this command's own, is set up."""
+    config = _flags(default, argv, prog)
+    keep_freed_memory(choose_device(config.device))
+    return config
+
+
 def _flags(default: Config, argv: Sequence[str], prog: str) -> Config:
     """The config with the user's flags, none of which may be for an encoder not chosen."""
     if not argv:
@@ -106,7 +113,6 @@ def _flags(default: Config, argv: Sequence[str], prog: str) -> Config:
                 f"{typed[0].split('=')[0]}: encoder {name!r} is not chosen (chosen: "
                 f"{', '.join(chosen)}; add --encoder {name})"
             )
-    keep_freed_memory(choose_device(config.device))  # the process is this command's own
     return config
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+import torch
 
 CONTENDERS = ("sb3_dqn", "dqn", "rainbow_8", "rainbow_64")
 TARGETS = {"dqn": 1.5, "rainbow_8": 1.0}
@@ -57,7 +58,9 @@ def run_ours(name: str, steps: int) -> float:
     from agents.saving.run_folder import read_metrics
     from agents.training.train import train
     from benchmarks.update import OURS
+    from rl_nfm.support.memory import keep_freed_memory
 
+    keep_freed_memory(torch.device("cpu"))  # as `rl-nfm train`
     learner, head, exponent = OURS[name]
     config = make_config(
         {

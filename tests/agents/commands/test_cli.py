@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from agents import cli
+from agents.commands import train as train_command
 from agents.config import make_config
 from agents.presets import read_preset
 from agents.saving import checkpoint
@@ -160,3 +161,18 @@ def test_help_suffices(capsys):
 def test_a_preset_may_hold_groups_that_are_not_read():
     config = make_config({"encoder": "nature", "nfm": {"width": 8}, "nature": {"width": 4}})
     assert config.encoder == "nature"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["debug"], ["debug", "--seed", "3"], ["--resume", "run"], ["--resume", "run", "--steps", "9"]],
+)
+def test_freed_memory_is_kept_with_and_without_flags(argv, monkeypatch):
+    kept = []
+    monkeypatch.setattr(train_command, "keep_freed_memory", kept.append)
+    monkeypatch.setattr(train_command.train, "train", lambda config, out: config.device)
+    monkeypatch.setattr(
+        train_command.train, "resume", lambda path, override: override(read_preset("debug"))
+    )
+    assert cli.main(["train", *argv]) == 0
+    assert kept == [torch.device("cuda" if torch.cuda.is_available() else "cpu")]

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from rl_nfm.support.ranks import ALONE, LostRank, OtherRankError, Ranks, FirstRankError
+from rl_nfm.support.ranks import ALONE, FirstRankError, LostRank, OtherRankError, Ranks
 
 CPU = torch.device("cpu")
 
