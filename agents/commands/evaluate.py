@@ -23,6 +23,7 @@ from agents.reporting.statistics import bootstrap_interval
 from agents.saving import checkpoint
 from agents.saving.checkpoint import Checkpoint
 from agents.saving.run_folder import RunFolder
+from envs import resolve_game, step_spec
 from rl_nfm.support.device import choose_device
 from rl_nfm.support.flags import parse_flags
 from rl_nfm.support.memory import keep_freed_memory
@@ -42,6 +43,10 @@ class Options:
     path: tyro.conf.Positional[Path]
     """A run's folder, a single checkpoint, what `rl-nfm export` wrote, or zoo:NAME of `rl-nfm
     agents` (with --random also a preset's name)."""
+
+    game: str | None = None
+    """Play this game instead of the one trained on, under the same options: a larger MiniGrid, say.
+    Its observations and actions must be of the same shapes."""
 
     episodes: Annotated[int, Gt(0)] = 100
     """Episodes to count."""
@@ -94,6 +99,8 @@ def main(argv: Sequence[str]) -> int:
     keep_freed_memory(device)
     found = None if options.random else _open(options)
     config = _random_config(options.path) if found is None else found.config
+    if options.game is not None:
+        config = _with_game(config, options.game, found)
     network = None if found is None else checkpoint.load_network(found, device)
     with contextlib.ExitStack() as stack:
         recorders = []
@@ -118,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
             capture=not listeners,  # they read the network's insides
             on_step=lambda step: [listener(step) for listener in listeners],
         )
-        content = score_content(scores, config, found)
+        content = score_content(scores, found)
         if options.json is not None:
             write_json(options.json, content)
         print(score_text(content))
@@ -140,6 +147,22 @@ def _open(options: Options) -> Checkpoint:
     return checkpoint.open_checkpoint(checkpoint.find(options.path, options.which))
 
 
+def _with_game(config: Config, game: str, found: Checkpoint | None) -> Config:
+    """The config with another game, which must look to the agent like the one trained on.
+
+    Raises:
+        ValueError: an unknown game, or observations of another shape.
+    """
+    config = dataclasses.replace(config, game=resolve_game(game))
+    shape = step_spec(config.game, config.protocol).obs_shape
+    if found is not None and shape != found.meta.obs_shape:
+        raise ValueError(
+            f"game: {game!r} is not allowed: its observations are of shape {shape}, those that the "
+            f"agent was trained on ({found.config.game}) {found.meta.obs_shape}"
+        )
+    return config
+
+
 def _random_config(path: Path) -> Config:
     """The config of a run, of a checkpoint or of a preset: it names the game and the protocol."""
     if not path.exists() and str(path) in preset_names():
@@ -150,17 +173,18 @@ def _random_config(path: Path) -> Config:
     return checkpoint.open_checkpoint(checkpoint.find(path)).config
 
 
-def score_content(scores: Scores, config: Config, found: Checkpoint | None) -> dict[str, Any]:
+def score_content(scores: Scores, found: Checkpoint | None) -> dict[str, Any]:
     """Scores with intervals, and facts about the training where there is a checkpoint."""
     trained: dict[str, Any] = {"encoder": RANDOM, "checkpoint_steps": None}
     if found is not None:
         trained = {
-            "encoder": config.encoder,
+            "encoder": found.config.encoder,
             "checkpoint_steps": found.steps,
             "checkpoint": str(found.path),
             "which": "best" if found.path.name == "best" else "last",
-            "train_seed": config.seed,
-            "config": to_plain(config),
+            "train_seed": found.config.seed,
+            "trained_on": resolve_game(found.config.game),
+            "config": to_plain(found.config),
         }
     packages = ("torch", "numpy", "gymnasium", "ale-py")
     versions = {"python": platform.python_version(), **{p: version(p) for p in packages}}
@@ -194,6 +218,8 @@ def score_text(content: dict[str, Any]) -> str:
     hns = content["hns"]
     steps = content["checkpoint_steps"]
     who = content["encoder"] if steps is None else f"{content['encoder']} after {steps} steps"
+    if content.get("trained_on", content["game"]) != content["game"]:
+        who += f" of {content['trained_on']}"
     rows = {
         "game": f"{content['game']}, {who}",
         "episodes": content["episodes"],

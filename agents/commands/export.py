@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
         num_envs=options.num_envs,
         progress=True,
     )
-    content = score_content(scores, found.config, found)
+    content = score_content(scores, found)
     _write(options.out, found, network, content)
     print(score_text(content))
     size = sum(path.stat().st_size for path in options.out.iterdir())

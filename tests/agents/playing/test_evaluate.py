@@ -214,6 +214,19 @@ def test_random_play(what, trained, tmp_path, capsys, monkeypatch):
     assert "ms_pacman, random" in out
 
 
+def test_an_agent_may_play_another_game_than_it_was_trained_on(trained, tmp_path, capsys):
+    """Crazy Climber has as many actions as Ms. Pacman."""
+    file = tmp_path / "s.json"
+    arguments = ["--game", "CrazyClimber", "--episodes", 2, "--json", file]
+    code, out, err = run(capsys, "evaluate", trained, *arguments)
+    assert code == 0, err
+    content = json.loads(file.read_text())
+    assert (content["game"], content["trained_on"]) == ("crazy_climber", "ms_pacman")
+    assert content["protocol"]["env_id"] == "ale_py.vector_env/crazy_climber"
+    assert content["config"]["game"] == "ms_pacman"
+    assert "crazy_climber, nature after 200 steps of ms_pacman" in out
+
+
 def test_a_game_without_a_human_score(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     write_config(memory(), tmp_path / "run" / "config.yaml")
@@ -243,6 +256,9 @@ BAD = [
     (["{run}", "--which", "bset"], "--which: 'bset' is not allowed (allowed: last, best)"),
     (["{run}", "--device", "tpu"], "--device: 'tpu' is not allowed (allowed: auto, cpu, cuda)"),
     (["{run}", "--num-envs", "0"], "num_envs: 0 is not allowed"),
+    (["{run}", "--game", "alein"], "did you mean 'alien'"),
+    (["{run}", "--game", "memory_cue"], "(1, 36, 36), those that the agent was trained on"),
+    (["{run}", "--game", "qbert", "--episodes", "1"], "actions"),
     (["{run}", "--json", "{tmp}/no/s.json"], "json: "),
     (["{run}", "--json", "{tmp}"], "is a folder"),
     (["{run}", "--video", "{tmp}/v.gif"], "must end in .mp4"),

@@ -246,7 +246,7 @@ def test_random_play_stands_beside_trained_agents(tmp_path):
     scores = Scores(
         game="ms_pacman", returns=[1.0, 3.0], lengths=[9, 9], protocol={**BLOCK, "epsilon": 1.0}
     )
-    (tmp_path / "r.json").write_text(json.dumps(score_content(scores, config(), None)))
+    (tmp_path / "r.json").write_text(json.dumps(score_content(scores, None)))
     files = [tmp_path / "r.json", make_scores(tmp_path / "s.json", [5.0, 9.0], train_seed=1)]
     content = report(files, tmp_path / "out")
     assert content["protocol"]["epsilon"] == 0.001
@@ -299,7 +299,7 @@ def test_settings_of_a_score_file_are_those_of_its_run(tmp_path):
         make_run(tmp_path / "b", seed=2, learner={"kappa": 2.0}),
     ]
     content = {
-        **score_content(scores, config(), None),
+        **score_content(scores, None),
         "encoder": "nature",
         "train_seed": 2,
         "checkpoint_steps": 300,
