@@ -1,9 +1,10 @@
-"""Image data sets, read whole into memory: the embedded digits, MNIST, CIFAR and image folders.
+"""Image data sets, read whole into memory: digits, symbols, MNIST, CIFAR and image folders.
 
 `digits` ships inside scikit-learn (1797 images of 8x8; the first 1437 train, the last 360 test).
-The others are read from standard files in a folder: IDX (MNIST), the binary version of CIFAR, or
-one folder of images per class. Nothing is downloaded; the error for a missing file shows the
-command that fetches it. Nothing is unpickled, so CIFAR's "python version" is not supported.
+`symbols` are drawn, the same ones every time (see `symbols.py`); the last fifth tests. The others
+are read from standard files in a folder: IDX (MNIST), the binary version of CIFAR, or one folder of
+images per class. Nothing is downloaded; the error for a missing file shows the command that fetches
+it. Nothing is unpickled, so CIFAR's "python version" is not supported.
 """
 
 import dataclasses
@@ -17,7 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-DATASETS = ("digits", "mnist", "cifar10", "cifar100", "folder")
+from rl_nfm.supervised.data.symbols import LETTERS, make_symbols
+
+SYMBOLS = 100_000
+"""Pictures of Synbols' default data set."""
+DATASETS = ("digits", "symbols", "mnist", "cifar10", "cifar100", "folder")
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm")
 FETCH = {
     "mnist": "for f in train-images-idx3 train-labels-idx1 t10k-images-idx3 t10k-labels-idx1; do "
@@ -64,12 +69,13 @@ def constant_accuracy(train: Tensor, test: Tensor) -> float:
     return float(right.flatten(1).all(1).float().mean() if right.ndim > 1 else right.float().mean())
 
 
-def load_images(name: str, folder: Path | None) -> ImageData:
+def load_images(name: str, folder: Path | None, *, num_symbols: int = SYMBOLS) -> ImageData:
     """A data set by name.
 
     Args:
         name: one of `DATASETS`.
-        folder: the folder with the files; None for `digits`.
+        folder: the folder with the files; None for `digits`; for `symbols` one with fonts, or None.
+        num_symbols: how many pictures of `symbols` are drawn.
 
     Raises:
         ValueError: no readable folder, or files that are missing or invalid.
@@ -78,6 +84,8 @@ def load_images(name: str, folder: Path | None) -> ImageData:
         if folder is not None:
             raise ValueError("data_folder: has no effect on data 'digits', which are embedded")
         return _digits()
+    if name == "symbols" and (folder is None or folder.is_dir()):
+        return _symbols(num_symbols, folder)
     if folder is None:
         raise ValueError(f"data_folder: is needed for data {name!r}")
     if not folder.is_dir():
@@ -108,6 +116,18 @@ def _digits() -> ImageData:
         test_images=images[train:],
         test_labels=labels[train:],
         classes=10,
+    )
+
+
+def _symbols(count: int, fonts: Path | None) -> ImageData:
+    images, labels = map(torch.from_numpy, make_symbols(count, seed=0, fonts=fonts))
+    train = count - count // 5
+    return ImageData(
+        train_images=images[:train],
+        train_labels=labels[:train],
+        test_images=images[train:],
+        test_labels=labels[train:],
+        classes=len(LETTERS),
     )
 
 
