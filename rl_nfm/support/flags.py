@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import re
 import sys
@@ -10,15 +11,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import tyro
-from tyro import (
-    _errors as tyro_errors,  # private; pyproject.toml bounds the version, a test holds it
-)
+
+# private; pyproject.toml bounds the version, tests hold what is used of them
+from tyro import _docstrings as tyro_docstrings
+from tyro import _errors as tyro_errors
 
 from rl_nfm.support.configuration import short, validate
 from rl_nfm.support.former import renamed_options
 from rl_nfm.support.near import did_you_mean
 
 T = TypeVar("T")
+_BREAK = re.compile(r"(?<!\n)\n(?![\n*-])")
+"""Between two lines of one paragraph that is no list."""
 
 
 class _Refused(Exception):
@@ -40,7 +44,11 @@ def parse_flags(
 
     out = io.StringIO()
     try:
-        with contextlib.redirect_stdout(out), tyro_errors.on_parse_error(refuse):
+        with (
+            contextlib.redirect_stdout(out),
+            tyro_errors.on_parse_error(refuse),
+            _docstrings_as_text(),
+        ):
             parsed: Any = tyro.cli(
                 cls,
                 args=list(argv),
@@ -55,6 +63,25 @@ def parse_flags(
         sys.stdout.write(out.getvalue())
         raise
     return validate(cls, parsed)
+
+
+@contextlib.contextmanager
+def _docstrings_as_text() -> Iterator[None]:
+    """Inside, tyro sees each paragraph of a docstring as one line.
+
+    It joins only lines that begin with a letter, so a docstring's indentation would break them.
+    """
+    read = tyro_docstrings.parse_docstring_from_object
+
+    def cleaned(owner: object) -> dict[str, str]:
+        texts = {name: inspect.cleandoc(text) for name, text in read(owner).items()}
+        return {name: _BREAK.sub(" ", text) for name, text in texts.items()}
+
+    tyro_docstrings.parse_docstring_from_object = cleaned
+    try:
+        yield
+    finally:
+        tyro_docstrings.parse_docstring_from_object = read
 
 
 def _explain(event: tyro_errors.ParseErrorEvent, cls: type) -> str:

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -349,3 +350,31 @@ def test_no_class_of_a_user_is_changed() -> None:
     with pytest.raises(ValueError, match=r"inner\.x: inf is not allowed"):
         validate(Outer, {"inner": {"x": float("inf")}})
     assert {cls: dict(vars(cls)) for cls in (Inner, Outer)} == before
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wordy:
+    """Options with long docstrings."""
+
+    alpha: int = 1
+    """The first line of this docstring is long, and the second line
+    goes on within the same sentence
+    (as does the third, which begins with a bracket)."""
+    beta: int = 2
+    """A list:
+
+    - one
+    - two
+    """
+
+
+def test_help_fills_its_lines_however_docstrings_are_broken(capsys):
+    with pytest.raises(SystemExit):
+        parse_flags(Wordy, ["--help"], prog="wordy")
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    begin = next(i for i, line in enumerate(lines) if "The first line" in line)
+    end = next(i for i, line in enumerate(lines) if "(default: 1)" in line)
+    assert end - begin >= 1
+    for line, following in itertools.pairwise(lines[begin : end + 1]):
+        assert len(line) + 1 + len(following.split()[0]) > 79, "the next word would have fitted"
+    assert any(line.strip() == "- one" for line in lines)
