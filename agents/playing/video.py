@@ -7,15 +7,12 @@ that is scored changes. A game that draws nothing but its observations has no pi
 """
 
 import contextlib
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import imageio.v3 as imageio
 import numpy as np
-from imageio_ffmpeg import get_ffmpeg_exe
 
 from agents.config import Config
 from agents.playing.attention import AttentionView
@@ -23,6 +20,7 @@ from agents.playing.drawing import LINE, Image, canvas, stack, value_bars, write
 from agents.playing.evaluate import PlayStep, env_seed
 from envs import GameVecEnv, as_picture, make_env
 from rl_nfm.support.output_files import written
+from rl_nfm.support.video import video_writer
 
 STILL_STEP = 100
 """The still picture shows this agent step, or the last one of a shorter episode."""
@@ -101,7 +99,7 @@ class EpisodeVideo:
         height, width = (-(-size // 16) * 16 for size in image.shape[:2])
         if self._append is None:
             self._size = (height, width)
-            self._append = self._stack.enter_context(_encoder(self._path, self._size))
+            self._append = self._stack.enter_context(video_writer(self._path, self._size, FPS))
         canvas = np.zeros((*self._size, 3), np.uint8)
         canvas[: image.shape[0], : image.shape[1]] = image
         self._append(canvas)
@@ -145,41 +143,3 @@ def _scaled(image: Image, size: tuple[int, int]) -> Image:
     """The image enlarged to (height, width), with sharp pixels."""
     scaled = cv2.resize(image, size[::-1], interpolation=cv2.INTER_NEAREST)
     return np.asarray(scaled, np.uint8)
-
-
-@contextlib.contextmanager
-def _encoder(path: Path, size: tuple[int, int]) -> Iterator[Callable[[Image], None]]:
-    """A function that appends images of a size (height, width) to a video.
-
-    Not `imageio_ffmpeg.write_frames`: that takes no notice when ffmpeg fails at the end.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    raw = f"-f rawvideo -pix_fmt rgb24 -s {size[1]}x{size[0]} -r {FPS} -i -"
-    coded = "-c:v libx264 -preset veryfast -pix_fmt yuv420p"
-    command = [get_ffmpeg_exe(), "-loglevel", "error", "-y", *raw.split(), *coded.split()]
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen([*command, str(path)], stdin=subprocess.PIPE, stderr=errors)
-        assert process.stdin is not None
-        try:
-            yield lambda image: _feed(process, image)
-            process.communicate()
-        except BrokenPipeError:
-            pass  # ffmpeg has given up, and says why
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-            process.wait()
-        if process.returncode != 0:
-            errors.seek(0)
-            error_lines = errors.read().decode(errors="replace").strip().splitlines()
-            raise OSError("\n".join([f"video: {path} cannot be written", *error_lines[-3:]]))
-
-
-def _feed(process: "subprocess.Popen[bytes]", image: Image) -> None:
-    assert process.stdin is not None
-    process.stdin.write(image.tobytes())

@@ -29,6 +29,8 @@ class Columns:
     percent: Sequence[str] = ()
     """Patterns of the metrics that are shares and printed in %."""
     published: Sequence[Published] = ()
+    step: str = "step"
+    """What a step of `Task.by_step` is: the label of its axis."""
 
     def choose(self, names: Sequence[str]) -> list[str]:
         """The names of the metrics to show; all of them if no pattern matches."""

@@ -35,10 +35,17 @@ class Loaded:
 
     def evaluate(self) -> Metrics:
         """The task's metrics, including those that are computed once at the end of training."""
-        bf16 = self.task.config.precision == "bf16"
-        cast = torch.autocast(self.task.device.type, torch.bfloat16, enabled=bf16)
-        with torch.no_grad(), cast:
+        with torch.no_grad(), self._autocast():
             return {**self.task.evaluate(self.model), **self.task.test(self.model)}
+
+    def write_video(self, path: Path) -> None:
+        """See `Task.write_video`."""
+        with torch.no_grad(), self._autocast():
+            self.task.write_video(self.model, path)
+
+    def _autocast(self) -> torch.autocast:
+        bf16 = self.task.config.precision == "bf16"
+        return torch.autocast(self.task.device.type, torch.bfloat16, enabled=bf16)
 
 
 def load_trained(
@@ -112,6 +119,8 @@ def main(argv: Sequence[str]) -> int:
     options = parse_flags(Options, command_flags, prog="rl-nfm supervised evaluate RUN")
     if options.json is not None:
         check_file("json", options.json, ".json")
+    if options.video is not None:
+        check_file("video", options.video, ".mp4")
     changed = parse_flags(
         type(config), task_flags, default=config, prog="rl-nfm supervised evaluate RUN"
     )
@@ -120,6 +129,8 @@ def main(argv: Sequence[str]) -> int:
     rows = []
     for trial in trials:
         loaded = _load(run, changed, trial, options.weights)
+        if options.video is not None and trial == trials[0]:
+            loaded.write_video(options.video)
         rows.append(loaded.evaluate())
         print(
             f"{run} seed {config.seed + trial}: {loaded.weights} weights, of epoch {loaded.epoch}"
@@ -146,14 +157,22 @@ class Options:
     json: Path | None = None
     """Write the figures here."""
 
+    video: Path | None = None
+    """Write a video of the first seed's predictions to this .mp4 file (bouncing_balls)."""
+
 
 HELP = """usage: rl-nfm supervised evaluate RUN [--weights best|last] [--trial N] [--json FILE]
-                                  [--device auto|cpu|cuda] [options of what is tested on]
+                                  [--video FILE.mp4] [--device auto|cpu|cuda]
+                                  [options of what is tested on]
 
 Figures of a finished run's weights, those of its best validation where they were kept. Options of
 what is tested on are the task's, and hold the run's values unless typed: other data, counts,
 lengths or boxes, as in --occlusion 8, --test-blanks 100 or --data mnist --data-folder DIR. An
-option that cannot change is answered with those that can."""
+option that cannot change is answered with those that can. --video shows the first seed's
+predictions, of a task whose predictions are pictures (bouncing_balls)."""
+
+
+_OWN_FLAGS = frozenset(field.name for field in dataclasses.fields(Options))
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -164,7 +183,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     for word in argv:
         if word.startswith("--"):
             name = word.removeprefix("--").split("=")[0].replace("-", "_")
-            current = command_flags if name in ("weights", "trial", "json") else task_flags
+            current = command_flags if name in _OWN_FLAGS else task_flags
         current.append(word)
     return command_flags, task_flags
 

@@ -80,13 +80,13 @@ def run_trials(name: str, task: type[Task[Any]], config: LoopConfig) -> dict[str
     device = choose_device(config.device)
     keep_freed_memory(device)
     folder = run_folder(config, task=name)
-    rows, baselines = [], {}
+    rows, baselines, by_step = [], {}, {}
     for index in range(config.trials):
         trial = Trial(task, config, device, folder / f"trial{index}", config.seed + index)
         if index == 0:  # only after data and model were made, so that a failed start leaves no run
             write_config(folder, config, task=name)
         rows.append(trial.run())
-        baselines = trial.task.baselines()
+        baselines, by_step = trial.task.baselines(), trial.task.baselines_by_step()
     mean, deviation = mean_and_deviation([row["metrics"] for row in rows])
     result = {
         "task": name,
@@ -97,6 +97,7 @@ def run_trials(name: str, task: type[Task[Any]], config: LoopConfig) -> dict[str
         "mean": mean,
         "deviation": deviation,
         "baselines": baselines,
+        **({"baselines_by_step": by_step} if by_step else {}),
     }
     write_result(result, folder / "result.json", *([config.json] if config.json else []))
     print(f"{name}: {config.trials} trial(s), {folder / 'result.json'}")

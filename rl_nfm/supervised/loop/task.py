@@ -3,6 +3,7 @@
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
@@ -115,6 +116,32 @@ class Task(ABC, Generic[C]):
         """
         del model
         return {}
+
+    def by_step(self, model: nn.Module) -> Mapping[str, Sequence[float]]:
+        """A loss or score at each step of the test sequences, by test set; drawn by the report.
+
+        Computed once, of the same weights as `test`.
+        """
+        del model
+        return {}
+
+    def baselines_by_step(self) -> Mapping[str, Mapping[str, Sequence[float]]]:
+        """For each test set of `by_step`, the values of models that have learned nothing."""
+        return {}
+
+    def write_video(self, model: nn.Module, path: Path) -> None:
+        """Write an MP4 of what the trained model predicts.
+
+        Args:
+            model: in eval mode; no gradient is recorded.
+            path: ends in .mp4.
+
+        Raises:
+            ValueError: there is nothing to be seen of this task.
+            OSError: it cannot be written.
+        """
+        del model
+        raise ValueError(f"video: {path} cannot be made: this task has no video")
 
     def summarise(self, history: Sequence[Metrics]) -> Metrics:
         """The trial's metrics from those of all evaluations; by default, of the best validation."""

@@ -137,6 +137,7 @@ class Trial:
         self.model.eval()
         with torch.no_grad(), self._autocast():
             more = self.task.test(self.model)
+            by_step = self.task.by_step(self.model)
         best = self._best(read_metrics(self.folder) or [{"epoch": 0}])
         return {
             "seed": self.seed,
@@ -146,6 +147,7 @@ class Trial:
             "updates": self.updates,
             "train_seconds": round(self.seconds, 1),
             "metrics": {**self.task.summarise(history), **more},
+            **({"by_step": by_step} if by_step else {}),
         }
 
     def _save_best(self, metrics: Metrics) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import tyro
 
 from rl_nfm.supervised.registry import TaskEntry, task_entry
-from rl_nfm.supervised.report.curves import draw_curves
+from rl_nfm.supervised.report.curves import draw_by_step, draw_curves
 from rl_nfm.supervised.report.finished import FinishedRun, Result, finished_runs, read_results
 from rl_nfm.supervised.report.pictures import copy_pictures, pictures_markdown
 from rl_nfm.supervised.report.table import Row, differences, make_rows, markdown
@@ -77,10 +77,9 @@ def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
             text += [entry.write_table(out, list(task_results.values())), ""]
             content[entry.name] = {"results": list(task_results.values())}
             continue
-        picture = out / f"curves_{entry.name}.png"
-        drawn = draw_curves(entry.columns, rows, picture)
-        files += [picture] * drawn
-        text += _section(entry, rows, picture.name if drawn else "")
+        drawn = _draw(entry, rows, out)
+        files += drawn
+        text += _section(entry, rows, [picture.name for picture in drawn])
         pictures = copy_pictures(rows, out, entry.name)
         files += [copy for _, copies in pictures for copy in copies]
         text += pictures_markdown(pictures)
@@ -100,7 +99,17 @@ def _rows(entry: TaskEntry, results: dict[Path, Result], notes: list[str]) -> li
     return make_rows(entry, runs, notes)
 
 
-def _section(entry: TaskEntry, rows: Sequence[Row], picture: str) -> list[str]:
+def _draw(entry: TaskEntry, rows: Sequence[Row], out: Path) -> list[Path]:
+    """The pictures of a task that there was something to draw in."""
+    over_updates, over_steps = (out / f"{kind}_{entry.name}.png" for kind in ("curves", "steps"))
+    drawn = {
+        over_updates: draw_curves(entry.columns, rows, over_updates),
+        over_steps: draw_by_step(entry.columns, rows, over_steps),
+    }
+    return [path for path, is_drawn in drawn.items() if is_drawn]
+
+
+def _section(entry: TaskEntry, rows: Sequence[Row], pictures: Sequence[str]) -> list[str]:
     shares = "; accuracies in %" if entry.columns.percent else ""
     lines = [
         f"Mean ± sample standard deviation over seeds{shares}.",
@@ -111,7 +120,7 @@ def _section(entry: TaskEntry, rows: Sequence[Row], picture: str) -> list[str]:
     if lines_of_differences := differences(rows):
         lines += ["Not at the published setting, whose values are in parentheses:", ""]
         lines += [*(f"* {line}" for line in lines_of_differences), ""]
-    if picture:
+    for picture in pictures:
         lines += [f"![{picture}]({picture})", ""]
     return lines
 

@@ -32,23 +32,60 @@ def draw_curves(columns: Columns, rows: Sequence[Row], path: Path) -> bool:
     names = names[:_MAX_PANELS]
     if not found:
         return False
-    wide = min(3, len(names))
-    figure = Figure(figsize=(4.5 * wide, 3.4 * -(-len(names) // wide) + 0.6), layout="constrained")
-    panels = [*figure.subplots(-(-len(names) // wide), wide, squeeze=False).flat]
-    for axes, name in zip(panels, names, strict=False):
+    figure, panels = _panels(len(names))
+    for axes, name in zip(panels, names, strict=True):
         for index, row in enumerate(rows):
             _draw(axes, row, name, index, scale=100 if columns.is_share(name) else 1)
         axes.set_title(f"{name} %" if columns.is_share(name) else name, fontsize="medium")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("updates")
-        axes.grid(alpha=0.3)
-    for axes in panels[len(names) :]:
+    _save(figure, path)
+    return True
+
+
+def draw_by_step(columns: Columns, rows: Sequence[Row], path: Path) -> bool:
+    """Draw a panel for each test set: the mean of each row at each step, and the baselines.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    names = list(dict.fromkeys(name for row in rows for run in row.runs for name in run.by_step))
+    if not names:
+        return False
+    figure, panels = _panels(len(names))
+    for axes, name in zip(panels, names, strict=True):
+        for index, row in enumerate(rows):
+            curves = [run.by_step[name] for run in row.runs if name in run.by_step]
+            if curves:
+                _draw_mean(axes, range(1, len(curves[0]) + 1), curves, (row.name, index))
+        baselines = (run.baselines_by_step.get(name, {}) for row in rows for run in row.runs)
+        first = next((lines for lines in baselines if lines), {})
+        for grey, (label, values) in zip(("0.3", "0.6"), first.items(), strict=False):
+            axes.plot(range(1, len(values) + 1), values, ":", color=grey, label=label)
+        axes.set_title(name, fontsize="medium")
+        axes.set_xlabel(columns.step)
+    _save(figure, path)
+    return True
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, three to a line."""
+    wide = min(3, count)
+    high = -(-count // wide)
+    figure = Figure(figsize=(4.5 * wide, 3.4 * high + 0.6), layout="constrained")
+    panels = [*figure.subplots(high, wide, squeeze=False).flat]
+    for axes in panels[count:]:
         axes.remove()
+    for axes in panels[:count]:
+        axes.grid(alpha=0.3)
+    return figure, panels[:count]
+
+
+def _save(figure: Figure, path: Path) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
     with written(path) as partial:
         figure.savefig(partial, dpi=110)
-    return True
 
 
 _COUNTS = ("epoch", "updates")
@@ -61,10 +98,25 @@ def _draw(axes: Axes, row: Row, name: str, index: int, scale: float) -> None:
         for run in row.runs
     ]
     updates = sorted(set(curves[0]).intersection(*curves[1:]))
-    values = np.array([[curve[x] for x in updates] for curve in curves])
-    mean = values.mean(0) if updates else []
+    values = [[curve[x] for x in updates] for curve in curves]
+    _draw_mean(axes, updates, values, (row.name, index))
+
+
+def _draw_mean(
+    axes: Axes, x: Sequence[float], curves: Sequence[Sequence[float]], label: tuple[str, int]
+) -> None:
+    """The mean of curves over the same x, and one deviation around it.
+
+    Args:
+        axes: where to draw.
+        x: of every curve.
+        curves: one or more.
+        label: the name of the line, and the index that decides its colour.
+    """
+    values, (name, index) = np.array(curves), label
     color, style = _COLORS[index % len(_COLORS)], _STYLES[index % len(_STYLES)]
-    axes.plot(updates, mean, style, color=color, label=row.name)
-    if len(curves) > 1 and updates:
+    mean = values.mean(0)
+    axes.plot(x, mean, style, color=color, label=name)
+    if len(curves) > 1:
         spread = values.std(0, ddof=1)
-        axes.fill_between(updates, mean - spread, mean + spread, color=color, alpha=0.2, lw=0)
+        axes.fill_between(x, mean - spread, mean + spread, color=color, alpha=0.2, lw=0)

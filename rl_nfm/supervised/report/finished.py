@@ -48,6 +48,12 @@ class FinishedRun:
     """The result file."""
     folder: Path
     """Of the seed's own files; it need not exist."""
+    by_step: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    """A loss or score at each step of the test sequences, by test set."""
+    baselines_by_step: Mapping[str, Mapping[str, Sequence[float]]] = dataclasses.field(
+        default_factory=dict
+    )
+    """The same of models that have learned nothing, by test set and name."""
 
 
 def read_results(paths: Sequence[Path], notes: list[str]) -> dict[Path, Result]:
@@ -129,6 +135,8 @@ def _run(file: Path, result: Result, index: int) -> FinishedRun:
         history=[{**row, "updates": row["epoch"] * each} for row in rows],
         where=file,
         folder=folder,
+        by_step=trial.get("by_step", {}),
+        baselines_by_step=result.get("baselines_by_step", {}),
     )
 
 

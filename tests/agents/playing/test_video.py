@@ -11,6 +11,7 @@ from agents.playing import video
 from agents.playing.evaluate import play
 from agents.playing.video import FPS, record_first_episode
 from agents.presets import read_preset
+from rl_nfm.support import video as video_files
 
 SEED = 5
 
@@ -109,7 +110,7 @@ def test_a_failing_encoder_is_an_error(script, tmp_path, monkeypatch):
     """At once or only at the end, as on a full disk."""
     (tmp_path / "ffmpeg").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "ffmpeg").chmod(0o755)
-    monkeypatch.setattr(video, "get_ffmpeg_exe", lambda: str(tmp_path / "ffmpeg"))
+    monkeypatch.setattr(video_files, "get_ffmpeg_exe", lambda: str(tmp_path / "ffmpeg"))
     with pytest.raises(OSError, match="cannot be written") as raised:
         record(tmp_path / "v.mp4", config("memory_cue"), episodes=1)
     assert ("disk full" in str(raised.value)) == ("disk full" in script)

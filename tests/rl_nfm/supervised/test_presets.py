@@ -12,7 +12,7 @@ from rl_nfm.supervised.tasks.classification import CLASSIFICATION_NFM, Classific
 
 def test_every_task_has_its_presets_and_each_can_be_read(capsys):
     tasks = {path.name for path in FOLDER.iterdir()}
-    assert len(tasks) == 10
+    assert len(tasks) == 11
     assert tasks <= set(task_names())
     for task in tasks:
         for path in (FOLDER / task).glob("*.yaml"):
@@ -32,8 +32,8 @@ def test_values_over_defaults_and_nfm_in_a_published_form(tmp_path):
     assert config.nfm.heads == 2
     assert config.nfm.top_k == CLASSIFICATION_NFM.top_k == 5, "of the task, not of NFMConfig"
     assert config.nfm.read_passes == "all", "of the paper's form"
-    assert list(presets) == ["small", "paper"]
-    assert len(presets) == 2
+    assert list(presets) == ["small", "paper", "symbols"]
+    assert len(presets) == 3
 
 
 def test_a_run_from_a_preset_file(tmp_path):
