@@ -142,8 +142,20 @@ def _sequential_digits() -> Iterator[Published]:
         yield _row(_RIMS + ", section 4.1", {**setting, **more}, mean)
 
 
+def _language() -> Iterator[Published]:
+    setting = {"model": "rim_lstm", "data": "wikitext2", "unit": "word", "hidden_size": 510}
+    setting |= {"num_rims": 5, "num_active": 5}
+    for layers, perplexity in ((1, 102.0), (2, 99.0)):
+        yield Published(
+            source="the RIMs repository, WikiText-2, about",
+            setting={**setting, "num_layers": layers},
+            mean={"perplexity_test": perplexity},
+        )
+
+
 CLASSIFICATION: Sequence[Published] = tuple(_classification())
 STACKED_DIGITS: Sequence[Published] = tuple(_stacked_digits())
 SORT_OF_CLEVR: Sequence[Published] = tuple(_sort_of_clevr())
 COPYING: Sequence[Published] = tuple(_copying())
 SEQUENTIAL_DIGITS: Sequence[Published] = tuple(_sequential_digits())
+LANGUAGE: Sequence[Published] = tuple(_language())

@@ -18,6 +18,8 @@ from rl_nfm.supervised.models import Models
 
 CORES = Models("recurrent")
 RIM_OPTIONS = ("num_rims", "num_active", "rim_dropout")
+LAYERED = ("num_layers",)
+ALL = (*RIM_OPTIONS, *LAYERED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,8 @@ class RecurrentConfig(LoopConfig):
     """The recurrent core, one of the models listed above."""
     hidden_size: Annotated[int, Gt(0)] = 600
     """Size of the hidden state, over all modules."""
+    num_layers: Annotated[int, Gt(0)] = 1
+    """Layers of these sizes, one above the other (lstm, gru and rim_*)."""
     num_rims: Annotated[int, Gt(0)] = 6
     """Modules (rim_* and brim_*); `hidden_size` must be a multiple of it."""
     num_active: Annotated[int, Gt(0)] = 4
@@ -50,10 +54,12 @@ def make_core(config: RecurrentConfig, input_size: int) -> nn.Module:
 
 
 def _plain(core: Callable[..., nn.Module], config: RecurrentConfig, input_size: int) -> nn.Module:
-    return core(input_size, config.hidden_size, batch_first=True)
+    return core(input_size, config.hidden_size, num_layers=config.num_layers, batch_first=True)
 
 
-def _rims(core: Callable[..., nn.Module], config: RecurrentConfig, input_size: int) -> nn.Module:
+def _rims(
+    core: Callable[..., nn.Module], config: RecurrentConfig, input_size: int, **more: int
+) -> nn.Module:
     return core(
         input_size,
         config.hidden_size,
@@ -61,19 +67,33 @@ def _rims(core: Callable[..., nn.Module], config: RecurrentConfig, input_size: i
         config.num_active,
         batch_first=True,
         rim_dropout=config.rim_dropout,
+        **more,
     )
 
 
-CORES.register("lstm", "nn.LSTM")(partial(_plain, nn.LSTM))
-CORES.register("gru", "nn.GRU")(partial(_plain, nn.GRU))
-for _name, _summary, _core in (
-    ("rim_lstm", "recurrent independent mechanisms of LSTMs", RIM_LSTM),
-    ("rim_gru", "recurrent independent mechanisms of GRUs", RIM_GRU),
-    ("brim_lstm", "bidirectional RIMs of LSTMs, two layers of the given sizes", BRIM_LSTM),
-    ("brim_gru", "bidirectional RIMs of GRUs, two layers of the given sizes", BRIM_GRU),
+def _layered(core: Callable[..., nn.Module], config: RecurrentConfig, size: int) -> nn.Module:
+    return _rims(core, config, size, num_layers=config.num_layers)
+
+
+for _name, _summary, _build, _reads in (
+    ("lstm", "nn.LSTM", partial(_plain, nn.LSTM), LAYERED),
+    ("gru", "nn.GRU", partial(_plain, nn.GRU), LAYERED),
+    ("rim_lstm", "recurrent independent mechanisms of LSTMs", partial(_layered, RIM_LSTM), ALL),
+    ("rim_gru", "recurrent independent mechanisms of GRUs", partial(_layered, RIM_GRU), ALL),
+    (
+        "brim_lstm",
+        "bidirectional RIMs of LSTMs, two layers of the given sizes",
+        partial(_rims, BRIM_LSTM),
+        RIM_OPTIONS,
+    ),
+    (
+        "brim_gru",
+        "bidirectional RIMs of GRUs, two layers of the given sizes",
+        partial(_rims, BRIM_GRU),
+        RIM_OPTIONS,
+    ),
 ):
-    CORES.register(_name, _summary, reads=RIM_OPTIONS)(partial(_rims, _core))
-USED_BY = CORES.used_by
+    CORES.register(_name, _summary, reads=_reads)(_build)
 
 
 class SequenceModel(nn.Module):
