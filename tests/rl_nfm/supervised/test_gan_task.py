@@ -14,7 +14,8 @@ from rl_nfm.supervised.cli import main
 from rl_nfm.supervised.loop.reporting import read_metrics
 from rl_nfm.supervised.report.command import write_report
 from rl_nfm.supervised.tasks.gan import features
-from rl_nfm.supervised.tasks.gan.task import PRESETS, Gan, GanTask
+from rl_nfm.supervised.tasks.gan.networks import Gan
+from rl_nfm.supervised.tasks.gan.task import PRESETS, GanTask
 
 CPU = torch.device("cpu")
 SIZES = {

@@ -169,6 +169,8 @@ class Discriminator(nn.Module):
         )
         self.last = _Down((width, width), halve=False)
         self.score = _normed(nn.Linear(width, 1))
+        self.projects = projection_size is not None
+        """Whether there are projections."""
         if projection_size is not None:
             self.project_local = Projection(_normed_1x1, width, projection_size)
             self.project_global = Projection(_normed_linear, width, projection_size)
@@ -190,3 +192,11 @@ def _normed_1x1(inputs: int, outputs: int) -> nn.Module:
 
 def _normed_linear(inputs: int, outputs: int) -> nn.Module:
     return _normed(nn.Linear(inputs, outputs))
+
+
+class Gan(nn.Module):
+    """Both networks."""
+
+    def __init__(self, generator: Generator, discriminator: Discriminator):
+        super().__init__()
+        self.generator, self.discriminator = generator, discriminator

@@ -28,8 +28,8 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from rl_nfm.backbones.matching import count_parameters, same_params_as
-from rl_nfm.nfm import NFMConfig, TaskNFMConfig
+from rl_nfm.backbones.matching import count_parameters
+from rl_nfm.nfm import TaskNFMConfig
 from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.data.datasets import load_images
 from rl_nfm.supervised.data.tiles import tile
@@ -38,23 +38,22 @@ from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_
 from rl_nfm.supervised.tasks.gan.data import in_side
 from rl_nfm.supervised.tasks.gan.features import FeatureConfig
 from rl_nfm.supervised.tasks.gan.losses import hinge_discriminator, hinge_generator, info_nce
-from rl_nfm.supervised.tasks.gan.networks import Discriminator, Generator
+from rl_nfm.supervised.tasks.gan.models import MODELS
+from rl_nfm.supervised.tasks.gan.networks import Gan, Generator
 from rl_nfm.supervised.tasks.gan.scores import Scores, check_scores
 from rl_nfm.supervised.tasks.published import GAN
 
 PICTURE_IMAGES, PICTURE_COLUMNS = 64, 8
 GAN_FEATURES = FeatureConfig()
 GAN_NFM = TaskNFMConfig(out_norm="batch").with_preset("paper")
-_INFOMAX = ("infomax", "infomax_matched", "nfm")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GanConfig(LoopConfig):
     """Options of the GAN."""
 
-    model: Literal["infomax", "infomax_matched", "nfm", "sngan"] = "nfm"
-    """InfoMax-GAN, the same with its generator widened to the parameters of nfm's, with NFM in the
-    generator; sngan: without InfoNCE and without NFM."""
+    model: str = "nfm"
+    """The networks, one of the models listed above."""
     data: Literal["digits", "mnist", "cifar10", "cifar100"] = "cifar10"
     """digits: embedded in scikit-learn; mnist: IDX files, Fashion-MNIST's too, in `data_folder`."""
     data_folder: Path | None = None
@@ -87,18 +86,10 @@ class GanConfig(LoopConfig):
     features: FeatureConfig = GAN_FEATURES
     """The network in whose features images are compared."""
     nfm: TaskNFMConfig = GAN_NFM
-    """Options of NFM (nfm; infomax_matched takes its size from it)."""
+    """Options of NFM (nfm; infomax_matched takes its size from them)."""
 
 
 PRESETS = Presets("gan", GanConfig)
-
-
-class Gan(nn.Module):
-    """Both networks."""
-
-    def __init__(self, generator: Generator, discriminator: Discriminator):
-        super().__init__()
-        self.generator, self.discriminator = generator, discriminator
 
 
 @contextlib.contextmanager
@@ -119,11 +110,7 @@ class GanTask(Task[GanConfig]):
     gradient as they are, so that one optimiser serves both.
     """
 
-    used_by: ClassVar = {
-        "nfm": ("nfm", "infomax_matched"),
-        "projection_size": _INFOMAX,
-        "infomax_scale": _INFOMAX,
-    }
+    models = MODELS
     free_in_evaluation: ClassVar = ("samples", "reference", "nearest", "features")
     columns: ClassVar = Columns(
         shown=("*_distance", "fid", "density", "coverage"),
@@ -148,26 +135,6 @@ class GanTask(Task[GanConfig]):
     def scores(self) -> Scores:
         """Comparison with the reference, whose network is trained at the first evaluation."""
         return Scores(self.data, self.config, self.device)
-
-    def build_model(self) -> nn.Module:
-        """See `Task.build_model`."""
-        config, channels = self.config, self.train.shape[1]
-
-        def make(width: int, nfm: NFMConfig | None) -> Generator:
-            size = config.latent_size
-            return Generator(latent_size=size, width=width, channels=channels, nfm=nfm)
-
-        width, nfm = config.generator_width, None if config.model != "nfm" else config.nfm
-        if config.model == "infomax_matched":
-            with torch.device("meta"):
-                reference = count_parameters(make(width, config.nfm))
-            width = same_params_as(reference, lambda width: make(width, None))
-        discriminator = Discriminator(
-            width=config.discriminator_width,
-            channels=channels,
-            projection_size=None if config.model == "sngan" else config.projection_size,
-        )
-        return Gan(make(width, nfm), discriminator)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Adam without a mean of gradients."""
@@ -214,7 +181,7 @@ class GanTask(Task[GanConfig]):
 
     def _infomax(self, model: Gan, features: Sequence[Tensor], network: str) -> Tensor | float:
         """Weighted InfoNCE of local and global features."""
-        if self.config.model == "sngan":
+        if not model.discriminator.projects:
             return 0.0
         loss = info_nce(*model.discriminator.project(*features))
         return self.config.infomax_scale * self._note(f"{network}_info_nce", loss)
