@@ -12,7 +12,7 @@ from rl_nfm.supervised.tasks.classification import CLASSIFICATION_NFM, Classific
 
 def test_every_task_has_its_presets_and_each_can_be_read(capsys):
     tasks = {path.name for path in FOLDER.iterdir()}
-    assert len(tasks) == 12
+    assert len(tasks) == 13
     assert tasks <= set(task_names())
     for task in tasks:
         for path in (FOLDER / task).glob("*.yaml"):
