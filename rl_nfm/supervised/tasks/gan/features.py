@@ -106,14 +106,14 @@ class ClassifierFeatures:
             torch.manual_seed(0)
             with torch.enable_grad(), torch.autocast(device.type, enabled=False):
                 self.net = _train_classifier(data, config, device)
-        right = [
-            self.net(_scaled(x.to(device))).argmax(1).cpu() == y
-            for x, y in zip(
-                data.test_images.split(_CHUNK), data.test_labels.split(_CHUNK), strict=True
-            )
-        ]
-        self.accuracy = float(torch.cat(right).float().mean())
+                right = self._right_answers(data, device)
+        self.accuracy = float(right.float().mean())
         """Share of correctly classified test images."""
+
+    def _right_answers(self, data: ImageData, device: torch.device) -> Tensor:
+        parts = data.test_images.split(_CHUNK)
+        answers = torch.cat([self.net(_scaled(part.to(device))).argmax(1).cpu() for part in parts])
+        return answers == data.test_labels
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features [B, D] of images uint8 [B, C, 32, 32]."""

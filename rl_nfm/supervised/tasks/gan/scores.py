@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NEIGHBOUR_IMAGES = 10_000
 """Images of each set that density and coverage are computed from, as in Naeem et al. 2020; their
 cost grows with the product."""
+_CHUNK = 1000
 
 
 def check_scores(data: ImageData, config: "GanConfig") -> None:
@@ -61,7 +62,9 @@ class Scores:
 
     def of(self, images: Tensor) -> dict[str, float]:
         """Scores of images uint8 [N, C, 32, 32]."""
-        features = self._features(images)
+        return self._compare(self._features(images))
+
+    def _compare(self, features: Tensor) -> dict[str, float]:
         density, coverage = density_and_coverage(
             self.neighbours, features[:NEIGHBOUR_IMAGES], self.radii, self.nearest
         )
@@ -81,11 +84,14 @@ class Scores:
 
     def of_independent_pixels(self) -> dict[str, float]:
         """Scores of images whose pixels are drawn one by one from those of training images."""
-        flat = self.train_images.flatten(1)
+        flat, shape = self.train_images.flatten(1), self.train_images.shape[1:]
         numbers = torch.Generator().manual_seed(2)
-        rows = torch.randint(len(flat), (self.samples, flat.shape[1]), generator=numbers)
-        drawn = flat.gather(0, rows.to(flat.device))
-        return self.of(drawn.unflatten(1, self.train_images.shape[1:]))
+        parts = []
+        for first in range(0, self.samples, _CHUNK):
+            count = min(_CHUNK, self.samples - first)
+            rows = torch.randint(len(flat), (count, flat.shape[1]), generator=numbers)
+            parts.append(self._features(flat.gather(0, rows).unflatten(1, shape)))
+        return self._compare(torch.cat(parts))
 
     def _features(self, images: Tensor) -> Tensor:
         return extract(self.extractor, images, self.device)
