@@ -131,9 +131,14 @@ def test_hinge_losses_are_those_of_a_loop():
     assert float(hinge_generator(torch.tensor(fake))) == pytest.approx(1.3 / 3)
 
 
-def test_info_nce_is_mimicrys_and_that_of_a_loop():
-    local = torch.sin(torch.arange(24.0)).view(3, 2, 4) * 3
-    whole = torch.cos(torch.arange(6.0)).view(3, 2) * 3
+@pytest.mark.parametrize(
+    ("scale", "shift", "expected"),
+    [((3, 3), (0, 0), 6.6288161277771), ((1, 1), (2, -4), 7.888203144073486)],
+)
+def test_info_nce_is_mimicrys_and_that_of_a_loop(scale, shift, expected):
+    """In the second case all scores are about -20, so that the -10 for own places count."""
+    local = torch.sin(torch.arange(24.0)).view(3, 2, 4) * scale[0] + shift[0]
+    whole = torch.cos(torch.arange(6.0)).view(3, 2) * scale[1] + shift[1]
     total = 0.0
     for i in range(3):
         others = [
@@ -144,8 +149,8 @@ def test_info_nce_is_mimicrys_and_that_of_a_loop():
         for p in range(4):
             own = float(whole[i] @ local[i, :, p])
             total -= own - math.log(math.exp(own) + sum(map(math.exp, others)))
-    assert total / 12 == pytest.approx(6.6288161277771)
-    assert float(info_nce(local, whole)) == pytest.approx(6.6288161277771)
+    assert total / 12 == pytest.approx(expected)
+    assert float(info_nce(local, whole)) == pytest.approx(expected)
     doubles = [x.double().requires_grad_() for x in (local, whole)]
     assert torch.autograd.gradcheck(info_nce, doubles)
 
