@@ -1,7 +1,7 @@
 """The table of supervised tasks: a name, one line of description and how to start a run.
 
-A task that fits the shared loop registers with `loop.run.register_loop_task`. A task with another
-loop, such as one that trains all seeds in one batch, registers its `main` with `register_task`.
+A task that the shared loop trains registers with `loop.run.register_loop_task`; one with another
+loop registers its `main` with `register_task`.
 Other packages name the modules of their tasks in entry points of the group `rl_nfm.tasks`, and
 those that add models to a task in the group `rl_nfm.models` (see `models`).
 """
@@ -17,6 +17,7 @@ from rl_nfm.support.configuration import nearest
 from rl_nfm.support.discovery import load_plugins
 
 Main = Callable[[Sequence[str]], int]
+WriteTable = Callable[[Path, Sequence[Mapping[str, Any]]], str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,15 +36,15 @@ class TaskEntry:
     """What `--model` chooses from; none: the task has one model, or names them in its config."""
     columns: Columns = dataclasses.field(default_factory=Columns)
     """Columns of a table of its runs."""
-    write_table: Callable[[Path, Sequence[Mapping[str, Any]]], str] | None = None
+    write_table: WriteTable | None = None
     """Writes this task's table and pictures for a report; none: the common table is used."""
     task: Any = None
-    """The `loop.task.Task` that the shared loop trains; none if the task has another loop."""
+    """The `loop.trainee.Trainee` that the shared loop trains; none if the task has another loop."""
 
     @property
     def used_by(self) -> Mapping[str, Sequence[str]]:
         """Option to the models that read it; with any other model, setting it is refused."""
-        return getattr(self.task, "used_by", {}) if self.models is None else self.models.used_by
+        return {} if self.models is None else self.models.used_by
 
 
 _TASKS: dict[str, TaskEntry] = {}

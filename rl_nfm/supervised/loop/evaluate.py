@@ -12,7 +12,8 @@ from torch import nn
 
 from rl_nfm.supervised.loop.options import CONFIG_FILE, RunConfig, plain, read_config
 from rl_nfm.supervised.loop.reporting import format_metrics, mean_and_deviation, write_result
-from rl_nfm.supervised.loop.task import Metrics, Task
+from rl_nfm.supervised.loop.seed_batch import SeedBatchTask
+from rl_nfm.supervised.loop.trainee import Metrics, Trainee
 from rl_nfm.supervised.loop.trial import BEST, CHECKPOINT, load_weights
 from rl_nfm.supervised.registry import task_entry
 from rl_nfm.support.device import choose_device
@@ -26,26 +27,23 @@ Weights = Literal["best", "last"]
 class Loaded:
     """A trained model and the task that tests it."""
 
-    task: Task[Any]
+    task: Trainee[Any]
     model: nn.Module
     """The model in eval mode, on the task's device."""
     epoch: int
     """The epoch after which the weights were kept."""
     weights: Weights
+    seeds: Sequence[int]
 
     def evaluate(self) -> Metrics:
         """The task's metrics, including those that are computed once at the end of training."""
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.task.autocast():
             return {**self.task.evaluate(self.model), **self.task.test(self.model)}
 
     def write_video(self, path: Path) -> None:
-        """See `Task.write_video`."""
-        with torch.no_grad(), self._autocast():
+        """See `Trainee.write_video`."""
+        with torch.no_grad(), self.task.autocast():
             self.task.write_video(self.model, path)
-
-    def _autocast(self) -> torch.autocast:
-        bf16 = self.task.config.precision == "bf16"
-        return torch.autocast(self.task.device.type, torch.bfloat16, enabled=bf16)
 
 
 def load_trained(
@@ -79,7 +77,7 @@ def _read(run: Path) -> RunConfig:
     return read_config(run, type(next(iter(entry.presets.values()))), task=name)
 
 
-def _task_of(run: Path) -> type[Task[Any]]:
+def _task_of(run: Path) -> type[Trainee[Any]]:
     name = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))["task"]
     return task_entry(name).task
 
@@ -95,17 +93,23 @@ def _check_changes(run: Path, old: RunConfig, new: RunConfig) -> None:
 
 
 def _load(run: Path, config: Any, trial: int, weights: Weights | None) -> Loaded:
-    folder = run / f"trial{trial}"
+    parts = dict(enumerate(_task_of(run).parts(config)))
+    if trial not in parts:
+        raise ValueError(f"{run}: no trial {trial} in it (it has {len(parts)})")
+    part = parts[trial]
+    folder = run / part.folder
     chosen: Weights = weights or ("best" if (folder / BEST).is_dir() else "last")
     place = folder / {"best": BEST, "last": CHECKPOINT}[chosen]
     if not place.is_dir():
         raise ValueError(f"{run}: no {chosen} weights of trial {trial} in it")
     device = choose_device(config.device)
-    torch.manual_seed(config.seed + trial)  # the data that the trial was trained on
-    task = _task_of(run)(config, device)
+    torch.manual_seed(part.seed)  # the data that the trial was trained on
+    task = _task_of(run)(part.config, device)
     model = task.build_model().to(device).eval()
     meta = load_weights(place, model)
-    return Loaded(task=task, model=model, epoch=meta["epoch"], weights=chosen)
+    seeds = task.seeds if isinstance(task, SeedBatchTask) else [part.seed]
+    epoch = meta["epoch"] if "epoch" in meta else meta["updates"]
+    return Loaded(task=task, model=model, epoch=epoch, weights=chosen, seeds=seeds)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -125,20 +129,22 @@ def main(argv: Sequence[str]) -> int:
         type(config), task_flags, default=config, prog="rl-nfm supervised evaluate RUN"
     )
     _check_changes(run, config, changed)
-    trials = range(config.trials) if options.trial is None else [options.trial]
-    rows = []
+    parts = _task_of(run).parts(changed)
+    if options.trial is None and any(part.config != changed for part in parts):
+        raise ValueError(f"trial: this run has {len(parts)} settings; choose one with --trial")
+    trials = range(len(parts)) if options.trial is None else [options.trial]
+    rows, seeds = [], []
     for trial in trials:
         loaded = _load(run, changed, trial, options.weights)
         if options.video is not None and trial == trials[0]:
             loaded.write_video(options.video)
         rows.append(loaded.evaluate())
-        print(
-            f"{run} seed {config.seed + trial}: {loaded.weights} weights, of epoch {loaded.epoch}"
-        )
+        seeds += loaded.seeds
+        named = f"seed{'s' * (len(loaded.seeds) > 1)} {', '.join(map(str, loaded.seeds))}"
+        print(f"{run} {named}: {loaded.weights} weights, of epoch {loaded.epoch}")
     mean, deviation = mean_and_deviation(rows)
     print(format_metrics(mean, deviation, {}))
     if options.json is not None:
-        seeds = [config.seed + trial for trial in trials]
         result = {"run": str(run), "config": plain(changed), "seeds": seeds, "metrics": rows}
         write_result({**result, "mean": mean, "deviation": deviation}, options.json)
     return 0

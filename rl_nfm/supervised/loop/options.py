@@ -152,8 +152,8 @@ def _taken(run: Path) -> ValueError:
     return ValueError(f"out: {run} already holds a run; continue it with --resume {run}")
 
 
-def run_folder(config: RunConfig, *, task: str, base: Path = Path("runs/supervised")) -> Path:
-    """The folder of a run: the resumed one, `out`, or a new one below `base`.
+def run_folder(config: RunConfig, *, task: str) -> Path:
+    """The folder of a run: the resumed one, `out`, or a new one below `result_path`.
 
     Raises:
         ValueError: `out` already holds a run.
@@ -164,6 +164,7 @@ def run_folder(config: RunConfig, *, task: str, base: Path = Path("runs/supervis
         words = [task, vars(config).get("model"), time.strftime("%Y%m%d-%H%M%S")]
         name = "-".join(word for word in words if word)
         names = (f"{name}-{n}" if n else name for n in itertools.count())
+        base = vars(config).get("result_path", Path("runs/supervised"))
         return next(base / name for name in names if not (base / name).exists())
     if (config.out / CONFIG_FILE).exists():
         raise _taken(config.out)

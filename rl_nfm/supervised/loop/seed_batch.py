@@ -1,4 +1,4 @@
-"""Many seeds of one small model, trained as one batch with `torch.func`.
+"""Many seeds of one small model, trained by the loop as one batch with `torch.func`.
 
 Parameters get a leading seed axis S, and one vectorised forward pass serves all seeds. The loss is
 summed over seeds, so each gets the gradient that it would get alone; the optimisers are
@@ -6,19 +6,18 @@ elementwise, so each is also updated as if alone. With such small models most of
 overhead of each operation, so 100 seeds cost little more than one.
 """
 
+import copy
 import functools
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from rl_nfm.support.optimizer import load_optimizer_state, optimizer_state
-from rl_nfm.support.storage import load_meta, load_tensors, save_directory
+from rl_nfm.supervised.loop.trainee import C, Part, Trainee
 
-KIND = "rl-nfm supervised seeds"
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "sgd": torch.optim.SGD,
@@ -28,101 +27,116 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 """Optimisers by the names that the code of the published modular networks uses."""
 
 
-class SeedBatch:
-    """S models and their optimiser.
+class SeedBatch(nn.Module):
+    """S models that run as one.
 
     Args:
         build: makes one model; called once per seed, after torch's global generator was seeded.
         seeds: the seed of each model.
-        learning_rates: parameters whose name contains the key get the value; the first match
-            counts, "" matches all.
-        weight_decay: the optimiser's L2 penalty, on all parameters.
-        optimizer: a name in `OPTIMIZERS`.
-        device: where the models live.
     """
 
-    def __init__(
-        self,
-        build: Callable[[], nn.Module],
-        seeds: Sequence[int],
-        *,
-        learning_rates: Mapping[str, float],
-        weight_decay: float = 0.0,
-        optimizer: str = "adam",
-        device: torch.device | None = None,
-    ):
+    def __init__(self, build: Callable[[], nn.Module], seeds: Sequence[int]):
+        super().__init__()
         models = []
         for seed in seeds:
             torch.manual_seed(seed)
-            models.append(build().to(device))
+            models.append(build())
         self.seeds = tuple(seeds)
-        self.model = models[0]
-        """The model whose code runs; its parameters are not used."""
-        self.parameters, self.buffers = stack_module_state(models)
-        groups: dict[str, list[Tensor]] = {key: [] for key in learning_rates}
-        for name, parameter in self.parameters.items():
-            if parameter.requires_grad:
-                groups[next(key for key in groups if key in name)].append(parameter)
-        self._rates = [learning_rates[key] for key, p in groups.items() if p]
-        self.optimizer = OPTIMIZERS[optimizer](
-            [{"params": p, "lr": learning_rates[key]} for key, p in groups.items() if p],
-            weight_decay=weight_decay,
-        )
+        self._first = (models[0],)  # in a tuple, so that it is no submodule
+        parameters, buffers = stack_module_state(models)
+        self.stacked = copy.deepcopy(models[0])
+        """One model's modules, whose parameters and buffers have a leading seed axis."""
+        for name, value in {**parameters, **buffers}.items():
+            owner, _, attribute = name.rpartition(".")
+            of_seeds = value
+            if name in parameters:
+                of_seeds = nn.Parameter(value.detach(), requires_grad=value.requires_grad)
+            setattr(self.stacked.get_submodule(owner), attribute, of_seeds)
 
-    def scale_rates(self, factor: float) -> None:
-        """Set all learning rates to `factor` times the initial ones."""
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = factor * rate
+    @property
+    def first(self) -> nn.Module:
+        """One model as it was built, for questions about its structure."""
+        return self._first[0]
 
-    def __call__(self, *args: Any, **flags: Any) -> Any:
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """The parameters of all seeds, [S, ...], by their names in one model."""
+        return dict(self.stacked.named_parameters())
+
+    def forward(self, *args: Any, **flags: Any) -> Any:
         """The models' outputs; tensors (and tensors in lists) among `args` have a seed axis."""
 
-        def run(parameters: dict[str, Tensor], buffers: dict[str, Tensor], *args: Any) -> Any:
-            return functional_call(self.model, (parameters, buffers), args, flags)
+        def run(state: dict[str, Tensor], *args: Any) -> Any:
+            return functional_call(self.stacked, state, args, flags)
 
-        return vmap(run)(self.parameters, self.buffers, *args)
+        return vmap(run)({**self.values, **dict(self.stacked.named_buffers())}, *args)
 
-    def update(self, losses: Tensor, max_grad_value: float | None = None) -> None:
-        """One step of each seed on its loss, [S]; gradients are clipped to +-`max_grad_value`."""
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.sum().backward()
-        if max_grad_value is not None:
-            nn.utils.clip_grad_value_(self.parameters.values(), max_grad_value)
-        self.optimizer.step()
+    def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:
+        """Parameters and buffers of all seeds, by their names in one model."""
+        return self.stacked.state_dict(*args, **options)
 
-    def save(self, target: Path, meta: Mapping[str, Any], more: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint directory; `load` returns `more`."""
-        save_directory(
-            target,
-            kind=KIND,
-            meta={"seeds": list(self.seeds), **meta},
-            tensors={
-                "model": {**self.parameters, **self.buffers},
-                "optimizer": optimizer_state(self.optimizer),
-                "more": more,
-            },
-        )
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        """Inverse of `state_dict`."""
+        return self.stacked.load_state_dict(*args, **options)
 
-    def load(self, source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Continue from a checkpoint; returns its meta data and `more`.
+    def make_optimizer(
+        self, name: str, learning_rates: Mapping[str, float], *, weight_decay: float = 0.0
+    ) -> torch.optim.Optimizer:
+        """An optimiser of all seeds.
 
-        Raises:
-            ValueError: missing, damaged, or of other seeds or sizes.
+        Args:
+            name: one of `OPTIMIZERS`.
+            learning_rates: parameters whose name contains the key get the value; the first match
+                counts, "" matches all.
+            weight_decay: L2 penalty on all parameters.
         """
-        meta = load_meta(source, kind=KIND)
-        saved = load_tensors(source / "model.safetensors")
-        state = {**self.parameters, **self.buffers}
-        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        if meta["seeds"] != list(self.seeds) or shapes != {
-            name: tuple(tensor.shape) for name, tensor in saved.items()
-        }:
-            raise ValueError(f"{source}: holds other seeds or another model")
-        with torch.no_grad():
-            for name, tensor in state.items():
-                tensor.copy_(saved[name])
-        moments = load_tensors(source / "optimizer.safetensors")
-        load_optimizer_state(self.optimizer, moments)
-        return meta, load_tensors(source / "more.safetensors")
+        groups: dict[str, list[Tensor]] = {key: [] for key in learning_rates}
+        for parameter_name, parameter in self.values.items():
+            if parameter.requires_grad:
+                groups[next(key for key in groups if key in parameter_name)].append(parameter)
+        options = [
+            {"params": parameters, "lr": learning_rates[key], "initial_lr": learning_rates[key]}
+            for key, parameters in groups.items()
+            if parameters
+        ]
+        return OPTIMIZERS[name](options, weight_decay=weight_decay)
+
+
+class SeedBatchTask(Trainee[C]):
+    """A task whose seeds are trained as one batch: its model is a `SeedBatch`."""
+
+    def __init__(self, config: C, device: torch.device):
+        super().__init__(config, device)
+        self.seeds = range(config.seed, config.seed + config.trials)
+
+    @classmethod
+    def parts(cls, config: C) -> list[Part]:
+        """All seeds at once, in the run's own folder."""
+        return [Part(folder=".", config=config, seed=config.seed)]
+
+    @abstractmethod
+    def build_one(self) -> nn.Module:
+        """The model of one seed."""
+
+    def build_model(self) -> nn.Module:
+        """One model for each seed."""
+        return SeedBatch(self.build_one, self.seeds)
+
+    @classmethod
+    def result(cls, outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The outcome of the only part."""
+        (outcome,) = outcomes
+        return outcome
+
+    def rate_factor(self, epoch: int) -> float:
+        """Factor of all learning rates in an epoch (counted from 0)."""
+        del epoch
+        return 1.0
+
+    def set_learning_rates(self, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+        """Multiply the initial ones by `rate_factor`."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate_factor(epoch) * group["initial_lr"]
 
 
 def seed_generator(seed: int, step: int) -> torch.Generator:

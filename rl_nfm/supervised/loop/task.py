@@ -1,23 +1,23 @@
-"""What a task defines so that the shared loop can train it: data, model, loss and metrics."""
+"""A task whose seeds are trained one by one: what it defines, and the options that all have."""
 
 import dataclasses
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.loop.options import RunConfig
-from rl_nfm.supervised.models import Models
+from rl_nfm.supervised.loop.reporting import format_metrics, mean_and_deviation
+from rl_nfm.supervised.loop.trainee import Metrics, Part, Schedule, Trainee
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig(RunConfig):
-    """Options of every task that the shared loop trains."""
+    """Options of every task that is trained seed by seed."""
 
     FORMER_NAMES: ClassVar = {"clip_norm": "max_grad_norm", "eval_every": "eval_every_epochs"}
     FORMER_VALUES: ClassVar = {
@@ -41,121 +41,63 @@ class LoopConfig(RunConfig):
     """Stop when the validation has not improved for this many epochs; none: never."""
 
 
-C = TypeVar("C", bound=LoopConfig)
-Metrics = dict[str, float]
+LoopC = TypeVar("LoopC", bound=LoopConfig)
 
 
-class Task(ABC, Generic[C]):
-    """The data, model, loss and metrics of one trial.
+class Task(Trainee[LoopC]):
+    """The data, model, loss and metrics of one seed.
 
-    Args:
-        config: the options of the run.
-        device: where data and model live.
-
-    The loop seeds torch's global generators before it makes a task, so data and weights may draw
-    from them freely. Test data should come from a separate generator, with one seed for all trials.
+    A subclass defines `batches`, `loss` and `evaluate`, and `models` or `build_model`; see
+    `Trainee` for what else it may define. The loop seeds torch's global generators before it makes
+    a task, so data and weights may draw from them freely. Test data should come from a separate
+    generator, with one seed for all trials.
     """
 
-    models: ClassVar[Models | None] = None
-    """What the config's `model` chooses from; none: `build_model` knows what to build."""
+    @classmethod
+    def parts(cls, config: LoopC) -> list[Part]:
+        """Each seed."""
+        return [
+            Part(folder=f"trial{index}", config=config, seed=config.seed + index)
+            for index in range(config.trials)
+        ]
 
-    used_by: ClassVar[Mapping[str, Sequence[str]]] = {}
-    """Without `models`: for an option, the models that read it."""
-
-    columns: ClassVar[Columns] = Columns()
-    """Columns of a table of runs."""
-
-    lower_is_better: ClassVar[bool] = False
-    """Whether the lowest `validation` is the best one."""
-
-    tested_weights: ClassVar[Literal["best", "last"]] = "best"
-    """Of which evaluation `test` gets the weights: the best `validation` (without any, the last)
-    or the last."""
-
-    free_in_evaluation: ClassVar[Sequence[str]] = ()
-    """Options that choose the test data; an evaluation of a trained model may change them."""
-
-    def __init__(self, config: C, device: torch.device):
-        self.config = config
-        self.device = device
+    @property
+    def schedule(self) -> Schedule:
+        """That of the options."""
+        return Schedule(
+            epochs=self.config.epochs,
+            eval_every_epochs=self.config.eval_every_epochs,
+            patience_epochs=self.config.patience_epochs,
+        )
 
     def build_model(self) -> nn.Module:
         """The model, on the CPU; by default, what `models` makes of the task."""
         assert self.models is not None, "a task without `models` must override build_model"
         return self.models[vars(self.config)["model"]].build(self)
 
-    @abstractmethod
-    def batches(self, epoch: int) -> Iterable[Any]:
-        """The batches of one epoch (counted from 0), on the device."""
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser; by default Adam."""
+        return torch.optim.Adam(model.parameters(), lr=self.config.learning_rate)
 
-    @abstractmethod
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The scalar loss of one batch."""
+    def learning_rate(self, epoch: int) -> float:
+        """The learning rate of an epoch (counted from 0); by default constant."""
+        del epoch
+        return self.config.learning_rate
 
-    @abstractmethod
-    def evaluate(self, model: nn.Module) -> Metrics:
-        """Metrics after an epoch; the model is in eval mode and no gradient is recorded.
+    def set_learning_rates(self, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+        """Set that of all parameters to `learning_rate`."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate(epoch)
 
-        The metric `validation`, measured on data used neither for training nor for testing, decides
-        which epoch is reported and kept in `best/`; without it the last epoch is.
-        """
+    def autocast(self) -> AbstractContextManager[Any]:
+        """See `LoopConfig.precision`."""
+        enabled = self.config.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
-    def baselines(self) -> Metrics:
-        """For each metric, the value of a model that has learned nothing of the task."""
-        return {}
-
-    def test(self, model: nn.Module) -> Metrics:
-        """Further metrics of the trained model, computed once; see `tested_weights`."""
-        del model
-        return {}
-
-    def pictures(self, model: nn.Module) -> Mapping[str, Tensor]:
-        """Pictures by name, uint8 [H, W, 1 or 3], made after every evaluation.
-
-        Each becomes NAME_EPOCH.png in the trial's folder, which a report shows.
-        """
-        del model
-        return {}
-
-    def by_step(self, model: nn.Module) -> Mapping[str, Sequence[float]]:
-        """A loss or score at each step of the test sequences, by test set; drawn by the report.
-
-        Computed once, of the same weights as `test`.
-        """
-        del model
-        return {}
-
-    def baselines_by_step(self) -> Mapping[str, Mapping[str, Sequence[float]]]:
-        """For each test set of `by_step`, the values of models that have learned nothing."""
-        return {}
-
-    def write_video(self, model: nn.Module, path: Path) -> None:
-        """Write an MP4 of what the trained model predicts.
-
-        Args:
-            model: in eval mode; no gradient is recorded.
-            path: ends in .mp4.
-
-        Raises:
-            ValueError: there is nothing to be seen of this task.
-            OSError: it cannot be written.
-        """
-        del model
-        raise ValueError(f"video: {path} cannot be made: this task has no video")
-
-    def summarise(self, history: Sequence[Metrics]) -> Metrics:
-        """The trial's metrics from those of all evaluations; by default, of the best validation."""
-        return dict(history[self.best_index(history)])
-
-    def best_index(self, history: Sequence[Metrics]) -> int:
-        """Index of the evaluation with the best `validation`; without any, the last one.
-
-        Args:
-            history: the metrics of all evaluations, at least one.
-        """
-        known = [i for i, row in enumerate(history) if "validation" in row]
-        best = min if self.lower_is_better else max
-        return best(known, key=lambda i: history[i]["validation"], default=len(history) - 1)
+    def clip_gradients(self, model: nn.Module) -> None:
+        """See `LoopConfig.max_grad_norm`."""
+        if self.config.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
 
     def hold_out(self, count: int, share: float) -> tuple[Tensor, Tensor]:
         """Indices of the examples that validate, drawn at random, and of those that train.
@@ -175,11 +117,47 @@ class Task(ABC, Generic[C]):
         order = torch.randperm(count) if held else torch.arange(count)
         return order[:held], order[held:]
 
-    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser; by default Adam."""
-        return torch.optim.Adam(model.parameters(), lr=self.config.learning_rate)
+    def by_step(self, model: nn.Module) -> Mapping[str, Sequence[float]]:
+        """A loss or score at each step of the test sequences, by test set; drawn by the report.
 
-    def learning_rate(self, epoch: int) -> float:
-        """The learning rate of an epoch (counted from 0); by default constant."""
-        del epoch
-        return self.config.learning_rate
+        Computed once, of the same weights as `test`.
+        """
+        del model
+        return {}
+
+    def baselines_by_step(self) -> Mapping[str, Mapping[str, Sequence[float]]]:
+        """For each test set of `by_step`, the values of models that have learned nothing."""
+        return {}
+
+    def summarise(self, history: Sequence[Metrics]) -> Metrics:
+        """The trial's metrics from those of all evaluations; by default, of the best validation."""
+        return dict(history[self.best_index(history)])
+
+    def figures(self, model: nn.Module, history: Sequence[Metrics]) -> list[dict[str, Any]]:
+        """Metrics, of training and computed once, and curves over steps if there are any."""
+        metrics = {**self.summarise(history), **self.test(model)}
+        by_step = self.by_step(model)
+        return [{"metrics": metrics, **({"by_step": by_step} if by_step else {})}]
+
+    def outcome(self, facts: Mapping[str, Any], figures: list[dict[str, Any]]) -> dict[str, Any]:
+        """The trial, and the baselines."""
+        by_step = self.baselines_by_step()
+        return {
+            "trial": {**facts, **figures[0]},
+            "baselines": self.baselines(),
+            **({"baselines_by_step": by_step} if by_step else {}),
+        }
+
+    @classmethod
+    def result(cls, outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The trials, and the mean and sample standard deviation of their metrics."""
+        trials = [outcome["trial"] for outcome in outcomes]
+        mean, deviation = mean_and_deviation([trial["metrics"] for trial in trials])
+        baselines = {name: value for name, value in outcomes[-1].items() if name != "trial"}
+        return {"trials": trials, "mean": mean, "deviation": deviation, **baselines}
+
+    @classmethod
+    def report(cls, folder: Path, result: Mapping[str, Any]) -> str:
+        """The metrics, a line each."""
+        begun = f"{result['task']}: {len(result['trials'])} trial(s), {folder / 'result.json'}\n"
+        return begun + format_metrics(result["mean"], result["deviation"], result["baselines"])

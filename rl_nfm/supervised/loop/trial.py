@@ -1,12 +1,12 @@
-"""One seed of a supervised run: epochs, evaluation and checkpoints.
+"""The training loop: epochs, evaluations and checkpoints of one part of a run.
 
-A checkpoint is written after every evaluation. It holds the states of torch's global generators,
-from which all randomness of training comes, so a resumed run on the same device gives the same
-numbers bit for bit.
+A part is one seed, or a batch of them. A checkpoint is written after every evaluation. It holds the
+states of torch's global generators, from which all randomness of a seed's training comes (a batch
+of seeds has a generator for each, which begins anew with the epoch), so a resumed run on the same
+device gives the same numbers bit for bit.
 """
 
 import contextlib
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,22 +17,22 @@ from torch import Tensor, nn
 
 from rl_nfm.supervised.loop.options import plain
 from rl_nfm.supervised.loop.reporting import MetricsLog, read_metrics
-from rl_nfm.supervised.loop.task import LoopConfig, Metrics, Task
+from rl_nfm.supervised.loop.seed_batch import SeedBatch
+from rl_nfm.supervised.loop.trainee import Metrics, Trainee
 from rl_nfm.support.optimizer import load_optimizer_state, optimizer_state
 from rl_nfm.support.progress import Progress
 from rl_nfm.support.storage import load_meta, load_tensors, save_directory
 
-KIND = "rl-nfm supervised trial"
 CHECKPOINT, BEST = "checkpoint", "best"
 
 
 class Trial:
-    """One seed: its task, model, optimiser and folder."""
+    """One part of a run: its task, model, optimiser and folder."""
 
     def __init__(
         self,
-        task: type[Task[Any]],
-        config: LoopConfig,
+        task: type[Trainee[Any]],
+        config: Any,
         device: torch.device,
         folder: Path,
         seed: int,
@@ -44,6 +44,7 @@ class Trial:
         self.task = task(config, device)
         self.model = self.task.build_model().to(device)
         self.optimizer = self.task.build_optimizer(self.model)
+        self.schedule = self.task.schedule
         self.epoch = 0
         self.updates = 0
         self.seconds = 0.0
@@ -51,21 +52,22 @@ class Trial:
             self._load()
 
     def run(self) -> dict[str, Any]:
-        """Train to the last epoch or until patience runs out; returns the trial's result."""
+        """Train to the last epoch or until patience runs out; returns the task's `outcome`."""
         log = MetricsLog(self.folder, last_epoch=self.epoch)
         history = read_metrics(self.folder)
         progress = Progress(None, begun=self.updates, unit="update", name=self.folder.name)
         with contextlib.closing(log):
-            while self.epoch < self.config.epochs and not self._has_stopped(history):
-                start = time.perf_counter()
-                loss = self._train_epoch(progress)
+            while self.epoch < self.schedule.epochs and not self._has_stopped(history):
+                start, before = time.perf_counter(), self.updates
+                losses = self._train_epoch(progress)
                 self.seconds += time.perf_counter() - start
-                progress.expect(self.updates // self.epoch * self.config.epochs)
+                left = (self.updates - before) * (self.schedule.epochs - self.epoch)
+                progress.expect(self.updates + left)
                 if (
-                    self.epoch % self.config.eval_every_epochs == 0
-                    or self.epoch == self.config.epochs
+                    self.epoch % self.schedule.eval_every_epochs == 0
+                    or self.epoch == self.schedule.epochs
                 ):
-                    metrics = {"train_loss": loss, **self._evaluate()}
+                    metrics = {"train_loss": float(losses.mean()), **self._evaluate()}
                     log.write(self.epoch, metrics)
                     log.write_pictures(self.epoch, self._pictures())
                     progress.write(f"{self.folder.name} epoch {self.epoch}: {_one_line(metrics)}")
@@ -74,86 +76,72 @@ class Trial:
                         self._save_best(metrics)
                     self._save()
         progress.close()
-        return self._result()
+        return self._outcome()
 
     def _best(self, history: Sequence[Metrics]) -> Metrics:
         return history[self.task.best_index(history)]
 
     def _has_stopped(self, history: Sequence[Metrics]) -> bool:
         """Whether the best evaluation is `patience_epochs` epochs ago or more."""
-        patience = self.config.patience_epochs
+        patience = self.schedule.patience_epochs
         if patience is None or not history:
             return False
         return self.epoch - self._best(history)["epoch"] >= patience
 
-    def _train_epoch(self, progress: Progress) -> float:
-        """One epoch; returns its mean loss."""
+    def _train_epoch(self, progress: Progress) -> Tensor:
+        """One epoch; returns its mean loss, a scalar or that of each seed, [S]."""
         self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.task.learning_rate(self.epoch)
+        self.task.set_learning_rates(self.optimizer, self.epoch)
         total, count = torch.zeros((), device=self.task.device), 0
         for batch in self.task.batches(self.epoch):
-            with self._autocast():
-                loss = self.task.loss(self.model, batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if self.config.max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-            self.optimizer.step()
-            total += loss.detach()
+            total = total + self.task.update(self.model, self.optimizer, batch)
             count += 1
             progress.advance()
         self.epoch += 1
         self.updates += count
-        mean = float(total) / max(count, 1)
-        if not math.isfinite(mean):
-            raise ValueError(
-                f"the loss of epoch {self.epoch} is {mean}: lower learning_rate "
-                f"(now {self.config.learning_rate}) or set max_grad_norm"
-            )
+        self.task.after_epoch(self.model, self.optimizer, self.epoch)
+        mean = total.double() / max(count, 1)
+        self.task.check_losses(mean, self.epoch)
         return mean
 
     def _evaluate(self) -> Metrics:
         self.model.eval()
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.task.autocast():
             return self.task.evaluate(self.model)
 
     def _pictures(self) -> Mapping[str, Tensor]:
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.task.autocast():
             return self.task.pictures(self.model)
 
-    def _autocast(self) -> torch.autocast:
-        enabled = self.config.precision == "bf16"
-        return torch.autocast(self.task.device.type, torch.bfloat16, enabled=enabled)
-
-    def _result(self) -> dict[str, Any]:
-        history = [
-            {k: v for k, v in row.items() if k != "epoch"} for row in read_metrics(self.folder)
-        ]
+    def _outcome(self) -> dict[str, Any]:
+        rows = read_metrics(self.folder)
+        history = [{k: v for k, v in row.items() if k != "epoch"} for row in rows]
         if not history:  # epochs = 0: the untrained model
             history = [self._evaluate()]
         if self.task.tested_weights == "best" and (self.folder / BEST).is_dir():
             load_weights(self.folder / BEST, self.model)
         self.model.eval()
-        with torch.no_grad(), self._autocast():
-            more = self.task.test(self.model)
-            by_step = self.task.by_step(self.model)
-        best = self._best(read_metrics(self.folder) or [{"epoch": 0}])
-        return {
+        with torch.no_grad(), self.task.autocast():
+            figures = self.task.figures(self.model, history)
+        facts = {
             "seed": self.seed,
-            "best_epoch": best["epoch"],
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "best_epoch": self._best(rows or [{"epoch": 0}])["epoch"],
+            "parameters": sum(p.numel() for p in self.model.parameters()) // len(self._seeds),
             "epochs": self.epoch,
             "updates": self.updates,
             "train_seconds": round(self.seconds, 1),
-            "metrics": {**self.task.summarise(history), **more},
-            **({"by_step": by_step} if by_step else {}),
         }
+        return self.task.outcome(facts, figures)
+
+    @property
+    def _seeds(self) -> list[int]:
+        """The seed of each model that is trained."""
+        return [*self.model.seeds] if isinstance(self.model, SeedBatch) else [self.seed]
 
     def _save_best(self, metrics: Metrics) -> None:
         save_directory(
             self.folder / BEST,
-            kind=KIND,
+            kind=_kind(self.model),
             meta={"epoch": self.epoch, "updates": self.updates, "metrics": metrics},
             tensors={"model": self.model.state_dict()},
         )
@@ -166,34 +154,50 @@ class Trial:
         rng = {"cpu": torch.get_rng_state()}
         if self.task.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.task.device)
+        saved = {"model": self.model.state_dict(), "optimizer": tensors, "rng": rng}
+        if more := self.task.state():
+            saved["more"] = more
         save_directory(
             self.folder / CHECKPOINT,
-            kind=KIND,
+            kind=_kind(self.model),
             meta={
                 "config": plain(self.config),
+                "seeds": self._seeds,
                 "epoch": self.epoch,
                 "updates": self.updates,
                 "seconds": self.seconds,
                 "optimizer": {"groups": groups, "scalars": scalars},
             },
-            tensors={"model": self.model.state_dict(), "optimizer": tensors, "rng": rng},
+            tensors=saved,
         )
 
     def _load(self) -> None:
         folder = self.folder / CHECKPOINT
-        meta = load_weights(folder, self.model)
-        moments = load_tensors(folder / "optimizer.safetensors")
-        saved_optimizer = meta["optimizer"]
+        meta = load_meta(folder, kind=_kind(self.model))
+        if meta.get("seeds", self._seeds) != self._seeds:
+            raise ValueError(f"{folder}: holds other seeds")
+        load_weights(folder, self.model)
+        # Batches of seeds were once saved without groups, generators and one of the two counters.
+        saved_optimizer = meta.get("optimizer", {"groups": None, "scalars": {}})
         load_optimizer_state(
             self.optimizer,
-            {**moments, **saved_optimizer["scalars"]},
+            {**load_tensors(folder / "optimizer.safetensors"), **saved_optimizer["scalars"]},
             groups=saved_optimizer["groups"],
         )
-        rng = load_tensors(folder / "rng.safetensors")
-        torch.set_rng_state(rng["cpu"])
-        if self.task.device.type == "cuda" and "cuda" in rng:
-            torch.cuda.set_rng_state(rng["cuda"], self.task.device)
-        self.epoch, self.updates, self.seconds = meta["epoch"], meta["updates"], meta["seconds"]
+        if (folder / "rng.safetensors").is_file():
+            rng = load_tensors(folder / "rng.safetensors")
+            torch.set_rng_state(rng["cpu"])
+            if self.task.device.type == "cuda" and "cuda" in rng:
+                torch.cuda.set_rng_state(rng["cuda"], self.task.device)
+        if (folder / "more.safetensors").is_file():
+            self.task.load_state(load_tensors(folder / "more.safetensors"), meta)
+        self.epoch = meta["epoch"] if "epoch" in meta else meta["updates"]
+        self.updates, self.seconds = meta.get("updates", 0), meta["seconds"]
+
+
+def _kind(model: nn.Module) -> str:
+    """What a checkpoint is called, which says whether parameters have a seed axis."""
+    return f"rl-nfm supervised {'seeds' if isinstance(model, SeedBatch) else 'trial'}"
 
 
 def load_weights(folder: Path, model: nn.Module) -> dict[str, Any]:
@@ -202,7 +206,7 @@ def load_weights(folder: Path, model: nn.Module) -> dict[str, Any]:
     Raises:
         ValueError: missing, damaged, or of another model.
     """
-    meta = load_meta(folder, kind=KIND)
+    meta = load_meta(folder, kind=_kind(model))
     weights = load_tensors(folder / "model.safetensors")
     _check_fit(folder, weights, model)
     model.load_state_dict(weights)

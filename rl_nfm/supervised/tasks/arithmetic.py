@@ -13,12 +13,10 @@ hidden size 2: `nmu` is NAU then NMU; `nac` is a NAC, then one in log space for 
 others have two equal layers. All seeds train as one batch; each gives the same numbers as alone.
 """
 
-import contextlib
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,21 +33,17 @@ from rl_nfm.arithmetic import (
     sparsity_error,
 )
 from rl_nfm.supervised.columns import Columns
-from rl_nfm.supervised.loop.options import (
-    parse_config,
-    plain,
-    run_folder,
-    write_config,
-)
 from rl_nfm.supervised.loop.presets import Presets
-from rl_nfm.supervised.loop.reporting import MetricsLog, versions, write_result
-from rl_nfm.supervised.loop.seed_batch import SeedBatch, seed_generator
+from rl_nfm.supervised.loop.run import register_loop_task
+from rl_nfm.supervised.loop.seed_batch import SeedBatch, SeedBatchTask, seed_generator
+from rl_nfm.supervised.loop.trainee import Metrics, Schedule
 from rl_nfm.supervised.models import Models
-from rl_nfm.supervised.registry import TaskEntry, register_task
-from rl_nfm.supervised.tasks.arithmetic_function import ArithmeticConfig, FunctionTask, summarise
-from rl_nfm.support.bare_flags import spell_out
-from rl_nfm.support.device import choose_device
-from rl_nfm.support.progress import Progress
+from rl_nfm.supervised.tasks.arithmetic_function import (
+    ArithmeticConfig,
+    FunctionTask,
+    figures_of_seeds,
+    summarise,
+)
 
 NAME = "arithmetic"
 TEST_SAMPLES = 10_000
@@ -61,10 +55,6 @@ UNITS = Models("arithmetic")
 """A unit is registered as a function that makes a layer from the options, the numbers of its inputs
 and outputs, and its index: 0 or 1."""
 _RAMP = ("regularizer", "ramp_start", "ramp_end")
-
-COLUMNS = Columns(
-    shown=("success", "solved_at", "extrapolation", "sparsity_error"), percent=("success",)
-)
 
 
 class UnitStack(nn.Module):
@@ -140,20 +130,18 @@ def ramp(config: ArithmeticConfig, update: int) -> float:
     return config.regularizer * min(max(share, 0.0), 1.0)
 
 
-class Run:
-    """All seeds of a run: their models, data and history."""
+class ArithmeticTask(SeedBatchTask[ArithmeticConfig]):
+    """All seeds of a run; what the loop calls an epoch is one update."""
 
-    def __init__(self, config: ArithmeticConfig):
-        self.config = config
-        self.device = choose_device(config.device)
-        seeds = range(config.seed, config.seed + config.trials)
-        self.task = FunctionTask(config, seeds)
-        self.batch = SeedBatch(
-            lambda: UnitStack(config, self.task.inputs),
-            seeds,
-            learning_rates={"": config.learning_rate},
-            device=self.device,
-        )
+    models = UNITS
+    columns: ClassVar = Columns(
+        shown=("success", "solved_at", "extrapolation", "sparsity_error"), percent=("success",)
+    )
+    free_in_evaluation: ClassVar = ("interpolation", "extrapolation")
+
+    def __init__(self, config: ArithmeticConfig, device: torch.device):
+        super().__init__(config, device)
+        self.task = FunctionTask(config, self.seeds)
         self.tests = [
             self.task.draw(TEST_SAMPLES, bounds, torch.Generator().manual_seed(index))
             for index, bounds in enumerate((config.interpolation, config.extrapolation))
@@ -164,151 +152,134 @@ class Run:
         self.evaluated: list[int] = []
         """The number of updates before each evaluation."""
         self.updates = 0
-        self.seconds = 0.0
+        self._chunk: tuple[Tensor, Tensor] | None = None
 
-    def train(self, folder: Path) -> None:
-        """Train to the last update, with evaluations and checkpoints."""
-        config = self.config
-        if (folder / "checkpoint").is_dir():
-            meta, more = self.batch.load(folder / "checkpoint")
-            self.updates, self.seconds = meta["updates"], meta["seconds"]
-            self.history, self.evaluated = more["history"], meta["evaluated"]
-        log = MetricsLog(folder, last_epoch=self.updates)
-        progress = Progress(config.updates, begun=self.updates, unit="update", name=folder.name)
-        with contextlib.closing(log):
-            while self.updates < config.updates:
-                start = time.perf_counter()
-                count = min(config.eval_every_updates, config.updates - self.updates)
-                self._train_updates(count, progress)
-                self.seconds += time.perf_counter() - start
-                self.evaluate()
-                solved = float((self.history[-1, 1] < self.threshold).float().mean())
-                middle = self.history[-1].nan_to_num(math.inf).median(1).values.tolist()
-                names = ("interpolation_median", "extrapolation_median", "sparsity_median")
-                log.write(self.updates, {**dict(zip(names, middle, strict=True)), "solved": solved})
-                self.batch.save(
-                    folder / "checkpoint",
-                    {
-                        "config": plain(config),
-                        "updates": self.updates,
-                        "evaluated": self.evaluated,
-                        "seconds": self.seconds,
-                    },
-                    {"history": self.history},
-                )
-        progress.close()
+    @property
+    def schedule(self) -> Schedule:
+        """That of the updates."""
+        return Schedule(
+            epochs=self.config.updates, eval_every_epochs=self.config.eval_every_updates
+        )
 
-    def _train_updates(self, count: int, progress: Progress) -> None:
-        for first in range(self.updates, self.updates + count, CHUNK):
-            size = min(CHUNK, self.updates + count - first)
-            inputs, targets = self._chunk(first, size)
-            for index in range(size):
-                self._update(inputs[:, index], targets[:, index], ramp(self.config, first + index))
-                progress.advance()
-        self.updates += count
+    def build_one(self) -> nn.Module:
+        """Two layers of units."""
+        return UnitStack(self.config, self.task.inputs)
 
-    def _chunk(self, first: int, size: int) -> tuple[Tensor, Tensor]:
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Adam."""
+        assert isinstance(model, SeedBatch)
+        return model.make_optimizer("adam", {"": self.config.learning_rate})
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """The batch of one update: inputs [S, B, I], targets [S, B] and the regulariser's factor.
+
+        Batches are drawn `CHUNK` at a time, beginning anew after each evaluation.
+        """
+        interval = self.config.eval_every_updates
+        place = epoch % interval % CHUNK
+        if self._chunk is None or place == 0:
+            self._chunk = self._draw(epoch - place, min(CHUNK, interval - epoch % interval + place))
+        inputs, targets = self._chunk
+        yield inputs[:, place], targets[:, place], ramp(self.config, epoch)
+
+    def _draw(self, first: int, size: int) -> tuple[Tensor, Tensor]:
         """Batches of `size` updates: inputs [S, size, B, I], targets [S, size, B]."""
         config = self.config
+        count = size * config.batch_size
         rows = [
-            self.task.draw(
-                size * config.batch_size, config.interpolation, seed_generator(seed, 1 + first)
-            )
-            for seed in self.batch.seeds
+            self.task.draw(count, config.interpolation, seed_generator(seed, 1 + first))
+            for seed in self.seeds
         ]
         inputs = torch.stack(rows)
         targets = self.task.targets(inputs)
         shape = (len(rows), size, config.batch_size)
         return inputs.view(*shape, -1).to(self.device), targets.view(shape).to(self.device)
 
-    def _update(self, inputs: Tensor, targets: Tensor, factor: float) -> None:
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, float]) -> Tensor:
+        """Mean squared error of each seed, and its regulariser."""
+        inputs, targets, factor = batch
         if factor > 0:
-            outputs, penalties = self.batch(inputs, extra="penalty")
-            losses = (outputs - targets).square().mean(1) + factor * penalties
-        else:
-            losses = (self.batch(inputs) - targets).square().mean(1)
-        self.batch.update(losses, self.config.max_grad_value)
-        project_(self.batch.model, self.batch.parameters)
+            outputs, penalties = model(inputs, extra="penalty")
+            return (outputs - targets).square().mean(1) + factor * penalties
+        return (model(inputs) - targets).square().mean(1)
 
-    @torch.no_grad()
-    def evaluate(self) -> None:
-        """Append the errors of all seeds to `history`."""
+    def check_losses(self, losses: Tensor, epoch: int) -> None:
+        """Accept any: a seed that diverges is a seed without success."""
+
+    def clip_gradients(self, model: nn.Module) -> None:
+        """See `max_grad_value`."""
+        if self.config.max_grad_value is not None:
+            nn.utils.clip_grad_value_(model.parameters(), self.config.max_grad_value)
+
+    def after_epoch(self, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+        """Put bounded weights back into their range."""
+        assert isinstance(model, SeedBatch)
+        project_(model.first, model.values)
+        self.updates = epoch
+
+    def evaluate(self, model: nn.Module) -> Metrics:
+        """Medians over seeds and the share that extrapolates; `history` gets the errors of all."""
         errors, sparsity = [], torch.zeros(0)
         for inputs in self.tests:
             targets = self.task.targets(inputs[None]).to(self.device)
-            every = inputs.to(self.device).expand(len(self.batch.seeds), *inputs.shape)
-            outputs, sparsity = self.batch(every, extra="sparsity")
+            every = inputs.to(self.device).expand(len(self.seeds), *inputs.shape)
+            outputs, sparsity = model(every, extra="sparsity")
             errors.append((outputs - targets).square().mean(1))
         row = torch.stack([*errors, sparsity]).cpu()
         self.history = torch.cat([self.history, row[None]])
         self.evaluated.append(self.updates)
+        middle = row.nan_to_num(math.inf).median(1).values.tolist()
+        names = ("interpolation_median", "extrapolation_median", "sparsity_median")
+        solved = float((row[1] < self.threshold).float().mean())
+        return {**dict(zip(names, middle, strict=True)), "solved": solved}
 
+    def state(self) -> dict[str, Tensor]:
+        """The errors of all evaluations."""
+        return {"history": self.history, "evaluated": torch.tensor(self.evaluated)}
 
-def _check(config: ArithmeticConfig) -> None:
-    for name in ("interpolation", "extrapolation"):
-        low, high = getattr(config, name)
-        if not low < high:
-            raise ValueError(f"{name}: ({low}, {high}) is no range (allowed: low < high)")
-    if config.ramp_end <= config.ramp_start:
-        raise ValueError(
-            f"ramp_end: {config.ramp_end} must be above ramp_start {config.ramp_start}"
+    def load_state(self, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Inverse of `state`; `evaluated` was once among the meta data."""
+        self.history = state["history"]
+        saved = state.get("evaluated")
+        self.evaluated = meta["evaluated"] if saved is None else saved.tolist()
+
+    def figures(self, model: nn.Module, history: Sequence[Metrics]) -> list[dict[str, Any]]:
+        """Success and errors of each seed, at the evaluation of its least interpolation error."""
+        del model, history
+        return figures_of_seeds(self.history, self.threshold, self.evaluated, self.seeds)
+
+    def outcome(self, facts: Mapping[str, Any], figures: list[dict[str, Any]]) -> dict[str, Any]:
+        """The figures and their summary."""
+        return {
+            "threshold": self.threshold,
+            "train_seconds": facts["train_seconds"],
+            "summary": summarise(figures),
+            "trials": figures,
+        }
+
+    @classmethod
+    def report(cls, folder: Path, result: Mapping[str, Any]) -> str:
+        """The success rate with its interval, and what it took."""
+        summary, config = result["summary"], result["config"]
+        low, high = (100 * summary[f"success_{bound}"] for bound in ("low", "high"))
+        text = (
+            f"{NAME} {config['op']} {config['model']}: {folder / 'result.json'}\n"
+            f"success {100 * summary['success_rate']:.0f} % of {len(result['trials'])} seeds "
+            f"(95 %: {low:.0f} to {high:.0f} %), "
+            f"extrapolation error below {result['threshold']:.3g}"
         )
-
-
-def parse(argv: Sequence[str]) -> ArithmeticConfig:
-    """See `TaskEntry.parse`."""
-    config = parse_config(
-        spell_out(argv, ArithmeticConfig),
-        task=NAME,
-        presets=PRESETS,
-        description=__doc__ or "",
-        models=UNITS,
-    )
-    _check(config)
-    return config
-
-
-def main(argv: Sequence[str]) -> int:
-    """Train all seeds and write the result."""
-    config = parse(argv)
-    run = Run(config)
-    folder = run_folder(config, task=NAME)
-    write_config(folder, config, task=NAME)
-    run.train(folder)
-    rows, summary = summarise(run.history, run.threshold, run.evaluated, run.batch.seeds)
-    result = {
-        "task": NAME,
-        "config": plain(config),
-        "versions": versions(),
-        "device": torch.cuda.get_device_name() if run.device.type == "cuda" else "cpu",
-        "threshold": run.threshold,
-        "train_seconds": round(run.seconds, 1),
-        "summary": summary,
-        "trials": rows,
-    }
-    write_result(result, folder / "result.json", *([config.json] if config.json else []))
-    print(f"{NAME} {config.op} {config.model}: {folder / 'result.json'}")
-    print(
-        f"success {100 * summary['success_rate']:.0f} % of {len(rows)} seeds "
-        f"(95 %: {100 * summary['success_low']:.0f} to {100 * summary['success_high']:.0f} %), "
-        f"extrapolation error below {run.threshold:.3g}"
-    )
-    if summary["success_rate"] > 0:
-        print(
-            f"solved at {summary['solved_at_median']:,.0f} updates (median), "
+        if summary["success_rate"] == 0:
+            return text
+        return (
+            f"{text}\nsolved at {summary['solved_at_median']:,.0f} updates (median), "
             f"sparsity error {summary['sparsity_error_mean']:.2g} (mean)"
         )
-    return 0
 
 
-register_task(
-    TaskEntry(
-        name=NAME,
-        summary="add, sub, mul, div beyond the training range; all seeds in one batch",
-        main=main,
-        parse=parse,
-        presets=PRESETS,
-        models=UNITS,
-        columns=COLUMNS,
-    )
+register_loop_task(
+    NAME,
+    "add, sub, mul, div beyond the training range; all seeds in one batch",
+    ArithmeticTask,
+    PRESETS,
+    description=__doc__ or "",
 )

@@ -64,6 +64,21 @@ class ArithmeticConfig(RunConfig):
     ramp_end: Annotated[int, Gt(0)] = 2_000_000
     """Update from which it counts in full."""
 
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ValueError: one is empty.
+        """
+        for name in ("interpolation", "extrapolation"):
+            low, high = getattr(self, name)
+            if not low < high:
+                raise ValueError(f"{name}: ({low}, {high}) is no range (allowed: low < high)")
+        if self.ramp_end <= self.ramp_start:
+            raise ValueError(
+                f"ramp_end: {self.ramp_end} must be above ramp_start {self.ramp_start}"
+            )
+
 
 class FunctionTask:
     """The sums a and b of each seed, and the function of them to be learned.
@@ -123,20 +138,16 @@ def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def summarise(
+def figures_of_seeds(
     history: Tensor, threshold: float, evaluated: Sequence[int], seeds: Sequence[int]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """One row per seed, and the summary of a run.
+) -> list[dict[str, Any]]:
+    """One row per seed: its errors where the interpolation error is least, and whether it solved.
 
     Args:
         history: [evaluations, 3, S]: interpolation, extrapolation and sparsity errors.
         threshold: extrapolation errors below it are successes.
         evaluated: updates at each evaluation.
         seeds: the S seeds.
-
-    Returns:
-        One row per seed, and the summary: the success rate with its interval, the updates at
-        which the successful seeds first extrapolated, and their sparsity error.
     """
     best = history[:, 0].nan_to_num(math.inf).argmin(0)
     rows = []
@@ -153,11 +164,19 @@ def summarise(
                 "sparsity_error": errors[2],
             }
         )
+    return rows
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The success rate with its interval, and what the successful seeds needed.
+
+    That is the number of updates after which they first extrapolated, and their sparsity error.
+    """
     good = [row for row in rows if row["success"]]
     low, high = wilson_interval(len(good), len(rows))
     solved = torch.tensor([float(row["solved_at"]) for row in good])
     sparsity = torch.tensor([row["sparsity_error"] for row in good])
-    return rows, {
+    return {
         "success_rate": len(good) / len(rows),
         "success_low": low,
         "success_high": high,

@@ -16,8 +16,10 @@ from rl_nfm.modular import (
     Routing,
     RoutingConfig,
     known_routing,
+    wiring,
 )
 from rl_nfm.modular.tasks import IMAGE_MODULARITY
+from rl_nfm.supervised.loop.seed_batch import SeedBatch
 from rl_nfm.supervised.models import Models
 from rl_nfm.supervised.tasks.modular_config import ModularConfig
 
@@ -112,3 +114,26 @@ def _behind_images(routing: Routing) -> Routing:
     inputs = tuple((((0,), (1,)), *levels) for levels in routing.module_inputs)
     modules = routing.modules and tuple(((0, 0), *levels) for levels in routing.modules)
     return Routing(module_inputs=inputs, modules=modules)
+
+
+def right_modules(batch: SeedBatch, tasks: Sequence[BooleanTask], index: int) -> list[bool]:
+    """For each output of each task on bits, whether its modules are wired as in the task.
+
+    Args:
+        batch: the networks.
+        tasks: what they were trained on.
+        index: of the network in question.
+
+    Returns:
+        Empty for networks that are no hierarchy of modules.
+    """
+    if not isinstance(batch.first, HierarchicallyModular):
+        return []
+    chosen = [units[index] for units in batch.first.chosen_units(batch.values)]
+    found = []
+    for number, task in enumerate(tasks):
+        levels = [units[number].T.tolist() for units in chosen]  # level, position, units
+        wanted = known_routing([task], [len(level) for level in task.levels])
+        learned = wiring(levels)
+        found += [a == b for a, b in zip(learned, wiring(wanted.module_inputs[0]), strict=True)]
+    return found

@@ -40,6 +40,12 @@ def labels(results: Sequence[Result], notes: list[str]) -> list[str]:
     return distinguish([label(result) for result in results], settings, notes)
 
 
+def means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Means over seeds of all metrics that are numbers."""
+    names = [n for n, value in rows[0].items() if isinstance(value, float)]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in names}
+
+
 def write_report(folder: Path, results: Sequence[Result]) -> str:
     """Write table.md and accuracy.png into `folder`; returns the table."""
     table = format_table(results)

@@ -5,16 +5,22 @@ import pytest
 import torch
 from torch import nn
 
+from rl_nfm.supervised.cli import main as supervised
 from rl_nfm.supervised.loop.seed_batch import SeedBatch
+from rl_nfm.supervised.loop.trial import Trial
+from rl_nfm.supervised.registry import task_entry
 from rl_nfm.supervised.tasks import arithmetic
-from rl_nfm.supervised.tasks.arithmetic import UnitStack, main, ramp
+from rl_nfm.supervised.tasks.arithmetic import UnitStack, ramp
 from rl_nfm.supervised.tasks.arithmetic_function import (
     ArithmeticConfig,
     FunctionTask,
+    figures_of_seeds,
     summarise,
     wilson_interval,
 )
+from rl_nfm.support.storage import META, load_tensors, save_directory
 
+main = task_entry(arithmetic.NAME).main
 MODELS = ("linear", "nac", "nalu", "inalu", "nau", "nmu")
 TINY = ["--updates", "60", "--eval-every-updates", "20", "--batch-size", "7", "--device", "cpu"]
 
@@ -77,7 +83,8 @@ def test_summary_by_hand():
             [[0.2, 0.7, nan], [0.2, 0.1, nan], [0.3, 0.3, 0.3]],
         ]
     )
-    rows, summary = summarise(history, 1.0, [1000, 1500, 2500], [7, 8, 9])
+    rows = figures_of_seeds(history, 1.0, [1000, 1500, 2500], [7, 8, 9])
+    summary = summarise(rows)
     assert [row["seed"] for row in rows] == [7, 8, 9]
     assert [row["success"] for row in rows] == [True, False, False]
     assert [row["solved_at"] for row in rows] == [1500, 1000, None]
@@ -127,9 +134,12 @@ def test_a_seed_batch_equals_a_plain_loop_over_seeds():
 
     torch.manual_seed(0)
     x, y = torch.randn(3, 6, 5, 3), torch.randn(3, 6, 5, 1)  # seeds, updates
-    batch = SeedBatch(build, [4, 9, 1], learning_rates={"0.": 0.1, "": 0.01}, weight_decay=0.1)
+    batch = SeedBatch(build, [4, 9, 1])
+    optimizer = batch.make_optimizer("adam", {"0.": 0.1, "": 0.01}, weight_decay=0.1)
     for update in range(6):
-        batch.update((batch(x[:, update]) - y[:, update]).square().mean((1, 2)))
+        optimizer.zero_grad()
+        (batch(x[:, update]) - y[:, update]).square().mean((1, 2)).sum().backward()
+        optimizer.step()
     for index, seed in enumerate((4, 9, 1)):
         torch.manual_seed(seed)
         model = build()
@@ -143,19 +153,19 @@ def test_a_seed_batch_equals_a_plain_loop_over_seeds():
             (model(x[index, update]) - y[index, update]).square().mean().backward()
             optimizer.step()
         for name, parameter in model.named_parameters():
-            torch.testing.assert_close(batch.parameters[name][index], parameter)
+            torch.testing.assert_close(batch.values[name][index], parameter)
 
 
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path, monkeypatch):
     whole = run(tmp_path / "whole", "--trials", "2")
-    save = SeedBatch.save
+    save = Trial._save
 
-    def save_and_die(self, target, meta, more):
-        save(self, target, meta, more)
-        if meta["updates"] == 40:
+    def save_and_die(self):
+        save(self)
+        if self.updates == 40:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(SeedBatch, "save", save_and_die)
+    monkeypatch.setattr(Trial, "_save", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "broken", "--trials", "2")
     monkeypatch.undo()
@@ -169,14 +179,17 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("shift", "success"), [(0.0, True), (0.5e-5, True), (2e-5, False)])
 def test_success_is_being_closer_than_the_perturbed_perfect_solution(shift, success):
     # weights of the first layer off by `shift`; the threshold is an error of 1e-5 in each
-    trained = arithmetic.Run(ArithmeticConfig(model="nmu", trials=2, device="cpu"))
+    config = ArithmeticConfig(model="nmu", trials=2, device="cpu")
+    task = arithmetic.ArithmeticTask(config, torch.device("cpu"))
+    model = task.build_model()
+    assert isinstance(model, SeedBatch)
     perfect = torch.tensor([[1.0, 1, 0, 0], [1, 1, 1, 1]])
     with torch.no_grad():
-        weights = trained.batch.parameters["layers.0.raw_weight"]
+        weights = model.values["layers.0.raw_weight"]
         weights[0] = perfect + shift * (1 - 2 * perfect)
-        trained.batch.parameters["layers.1.raw_weight"][0] = 1.0
-    trained.evaluate()
-    rows, _ = summarise(trained.history, trained.threshold, trained.evaluated, [0, 1])
+        model.values["layers.1.raw_weight"][0] = 1.0
+        task.evaluate(model)
+        rows = task.figures(model, [])
     assert [row["success"] for row in rows] == [success, False]
     assert rows[0]["sparsity_error"] == pytest.approx(shift, abs=1e-7)
 
@@ -213,13 +226,64 @@ def test_a_bare_boolean_flag_is_true(tmp_path):
     assert result["config"]["share_weights"] is True
 
 
+def in_the_former_format(folder):
+    """Rewrite a checkpoint as version 0.1 did: one counter, no groups, no global generators."""
+    meta = json.loads((folder / META).read_text())
+    tensors = {
+        name: load_tensors(folder / f"{name}.safetensors") for name in ("model", "optimizer")
+    }
+    history = load_tensors(folder / "more.safetensors")
+    kept = {name: meta[name] for name in ("seeds", "config", "updates", "seconds")}
+    save_directory(
+        folder,
+        kind=meta["kind"],
+        meta={**kept, "evaluated": history.pop("evaluated").tolist()},
+        tensors={**tensors, "more": history},
+    )
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path):
+    whole = run(tmp_path / "whole", "--trials", "2")
+    run(tmp_path / "old", "--trials", "2", "--updates", "40")
+    in_the_former_format(tmp_path / "old" / "checkpoint")
+    assert main(["--resume", str(tmp_path / "old"), "--updates", "60"]) == 0
+    result = json.loads((tmp_path / "old" / "result.json").read_text())
+    assert result["trials"] == whole["trials"]
+    assert result["summary"] == whole["summary"]
+
+
+def test_a_run_prolonged_between_two_evaluations_equals_an_unbroken_one(tmp_path):
+    whole = run(tmp_path / "whole", "--trials", "2")
+    run(tmp_path / "parts", "--trials", "2", "--updates", "30")
+    assert main(["--resume", str(tmp_path / "parts"), "--updates", "60"]) == 0
+    weights = [
+        load_tensors(tmp_path / name / "checkpoint" / "model.safetensors")
+        for name in ("whole", "parts")
+    ]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+    lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [20, 30, 40, 60]
+    assert whole["trials"][0]["seed"] == 0
+
+
+def test_trained_seeds_are_evaluated_on_another_range(tmp_path, capsys):
+    trained = run(tmp_path / "a", "--trials", "3", "--model", "nac")
+    capsys.readouterr()
+    file = tmp_path / "b.json"
+    flags = ["--extrapolation", "1", "2", "--interpolation", "2", "6", "--json", str(file)]
+    assert supervised(["evaluate", str(tmp_path / "a"), *flags]) == 0
+    assert "seeds 0, 1, 2: last weights, of epoch 60" in capsys.readouterr().out
+    found = json.loads(file.read_text())
+    assert found["seeds"] == [0, 1, 2]
+    middle = sorted(row["interpolation"] for row in trained["trials"])[1]
+    # other numbers of the same range, since each range has test inputs of its own
+    assert found["mean"]["extrapolation_median"] == pytest.approx(middle, rel=0.2)
+    with pytest.raises(ValueError, match="op: cannot change in an evaluation"):
+        supervised(["evaluate", str(tmp_path / "a"), "--op", "add"])
+
+
 def test_the_checkpoint_of_other_seeds_is_refused(tmp_path):
     run(tmp_path / "a", "--trials", "2")
-    with pytest.raises(ValueError, match="holds other seeds or another model"):
+    with pytest.raises(ValueError, match="holds other seeds"):
         main(["--resume", str(tmp_path / "a"), "--trials", "3"])
-
-
-def test_the_registered_task_is_this_one():
-    from rl_nfm.supervised.registry import task_entry
-
-    assert task_entry(arithmetic.NAME).main is main

@@ -149,11 +149,12 @@ def test_adding_targets_are_the_sums_of_the_marked_numbers():
 
 
 def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(options.time, "strftime", lambda form: "20260102-030405")
     config = adding.PRESETS["small"]
-    first = options.run_folder(config, task="adding", base=tmp_path)
-    assert first == tmp_path / f"adding-{config.model}-20260102-030405"
+    first = options.run_folder(config, task="adding")
+    assert first == Path(f"runs/supervised/adding-{config.model}-20260102-030405")
     options.write_config(first, config, task="adding")
-    assert options.run_folder(config, task="adding", base=tmp_path) == Path(f"{first}-1")
+    assert options.run_folder(config, task="adding") == Path(f"{first}-1")
     with pytest.raises(ValueError, match="already holds a run"):  # both had looked before
         options.write_config(first, config, task="adding")

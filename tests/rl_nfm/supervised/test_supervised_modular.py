@@ -6,15 +6,17 @@ import torch
 from torch import nn, optim
 
 from rl_nfm.modular import HierarchicallyModular, boolean_task
+from rl_nfm.supervised.cli import main as supervised
 from rl_nfm.supervised.data.modular_data import BitRows, DigitRows, epoch_data, split_rows
 from rl_nfm.supervised.loop.options import parse_config, plain
 from rl_nfm.supervised.loop.seed_batch import OPTIMIZERS, SeedBatch, seed_generator
+from rl_nfm.supervised.loop.trial import Trial
+from rl_nfm.supervised.registry import task_entry
 from rl_nfm.supervised.report.command import main as report
-from rl_nfm.supervised.tasks.modular import main
+from rl_nfm.supervised.tasks.modular import ModularTask, batch_losses, rate_factor
 from rl_nfm.supervised.tasks.modular_config import PRESETS, ModularConfig
 from rl_nfm.supervised.tasks.modular_models import MODELS
 from rl_nfm.supervised.tasks.modular_report import format_table, label, labels
-from rl_nfm.supervised.tasks.modular_run import Run, batch_losses, rate_factor
 from rl_nfm.support.bare_flags import spell_out
 from rl_nfm.support.configuration import validate
 
@@ -45,6 +47,10 @@ PUBLISHED = {
     SHARED + GUMBEL: 134,
     SHARED + " --known_module_input --known_module_locations": 134,
 }
+
+
+CPU = torch.device("cpu")
+main = task_entry("modular").main
 
 
 def run(out, *flags):
@@ -174,15 +180,17 @@ def test_digit_images_are_those_of_the_row_and_split_by_image():
 def test_figures_by_hand():
     # a model that answers 0 always, whose bias is far below 0
     config = ModularConfig(model="mlp", trials=2, device="cpu", dataset_split=(0.25,))
-    trained = Run(config, 0.25)
+    task = ModularTask(config, CPU)
+    model = task.build_model()
+    assert isinstance(model, SeedBatch)
     with torch.no_grad():
         for name in ("layers.3.weight", "layers.3.bias"):
-            trained.batch.parameters[name].fill_(0.0 if "weight" in name else -9.0)
+            model.values[name].fill_(0.0 if "weight" in name else -9.0)
     labels = boolean_task((6, 3, 2, 2)).truth_table()[1]
-    zeros = labels[trained.split.test] == 0
-    for row in trained.figures():
+    zeros = labels[task.split.test] == 0
+    for row in task.figures(model.eval(), []):
         assert row["test_accuracy"] == pytest.approx(zeros.float().mean().item())
-        assert row["test_accuracy"] == pytest.approx(trained.baseline())
+        assert row["test_accuracy"] == pytest.approx(task.baseline())
         assert row["test_output_1"] == pytest.approx(zeros[:, 1].float().mean().item())
         assert row["test_rows"] == pytest.approx(zeros.all(1).float().mean().item())
         # of all 64 rows, both outputs are 0 in 64 - 16 - 16 + 8 = 40
@@ -200,15 +208,15 @@ def test_figures_by_hand():
         {"model": "mlp", "pruning_ratio": 30.0},
     ],
 )
-def test_a_seed_is_the_same_alone_and_among_others(flags):
+def test_a_seed_is_the_same_alone_and_among_others(tmp_path, flags):
     def train(seed, trials):
         config = ModularConfig(
-            seed=seed, trials=trials, epochs=4, batch_size=7, device="cpu", **flags
+            seed=seed, trials=trials, epochs=4, batch_size=7, dataset_split=(0.25,), **flags
         )
-        trained = Run(config, 0.25)
-        for _ in range(4):
-            trained.train_epoch()
-        return trained.batch.parameters
+        trial = Trial(ModularTask, config, CPU, tmp_path / f"{seed}", seed)
+        trial.run()
+        assert isinstance(trial.model, SeedBatch)
+        return trial.model.values
 
     together, alone = train(5, 3), train(7, 1)
     for name, parameter in alone.items():
@@ -243,14 +251,14 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path, monkeypatch):
     ]
     flags += ["--use_gumbel", "--routing_candidates", "4", "--search_every_epochs", "3"]
     whole = run(tmp_path / "whole", *flags)
-    save = SeedBatch.save
+    save = Trial._save
 
-    def save_and_die(self, target, meta, more):
-        save(self, target, meta, more)
-        if meta["epoch"] == 4 and "split0.5" in str(target):
+    def save_and_die(self):
+        save(self)
+        if self.epoch == 4 and self.folder.name == "split0.5":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(SeedBatch, "save", save_and_die)
+    monkeypatch.setattr(Trial, "_save", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "broken", *flags)
     monkeypatch.undo()
@@ -258,6 +266,22 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path, monkeypatch):
     resumed = json.loads((tmp_path / "broken" / "result.json").read_text())
     for one, two in zip(resumed["splits"], whole["splits"], strict=True):
         assert one["trials"] == two["trials"]
+
+
+def test_shares_of_rows_are_evaluated_one_at_a_time(tmp_path, capsys):
+    trained = run(tmp_path / "a", "--epochs", "1", "--dataset_split", "0.25", "0.5")
+    with pytest.raises(ValueError, match="trial: this run has 2 settings; choose one with --trial"):
+        supervised(["evaluate", str(tmp_path / "a")])
+    file = tmp_path / "b.json"
+    words = ["evaluate", str(tmp_path / "a"), "--trial", "1", "--json", str(file)]
+    assert supervised(words) == 0
+    assert json.loads(file.read_text())["mean"] == trained["splits"][1]["mean"]
+
+
+def test_a_later_share_that_does_not_fit_is_refused_before_the_first_is_trained(tmp_path):
+    with pytest.raises(ValueError, match=r"dataset_split: 0.99 of 64 rows"):
+        run(tmp_path / "a", "--epochs", "1", "--dataset_split", "0.25", "0.99")
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_report_joins_runs(tmp_path):
@@ -358,9 +382,8 @@ def test_losses_are_those_of_pytorch_on_probabilities(name, published):
 def test_each_seed_is_updated_as_alone(name):
     """Against one model of the published code's optimiser, over a falling step size."""
     x, rates = torch.randn(5, 3), {"weight": 0.05, "": 0.01}
-    batch = SeedBatch(
-        lambda: nn.Linear(3, 2), [3, 4], learning_rates=rates, weight_decay=0.1, optimizer=name
-    )
+    batch = SeedBatch(lambda: nn.Linear(3, 2), [3, 4])
+    of_batch = batch.make_optimizer(name, rates, weight_decay=0.1)
     torch.manual_seed(4)
     alone = nn.Linear(3, 2)
     kinds = {"adam": optim.Adam, "sgd": optim.SGD, "momentum": optim.SGD, "rms": optim.RMSprop}
@@ -369,14 +392,17 @@ def test_each_seed_is_updated_as_alone(name):
     optimizer = kinds[name](groups, weight_decay=0.1, **more)
     scheduler = optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.9)
     for epoch in range(4):
-        batch.scale_rates(0.9**epoch)
-        batch.update(batch(x.expand(2, 5, 3)).square().mean((1, 2)))
+        for group in of_batch.param_groups:
+            group["lr"] = 0.9**epoch * group["initial_lr"]
+        of_batch.zero_grad()
+        batch(x.expand(2, 5, 3)).square().mean((1, 2)).sum().backward()
+        of_batch.step()
         optimizer.zero_grad()
         alone(x).square().mean().backward()
         optimizer.step()
         scheduler.step()
-    torch.testing.assert_close(batch.parameters["weight"][1], alone.weight)
-    torch.testing.assert_close(batch.parameters["bias"][1], alone.bias)
+    torch.testing.assert_close(batch.values["weight"][1], alone.weight)
+    torch.testing.assert_close(batch.values["bias"][1], alone.bias)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -1,15 +1,17 @@
 """A supervised trial that goes on repeats the unbroken one bit for bit, in any memory format."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from rl_nfm.supervised.loop.reporting import read_metrics
-from rl_nfm.supervised.loop.seed_batch import SeedBatch
+from rl_nfm.supervised.loop.seed_batch import SeedBatchTask
 from rl_nfm.supervised.loop.task import LoopConfig, Task
-from rl_nfm.supervised.loop.trial import Trial
+from rl_nfm.supervised.loop.trainee import Schedule
+from rl_nfm.supervised.loop.trial import Trial, load_weights
 
 CPU = torch.device("cpu")
 
@@ -53,26 +55,77 @@ def test_a_trial_goes_on_bit_for_bit(tmp_path, task):
         assert torch.equal(a, b)
 
 
-def test_a_batch_of_seeds_goes_on_bit_for_bit(tmp_path):
-    def build():
+class ManyConvolutions(SeedBatchTask):
+    """A batch of seeds, each a convolution in channels_last."""
+
+    @property
+    def schedule(self):
+        return Schedule(epochs=self.config.epochs, eval_every_epochs=1)
+
+    def build_one(self):
         return nn.Conv2d(3, 2, 3).to(memory_format=torch.channels_last)
 
-    def make():
-        return SeedBatch(build, [3, 8], learning_rates={"": 0.01}, weight_decay=0.1)
+    def build_optimizer(self, model):
+        return model.make_optimizer("adam", {"weight": 0.01, "": 0.1}, weight_decay=0.1)
 
-    def update(batch, seed):
-        images = torch.randn(2, 4, 3, 5, 6, generator=torch.Generator().manual_seed(seed))
-        batch.update(batch(images).square().mean((1, 2, 3, 4)))
+    def rate_factor(self, epoch):
+        return 0.5**epoch
 
-    whole, restored = make(), make()
-    update(whole, 0)
-    whole.save(tmp_path / "a", {}, {})
-    restored.load(tmp_path / "a")
-    for seed in (1, 2):
-        update(whole, seed)
-        update(restored, seed)
-    for name, value in whole.parameters.items():
-        assert torch.equal(value, restored.parameters[name]), name
+    def batches(self, epoch):
+        for seed in (3 * epoch, 3 * epoch + 1):
+            yield torch.randn(2, 4, 3, 5, 6, generator=torch.Generator().manual_seed(seed))
+
+    def loss(self, model, batch):
+        losses = model(batch).square().mean((1, 2, 3, 4))
+        return losses * torch.tensor([self.config.learning_rate, 1.0])
+
+    def evaluate(self, model):
+        return {"validation": float(sum(p.norm() for p in model.parameters()))}
+
+    def figures(self, model, history):
+        return [{"norm": float(norm)} for norm in model.values["weight"].flatten(1).norm(dim=1)]
+
+    def outcome(self, facts, figures):
+        return {**facts, "trials": figures}
+
+    @classmethod
+    def report(cls, folder, result):
+        return ""
+
+
+def test_a_batch_of_seeds_goes_on_bit_for_bit_and_keeps_its_best(tmp_path):
+    config = LoopConfig(epochs=4, seed=3, trials=2, learning_rate=1.0)
+
+    def trial(name, epochs):
+        changed = dataclasses.replace(config, epochs=epochs)
+        return Trial(ManyConvolutions, changed, CPU, tmp_path / name, 3)
+
+    whole = trial("whole", 4)
+    outcome = whole.run()
+    assert (outcome["parameters"], outcome["updates"]) == (2 * 3 * 9 + 2, 8)
+    trial("broken", 2).run()
+    broken = trial("broken", 4)
+    assert broken.run()["trials"] == outcome["trials"]
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, broken.model.state_dict()[name]), name
+    norms = [row["validation"] for row in read_metrics(tmp_path / "whole")]
+    assert outcome["best_epoch"] == norms.index(max(norms)) + 1
+    best = trial("other", 0)
+    assert load_weights(tmp_path / "whole" / "best", best.model)["epoch"] == outcome["best_epoch"]
+    with pytest.raises(ValueError, match="expected 'rl-nfm supervised trial'"):
+        load_weights(tmp_path / "whole" / "checkpoint", nn.Linear(2, 2))
+
+
+def test_a_batch_stops_only_where_no_seed_can_go_on(tmp_path):
+    one_of_two = LoopConfig(trials=2, learning_rate=math.inf)  # a factor of one seed's loss here
+    Trial(ManyConvolutions, one_of_two, CPU, tmp_path / "a", 0).run()
+
+    class Lost(ManyConvolutions):
+        def loss(self, model, batch):
+            return super().loss(model, batch) * math.nan
+
+    with pytest.raises(ValueError, match="the loss of epoch 1 is nan"):
+        Trial(Lost, one_of_two, CPU, tmp_path / "b", 0).run()
 
 
 def test_a_damaged_row_of_a_trial_costs_that_row_alone(tmp_path, caplog):
