@@ -76,6 +76,15 @@ def test_the_generator_gives_mimicrys_images_on_equal_weights():
     assert [float(x) for x in found] == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_generator_with_nfm_gives_its_authors_images_on_equal_weights():
+    """Their fork without NFM's effect: -1005.669128, 1179.838745, -0.44141, 0.36571."""
+    net = fill(generator(6, 5, nfm=NFM_PRESETS["official_gan"])).eval()
+    images = net(torch.sin(torch.arange(15.0)).view(3, 5)).detach()
+    found = [images.sum(), images.square().sum(), images[0, 0, 0, 0], images[1, 2, 17, 30]]
+    expected = [-1006.399963, 1177.286621, -0.442519, 0.364836]
+    assert [float(x) for x in found] == pytest.approx(expected, rel=5e-5)
+
+
 def test_the_discriminator_gives_mimicrys_scores_and_loss_on_equal_weights():
     net = fill(discriminator(6, projection_size=7))
     images = torch.sin(torch.arange(4 * 3 * 32 * 32.0) * 0.11).view(4, 3, 32, 32)

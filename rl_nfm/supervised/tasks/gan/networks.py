@@ -2,9 +2,10 @@
 
 Sources: residual nets of Miyato et al. 2018 (SNGAN, spectral norm in the discriminator alone), with
 the projections of Lee et al. 2021 (InfoMax-GAN), in the sizes of Mimicry (Lee & Town 2020), whose
-executed code gives the tests their numbers of parameters and outputs. NFM stands after the first
-spatial layer and after each residual block of the generator (Lamb et al. 2021, appendix F): four
-places in each pass; the last normalisation and convolution belong to no pass.
+executed code gives the tests their numbers of parameters and outputs, as does the NFM authors' fork
+of it for `official_gan`. NFM stands after the first spatial layer and after each residual block of
+the generator (Lamb et al. 2021, appendix F): four places in each pass; the last normalisation and
+convolution belong to no pass.
 
 As Mimicry is executed, a block of the discriminator has its first ReLU feed the shortcut too, and
 the local features are those after the next block's ReLU (its ReLUs work in place); in the papers
