@@ -141,6 +141,16 @@ def test_a_perfect_model_loses_nothing_and_each_prediction_meets_its_frame():
     assert max(curves["678balls"]) < 1e-6
 
 
+def test_curves_are_those_of_rollouts_from_the_seen_frames():
+    task = task_of(model="gru", test_data=("4balls",))
+    model, frames = model_of(task), next(task._chunks(task.tests["4balls"]))
+    with torch.no_grad():
+        logits = model.rollout(frames[:, :3], 3)
+        losses = F.binary_cross_entropy_with_logits(logits, frames[:, 1:], reduction="none")
+        curve = task.by_step(model)["4balls"]
+    assert curve == pytest.approx(losses.mean((0, 2, 3)).tolist(), rel=1e-5)
+
+
 def test_constant_predictors_are_those_of_naive_twins():
     task = task_of(frame_size=16, train_sequences=6, test_data=("curtain", "4balls"))
     known = next(task._chunks(task.train)).numpy()
