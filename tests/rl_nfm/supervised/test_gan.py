@@ -102,6 +102,7 @@ def test_the_discriminator_gives_mimicrys_scores_and_loss_on_equal_weights():
 
 
 def test_spectral_norm_is_in_every_layer_of_the_discriminator_and_none_of_the_generator():
+    torch.manual_seed(0)
     net = discriminator(6, projection_size=7)
     maps = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len(maps) == 11 + 6
@@ -165,6 +166,7 @@ def test_info_nce_is_mimicrys_and_that_of_a_loop(scale, shift, expected):
 
 
 def test_frechet_distance_is_that_of_scipys_root():
+    torch.manual_seed(0)
     points = [torch.randn(40, 5, dtype=torch.float64) @ torch.randn(5, 5).double() for _ in "ab"]
     points[1][:, 3] = points[1][:, 2]  # a singular covariance
     means = [x.mean(0).numpy() for x in points]

@@ -40,12 +40,14 @@ def tiny(**changes):
 
 @pytest.mark.parametrize("model", ["infomax", "nfm", "sngan"])
 def test_each_turn_updates_one_network_alone(model):
-    task = GanTask(tiny(model=model, discriminator_updates=3), CPU)
+    torch.manual_seed(0)
+    task = GanTask(tiny(model=model, discriminator_updates=3, discriminator_width=12), CPU)
     net = task.build_model()
     assert isinstance(net, Gan)
     optimizer = task.build_optimizer(net)
     batches = list(task.batches(0))
     assert [batch is None for batch in batches] == [False, False, False, True] * 2
+    seen = set()
     for batch in batches:
         before = {name: p.detach().clone() for name, p in net.named_parameters()}
         optimizer.zero_grad(set_to_none=True)
@@ -56,12 +58,16 @@ def test_each_turn_updates_one_network_alone(model):
             for name, p in net.named_parameters()
             if not torch.equal(p, before[name])
         }
-        assert changed == {"generator" if batch is None else "discriminator"}
+        # A hinge that all scores have passed, or a silent ReLU, may leave the gradient at zero.
+        assert changed <= {"generator" if batch is None else "discriminator"}
+        seen |= changed
+    assert seen == {"generator", "discriminator"}
     assert all(p.requires_grad for p in net.parameters())
 
 
 def test_losses_are_weighted_as_published(monkeypatch):
     """hinge + 0.2 InfoNCE: of real images for the discriminator, of its own for the generator."""
+    torch.manual_seed(0)
     task = GanTask(tiny(model="infomax", infomax_scale=0.2), CPU)
     net = task.build_model()
     seen = []
@@ -108,6 +114,7 @@ def test_a_resumed_run_repeats_an_unbroken_one_bit_for_bit(tmp_path):
 
 
 def test_a_picture_shows_the_same_latents_each_time():
+    torch.manual_seed(0)
     task = GanTask(tiny(model="infomax"), CPU)
     net = task.build_model().eval()
     assert isinstance(net, Gan)
