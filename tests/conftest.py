@@ -1,5 +1,6 @@
 """What holds before any test is imported, checks of shapes, and ranks of a run as processes."""
 
+import contextlib
 import faulthandler
 import inspect
 import multiprocessing
@@ -99,7 +100,8 @@ class Forks:
         for receiver in self.receivers:
             if not receiver.poll(max(0.0, deadline - time.monotonic())):
                 for process in self.processes:  # where they stand goes to stderr
-                    os.kill(process.pid, signal.SIGABRT)
+                    with contextlib.suppress(ProcessLookupError):  # it has ended
+                        os.kill(process.pid, signal.SIGABRT)
                 raise AssertionError("the ranks take too long")
             try:
                 results.append(pickle.loads(receiver.recv_bytes()))

@@ -294,7 +294,9 @@ def test_gradients_are_those_of_distributed_data_parallel(in_ranks, toys):
             LossOf(alone)(batch).backward()
             ours.gradient_step(batch)
             learners = (oracle, alone, ours)
-            return [[p.grad.tolist() for p in x.online.parameters()] for x in learners]
+            gradients = [[p.grad.tolist() for p in x.online.parameters()] for x in learners]
+            del parallel  # its reducer belongs to the process group, which ends with this block
+            return gradients
 
     results = in_ranks(2, work).wait()
     for expected, alone, found in results:
