@@ -8,7 +8,7 @@ Shapes: N real and M generated images, D features.
 """
 
 import math
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -24,7 +24,7 @@ class Gaussian(NamedTuple):
     covariance: Float[Tensor, "D D"]
 
     @classmethod
-    def of(cls, features: Float[Tensor, "N D"]) -> Self:
+    def of(cls, features: Float[Tensor, "N D"]) -> "Gaussian":
         """The Gaussian that features [N, D] are reduced to; N must be at least 2."""
         features = features.double()
         return cls(features.mean(0), features.T.cov().reshape(2 * features.shape[1:]))
