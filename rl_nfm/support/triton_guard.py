@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 _TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 """Largest relative error of norms by the kernel's type; several times the rounding error."""
@@ -29,7 +30,8 @@ class TritonGuard:
         name: the kernel's name, for the warning.
         check: runs the kernel and plain PyTorch on a small input, for a device and a case; returns
             pairs of results, including gradients, with the plain ones preferably in float64. It
-            imports Triton itself, and draws its input from a separate generator.
+            imports Triton itself, draws its input from a separate generator, and calls no module:
+            a caller's hooks on all modules (a counter of FLOPs sets them) would run in the check.
     """
 
     def __init__(self, name: str, check: Callable[..., Iterable[tuple[Tensor, Tensor]]]):
@@ -88,8 +90,13 @@ def switched_on(device: torch.device | None = None) -> bool:
 
 @contextlib.contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
-    """Run a check with gradients and without autocast, whatever modes the caller has set."""
+    """Run a check with gradients and without autocast, whatever modes the caller has set.
+
+    Modes that record, count or fake operations or choose a default device do not see the check.
+    """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(torch._C.DisableTorchFunction())
+        stack.enter_context(_disable_current_modes())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))

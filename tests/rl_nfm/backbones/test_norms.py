@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from rl_nfm.backbones import norms
 from rl_nfm.backbones.norms import FusedSequential, GroupNorm, norm_relu
@@ -323,3 +324,10 @@ def test_kernels_that_differ_are_not_used(monkeypatch, caplog):
     assert len(caplog.records) == 1
     assert "slower" in caplog.text
     assert "group norm" in caplog.text
+
+
+def test_the_check_passes_where_operations_are_counted_or_a_device_is_chosen(caplog):
+    guard = norms.TritonGuard("group norm", norms._check)
+    with torch.no_grad(), FlopCounterMode(display=False), torch.device("meta"):
+        assert guard.ready(DEVICE, torch.float32)
+    assert not caplog.records

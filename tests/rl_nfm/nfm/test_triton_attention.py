@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from rl_nfm.encoders import make_encoder
 from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, triton_attention
@@ -386,7 +387,9 @@ def test_a_failed_launch_means_the_plain_path(device, monkeypatch, caplog):
 def test_the_check_passes(device, caplog):
     guard = TritonGuard("attention", triton_attention._check)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert guard.ready(torch.device(device), dtype, 3, 24, 40, 4, True)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, torch.device("meta"):
+            assert guard.ready(torch.device(device), dtype, 3, 24, 40, 4, True)
+        assert counter.get_total_flops() == 0
     assert not caplog.records
 
 
