@@ -40,6 +40,10 @@ class EnvConfig(Bounded):
     num_threads: Annotated[int, Ge(0)] = 0
     """Threads that emulate; 0: one per processor core, at most one per game."""
 
+    num_groups: Annotated[int, Ge(0)] = 0
+    """Groups of games that take turns: some play while actions for the others are chosen. 0: two on
+    a GPU with at least 32 games, else one."""
+
     stack_num: Annotated[int, Gt(0)] | None = None
     """Frames in an observation."""
 
@@ -89,8 +93,8 @@ class EnvConfig(Bounded):
 
     def options(self) -> dict[str, Any]:
         """All that makes the protocol of a game, by name."""
-        chosen = dataclasses.asdict(self)
-        return {k: v for k, v in chosen.items() if k not in ("num_envs", "num_threads")}
+        mine = ("num_envs", "num_threads", "num_groups")
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in mine}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,19 +192,6 @@ class Config(Bounded):
         return make_config, (to_plain(self),)
 
 
-RESUMABLE = (
-    "steps",
-    "device",
-    "run",
-    "env.num_threads",
-    "env.vectorization",
-    "replay.storage",
-    "learner.precision",
-    "learner.compile",
-)
-"""What may change when a run goes on."""
-
-
 def chosen_encoders(config: Config) -> list[str]:
     """The encoder and, where it has one, its trunk."""
     names = [config.encoder]
@@ -273,28 +264,3 @@ def write_config(config: Config, path: Path) -> None:
     with written(path) as partial:
         text = yaml.safe_dump(to_plain(config), sort_keys=False)
         partial.write_text(text, encoding="utf-8")
-
-
-def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of values that differ."""
-    names = []
-    for key in {**old, **new}:
-        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            names += changed_fields(a, b, f"{name}.")
-        elif a != b:
-            names.append(name)
-    return names
-
-
-def check_resumable(old: Config, new: Config) -> None:
-    """Refuse a change that the saved state does not fit.
-
-    Raises:
-        ValueError: naming the fields and what may change.
-    """
-    for name in changed_fields(to_plain(old), to_plain(new)):
-        if not any(name == allowed or name.startswith(f"{allowed}.") for allowed in RESUMABLE):
-            raise ValueError(
-                f"{name}: cannot change when a run goes on (may change: {', '.join(RESUMABLE)})"
-            )

@@ -11,8 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from agents.config import RESUMABLE, Config, changed_fields, to_plain
+from agents.config import Config, to_plain
 from agents.reporting.swept import LAST_TENTH, SweptRun, swept_runs
+from agents.saving.resumable import RESUMABLE, changed_fields
 from agents.saving.run_folder import RunFolder, read_metrics
 from rl_nfm.support.output_files import write_json, written
 

@@ -8,8 +8,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agents.config import RESUMABLE, Config, chosen_encoders, to_plain
+from agents.config import Config, chosen_encoders, to_plain
 from agents.reporting.results import TRAINING_EPISODES, Result
+from agents.saving.resumable import RESUMABLE
 from envs import GymProtocol, Protocol, protocol_fields
 
 _PROTOCOL_FIELDS = [f.name for f in dataclasses.fields(Protocol) if f.name != "name"]

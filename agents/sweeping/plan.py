@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from agents.config import Config, changed_fields, make_config, to_plain
+from agents.config import Config, make_config, to_plain
+from agents.saving.resumable import changed_fields
 from agents.saving.run_folder import folder_name
 from agents.sweeping.folder import LOCK_FILE
 from agents.sweeping.runs import PlannedRun

@@ -10,6 +10,7 @@ once the replay has taken it, and the weights cross as `ActingWeights` says.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -52,7 +53,7 @@ class Streams:
 
 
 class Collector:
-    """Acts for E environments and fills the replay."""
+    """Acts for E environments, in groups of B, and fills the replay."""
 
     def __init__(
         self,
@@ -62,56 +63,84 @@ class Collector:
         streams: Streams,
         *,
         terminal_on_life_loss: bool,
+        groups: int = 1,
     ):
+        """Allocate.
+
+        Args:
+            config: of the run.
+            learner: whose weights act.
+            replay: to fill.
+            streams: of acting and of learning.
+            terminal_on_life_loss: a lost life ends the return.
+            groups: of environments, which act one after the other.
+        """
         self.replay, self.streams = replay, streams
         device, num_envs = learner.device, config.env.num_envs
+        self._groups, self._each = groups, num_envs // groups
         cuda, lag = device.type == "cuda", lag_of(config.learner, device)
         self.weights = ActingWeights(
             learner.online, lag, acting=streams.acting, learning=streams.learning
         )
         # Taking turns on a CPU, both sides may draw from the one default generator.
         self.random = RandomStream(device, config.seed) if cuda or lag else None
-        actor = Actor(
+        make_actor = functools.partial(
+            Actor,
             self.weights.network,
-            num_envs=num_envs,
+            num_envs=self._each,
             num_quantiles=config.learner.num_action_quantiles,
             dtype=learner.dtype,
             terminal_on_life_loss=terminal_on_life_loss,
         )
+        if learner.dtype is not None and self.random is not None:
+            with self.random.drawn():
+                self.weights.narrow(learner.dtype, lambda: _show(make_actor(), replay.obs_shape))
+        actors = [make_actor() for _ in range(groups)]
         # rows that acting may be ahead: those of the updates in flight and of the next ones
         ahead = 2 * math.ceil(config.learner.steps_per_update / num_envs)
-        self._handover = Handover(_example(replay, actor, device), slots=min(MAX_SLOTS, ahead + 2))
-        self._taken: list[Event | None] = [None] * self._handover.slots
+        slots = min(MAX_SLOTS, ahead + 1 + groups)
+        example = _example(replay, actors[0], num_envs, device)
+        self._handover = Handover(example, slots=slots, groups=groups)
+        self._taken: list[Event | None] = [None] * slots
+        self._acted = [0] * groups
         self._rows = 0
         self._add = Captured(
             self._take,
             name="adding to the replay",
             enabled=cuda and config.learner.cuda_graph and replay.capturable,
         )
-        self.player = StaticActor(
-            actor,
-            replay.obs_shape,
-            streams.acting,
-            graph=config.learner.cuda_graph,
-            frame_channels=replay.frame_channels,
-            random=self.random,
-            on_act=self._fill,
-            on_receive=self._close,
-        )
+        self.players = [
+            StaticActor(
+                actor,
+                replay.obs_shape,
+                streams.acting,
+                graph=config.learner.cuda_graph,
+                frame_channels=replay.frame_channels,
+                random=self.random,
+                on_act=functools.partial(self._fill, group),
+                on_receive=functools.partial(self._close, group),
+            )
+            for group, actor in enumerate(actors)
+        ]
 
-    def begin(self, obs: NDArray[Any], info: dict[str, Any], *, epsilon: Tensor) -> None:
-        """Take in the first observations, after all environments began new episodes."""
-        self.player.begin(obs, episode_start=info["episode_start"], epsilon=epsilon.numpy())
+    def begin(
+        self, group: int, obs: NDArray[Any], info: dict[str, Any], *, epsilon: Tensor
+    ) -> None:
+        """Take in the first observations of a group, whose environments began new episodes."""
+        start = info["episode_start"]
+        self.players[group].begin(obs, episode_start=start, epsilon=self._part(epsilon, group))
 
-    def act(self) -> NDArray[Any]:
-        """Actions at the last observations, int64 [E]; the host waits for nothing else."""
-        slot_free = self._taken[self._rows % self._handover.slots]
+    def act(self, group: int) -> NDArray[Any]:
+        """Actions at a group's last observations, int64 [B]; the host waits for nothing else."""
+        slot_free = self._taken[self._acted[group] % self._handover.slots]
         if slot_free is not None:
             self.streams.acting.wait(slot_free)
-        return self.player.act()
+        self._acted[group] += 1
+        return self.players[group].act()
 
     def receive(
         self,
+        group: int,
         obs: NDArray[Any],
         reward: NDArray[Any],
         terminated: NDArray[Any],
@@ -119,23 +148,26 @@ class Collector:
         *,
         epsilon: Tensor,
     ) -> None:
-        """Take in what the actions led to, and store the completed row in the replay.
+        """Take in what a group's actions led to; the last group completes the row of the replay.
 
         Args:
-            obs: uint8 [E, C, H, W].
-            reward: raw, [E].
-            terminated: game over, bool [E].
+            group: index of the group of B environments; all must come in turn.
+            obs: uint8 [B, C, H, W].
+            reward: raw, [B].
+            terminated: game over, bool [B].
             info: of the environments, with `episode_start` and `life_loss`.
-            epsilon: of the next actions, float [E] on the host.
+            epsilon: of the next actions of all environments, float [E] on the host.
         """
-        self.player.receive(
+        self.players[group].receive(
             obs,
             reward,
             terminated=terminated,
             episode_start=info["episode_start"],
             life_loss=info["life_loss"],
-            epsilon=epsilon.numpy(),
+            epsilon=self._part(epsilon, group),
         )
+        if group < self._groups - 1:
+            return
         learning = self.streams.learning
         learning.wait(self.streams.acting.record())
         learning.run(self._add)
@@ -152,27 +184,39 @@ class Collector:
         if self.random is not None and "rng" in state:
             self.random.load_state(state["rng"])
         self.weights.refresh()
-        self.player.forget_graphs()
+        for player in self.players:
+            player.forget_graphs()
         self._add.forget()
 
-    def _fill(self, row: Row) -> None:
-        self._handover.put(row if self.replay.keeps_states else _without_states(row))
+    def _part(self, epsilon: Tensor, group: int) -> NDArray[Any]:
+        return epsilon.numpy()[group * self._each :][: self._each]
 
-    def _close(self, row: Row) -> None:
-        self._handover.put(row)
-        self._handover.close()
+    def _fill(self, group: int, row: Row) -> None:
+        self._handover.put(row if self.replay.keeps_states else _without_states(row), group)
+
+    def _close(self, group: int, row: Row) -> None:
+        self._handover.put(row, group)
+        self._handover.close(group)
 
     def _take(self) -> None:
         self.replay.write_row(self._handover.take())
 
 
-def _example(replay: Replay, actor: Actor, device: torch.device) -> dict[str, Tensor]:
+def _example(
+    replay: Replay, actor: Actor, num_envs: int, device: torch.device
+) -> dict[str, Tensor]:
     """A row as acting makes it; the replay stores some of it in smaller types."""
     row = {name: store[0].to(device) for name, store in replay.row_stores.items()}
-    row |= {"action": actor.last_action, "episode_step": actor.episode_step}
+    made = {"action": actor.last_action, "episode_step": actor.episode_step}
     if replay.keeps_states:
-        row |= {f"state.{index}": x for index, x in enumerate(actor.state)}
-    return row
+        made |= {f"state.{index}": x for index, x in enumerate(actor.state)}
+    return row | {name: x.new_zeros(num_envs, *x.shape[1:]) for name, x in made.items()}
+
+
+def _show(actor: Actor, obs_shape: tuple[int, int, int]) -> None:
+    """One act, as all others will be."""
+    obs = torch.zeros(len(actor.last_action), *obs_shape, dtype=torch.uint8, device=actor.device)
+    actor.act(obs, obs.new_ones(len(obs), dtype=torch.bool), epsilon=0.0, noise=True)
 
 
 def _without_states(row: Row) -> Row:

@@ -40,7 +40,7 @@ class Loop:
         self.config, self.device, self.env = parts.config, parts.device, parts.env
         self.ranks, self.share = parts.ranks, parts.share
         self.learner, self.replay, self.step = parts.learner, parts.replay, parts.step
-        self.collector, self.streams = parts.collector, parts.streams
+        self.collector, self.streams, self.turns = parts.collector, parts.streams, parts.turns
         self.epsilon, self.rank_epsilon = parts.epsilon, parts.rank_epsilon
         self.clock, self.watch = parts.clock, parts.watch
         self.counters, self.stop_request = parts.counters, parts.stop_request
@@ -84,25 +84,23 @@ class Loop:
 
     def _loop(self) -> None:
         counters, num_envs = self.counters, self.config.env.num_envs
-        obs, info = self.env.reset(seed=env_seed(self.share.seed, counters.steps))
         with self._paused():
             pass  # until all that was built is there
-        self.collector.begin(obs, info, epsilon=self.rank_epsilon())
+        seed = env_seed(self.share.seed, counters.steps)
+        self.turns.begin(seed=seed, epsilon=self.rank_epsilon())
         while counters.steps < self.config.steps and not self._stops():
-            self.env.send(self.collector.act())
-            self.watch.lap("act")
+            self.turns.send()
             self._learn()
             self.watch.lap("learn")
-            obs, reward, terminated, _, info = self.env.recv()
-            self.watch.lap("recv")
             counters.steps += num_envs
-            self.collector.receive(obs, reward, terminated, info, epsilon=self.rank_epsilon())
-            self._ended += Episode.of(info, counters.steps)
+            ahead = counters.steps < self.config.steps and not self._due()
+            for info in self.turns.receive(epsilon=self.rank_epsilon(), ahead=ahead):
+                self._ended += Episode.of(info, counters.steps)
             if self.ranks.alone:
                 self._count_episodes()
-            self.watch.lap("add")
             self._housekeeping()
             self.watch.lap("other")
+        self.turns.drop()
         self._finish()
 
     def _stops(self) -> bool:
@@ -136,11 +134,8 @@ class Loop:
     def _housekeeping(self) -> None:
         """Log, evaluate and save when due; end the run if a checkpoint could not be written."""
         self.saver.check()
-        now, num_envs = self.counters.steps, self.config.env.num_envs
-        self.recorder.advance(num_envs, self.learner.updates)
-        due = self.clock.due(now - num_envs, now)
-        if not self.config.run.eval_episodes:
-            due -= {"evaluate"}
+        self.recorder.advance(self.config.env.num_envs, self.learner.updates)
+        due = self._due()
         if not due:
             return
         with self._paused():
@@ -163,6 +158,12 @@ class Loop:
                 self._save()
             if self.ranks.first and self.counters.steps >= self.config.steps:
                 self.recorder.folder.curves.draw(lambda board: add_end(board, self.counters.steps))
+
+    def _due(self) -> frozenset[str]:
+        """What is due after the last step."""
+        now = self.counters.steps
+        due = self.clock.due(now - self.config.env.num_envs, now)
+        return due if self.config.run.eval_episodes else due - {"evaluate"}
 
     @contextlib.contextmanager
     def _paused(self) -> Iterator[None]:

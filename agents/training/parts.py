@@ -15,6 +15,7 @@ from agents.replay.returns import ReturnConfig
 from agents.replay.storage import replay_class
 from agents.saving import checkpoint
 from agents.training.memory_check import check_memory, explained_out_of_memory
+from agents.training.turns import num_groups
 from envs import GameVecEnv, make_env
 from rl_nfm.encoders import State
 from rl_nfm.support.ranks import ALONE, Ranks
@@ -50,15 +51,23 @@ def share_of(config: Config, ranks: Ranks) -> Config:
     )
 
 
-def build_env(config: Config) -> GameVecEnv:
-    """The environments."""
-    return make_env(
-        config.game,
-        num_envs=config.env.num_envs,
-        num_threads=config.env.num_threads,
-        protocol=config.protocol,
-        seed=env_seed(config.seed),
-    )
+def build_envs(config: Config, device: torch.device) -> list[GameVecEnv]:
+    """The environments, in groups that take turns.
+
+    Raises:
+        ValueError: they cannot be grouped as asked for.
+    """
+    groups = num_groups(config.env, device)
+    return [
+        make_env(
+            config.game,
+            num_envs=config.env.num_envs // groups,
+            num_threads=config.env.num_threads,
+            protocol=config.protocol,
+            seed=env_seed(config.seed),
+        )
+        for _ in range(groups)
+    ]
 
 
 def obs_shape_of(env: GameVecEnv) -> tuple[int, int, int]:

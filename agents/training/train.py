@@ -7,8 +7,9 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from agents.config import Config, check_resumable
+from agents.config import Config
 from agents.saving import checkpoint, shards
+from agents.saving.resumable import check_resumable
 from agents.saving.run_folder import RunFolder
 from agents.training.initial import initialize
 from agents.training.parts import share_of

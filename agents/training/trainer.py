@@ -24,6 +24,7 @@ from agents.training.memory_check import explained_out_of_memory
 from agents.training.record import Counters
 from agents.training.step import GradientStep
 from agents.training.stop import StopRequest
+from agents.training.turns import Turns
 from rl_nfm.support.ranks import ALONE, Ranks
 
 
@@ -53,7 +54,9 @@ class Trainer:
         self.share = share = parts.share_of(config, ranks)
         self.streams = Streams.of(device) if streams is None else streams
         torch.manual_seed(config.seed)
-        self.env = parts.build_env(share)
+        envs = parts.build_envs(share, device)
+        self.env = envs[0]
+        """The first group of environments; all are alike."""
         self.learner = parts.build_learner(config, self.env, device, ranks)
         if not ranks.alone:  # the weights are the same everywhere, all that follows differs
             torch.manual_seed(share.seed)
@@ -67,6 +70,7 @@ class Trainer:
             self.replay,
             self.streams,
             terminal_on_life_loss=self.env.protocol.terminal_on_life_loss,
+            groups=len(envs),
         )
         self.others = {"learning": self.step, "acting": self.collector}
         self.epsilon = Epsilon(
@@ -81,6 +85,7 @@ class Trainer:
             save=run.checkpoint_every_steps,
         )
         self.counters, self.watch, self.stop_request = Counters(), Stopwatch(), StopRequest()
+        self.turns = Turns(envs, self.collector, self.watch)
         self.loop: Loop | None = None
         """Set by `run`."""
 
@@ -94,7 +99,7 @@ class Trainer:
         with self.stop_request.listening():  # from the first line that names the folder to the last
             last = self._restore(folder, last)
             self.loop = Loop(self, folder, last)
-            with contextlib.closing(self.env):
+            with contextlib.closing(self.turns):
                 self.loop.run()
         if self.learner.updates == 0:
             print(

@@ -7,11 +7,14 @@ side is.
 """
 
 import copy
+import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from agents.learning.config import LearnerConfig
+from agents.learning.narrow import narrow_
 from agents.learning.network import QNetwork
 from agents.learning.streams import Event, Stream
 
@@ -31,9 +34,15 @@ class ActingWeights:
         self.network = copy.deepcopy(online).requires_grad_(False).eval() if lag else online
         self._online = _tensors(online)
         self._acting_weights = _tensors(self.network)
-        self._between = [x.clone() for x in self._online] if lag else []
+        self._between = [x.clone() for x in self._acting_weights] if lag else []
         self._published: Event | None = None
         self._copied: Event | None = None
+
+    def narrow(self, dtype: torch.dtype, act: Callable[[], object]) -> None:
+        """Keep what autocast to `dtype` would cast at every act in that type; `act` shows what."""
+        if self.lag and narrow_(self.network, dtype, act):
+            self._acting_weights = _tensors(self.network)
+            self._between = [x.clone() for x in self._acting_weights]
 
     def before_updates(self) -> None:
         """Let acting use the weights after the last updates; call it before more are appended."""
@@ -65,5 +74,9 @@ def _tensors(network: QNetwork) -> list[Tensor]:
 
 @torch.no_grad()
 def _copy(into: list[Tensor], values: list[Tensor]) -> None:
-    if into:
-        torch._foreach_copy_(into, values)  # pyright: ignore[reportPrivateImportUsage]
+    # one call for each pair of types: a list of several types would be copied one by one
+    for pair in {(a.dtype, b.dtype) for a, b in zip(into, values, strict=True)}:
+        chosen = [(a.dtype, b.dtype) == pair for a, b in zip(into, values, strict=True)]
+        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+            list(itertools.compress(into, chosen)), list(itertools.compress(values, chosen))
+        )

@@ -131,23 +131,21 @@ def parts(config: Config) -> Parts:
     emulators work while the update does.
     """
     trainer = Trainer(config, torch.device("cpu"))
-    obs, info = trainer.env.reset(seed=1)
-    trainer.collector.begin(obs, info, epsilon=trainer.rank_epsilon())
+    trainer.turns.begin(seed=1, epsilon=trainer.rank_epsilon())
     trainer.step.set_schedule(0.5)
     timed: list[Parts] = []
     for turn in range(WARM_UP + REPEATS):
         times = [time.process_time()]
-        trainer.env.send(trainer.collector.act())
+        trainer.turns.send()
         times.append(time.process_time())
         if turn >= WARM_UP:
             trainer.step()
         times.append(time.process_time())
-        obs, reward, terminated, _, info = trainer.env.recv()
-        trainer.collector.receive(obs, reward, terminated, info, epsilon=trainer.rank_epsilon())
+        trainer.turns.receive(epsilon=trainer.rank_epsilon(), ahead=False)
         times.append(time.process_time())
         act, update, receive = (b - a for a, b in itertools.pairwise(times))
         timed.append(Parts(round=act + receive, update=update))
-    trainer.env.close()
+    trainer.turns.close()
     return middle_of(timed[WARM_UP + 10 :])
 
 

@@ -120,7 +120,7 @@ def filled_trainer(config: Config) -> Iterator[Trainer]:
         fill(trainer)
         yield trainer
     finally:
-        trainer.env.close()
+        trainer.turns.close()
 
 
 def fill(trainer: Trainer) -> None:

@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from agents.config import Config
 from agents.saving.run_folder import read_metrics
 from agents.training.train import Stop, train
+from envs import GameVecEnv
 from gpu_stages.common import (
     DEVICE,
     REHEARSAL,
@@ -45,7 +46,7 @@ def case(name: str) -> Iterator[dict[str, Any]]:
         count = max(5, int(700 / row["update_ms"]))
         burst = burst_ms(trainer.step, count)
         row["learner_steps_s"] = config.learner.steps_per_update / burst * 1e3
-        row["env_steps_s"] = _env_alone(trainer.env)
+        row["env_steps_s"] = _envs_alone(trainer.turns.envs)
         if DEVICE.type == "cuda":
             row["update_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
     yield row
@@ -87,12 +88,20 @@ def whole_run(config: Config, seconds: float = RUN_SECONDS) -> dict[str, Any]:
     return row
 
 
-def _env_alone(env: Any) -> float:
-    env.reset()
+def _envs_alone(envs: Sequence[GameVecEnv]) -> float:
     generator = np.random.default_rng(0)
-    actions = int(env.single_action_space.n)
+    actions = len(envs[0].action_meanings)
+
+    def send(env: GameVecEnv) -> None:
+        env.send(generator.integers(actions, size=env.num_envs))
+
+    for env in envs:
+        env.reset()
+        send(env)
     steps, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < (0.2 if REHEARSAL else 1.0):
-        env.step(generator.integers(actions, size=env.num_envs))
-        steps += env.num_envs
+        for env in envs:
+            env.recv()
+            send(env)
+            steps += env.num_envs
     return steps / (time.perf_counter() - begin)

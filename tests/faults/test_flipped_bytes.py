@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from agents import cli
-from agents.config import RESUMABLE, changed_fields, check_resumable, to_plain
+from agents.config import to_plain
 from agents.saving import checkpoint
+from agents.saving.resumable import RESUMABLE, changed_fields, check_resumable
 from agents.saving.run_folder import RunFolder
 from rl_nfm.support.metrics_file import MetricsFile
 

@@ -47,4 +47,4 @@ def test_the_schedule_reaches_a_restored_optimiser(tmp_path):
     saved = checkpoint.open_checkpoint(checkpoint.find(folder), replay=True)
     restore(saved, trainer.learner, trainer.replay, trainer.others)
     assert trainer.learner.optimizer.param_groups[0]["lr"] is trainer.learner.learning_rate
-    trainer.env.close()
+    trainer.turns.close()

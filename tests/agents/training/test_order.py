@@ -14,14 +14,14 @@ POLICIES = [(False, True), (True, False), (True, True), (False, False)]
 """Whether acting and learning are late; the orders that tell most first."""
 
 
-def config_of(lag: int) -> Config:
+def config_of(lag: int, groups: int = 1) -> Config:
     """Recurrent, prioritised, noisy; more rows before learning begins than the handover holds."""
     return make_config(
         {
             "game": "memory_cue",
             "encoder": "lstm",
             "steps": 120,
-            "env": {"num_envs": 3},
+            "env": {"num_envs": 4 if groups == 2 else 3, "num_groups": groups},
             "replay": {
                 "capacity_steps": 120,
                 "min_steps": 60,
@@ -86,10 +86,10 @@ def expected_result(config: Config, tmp_path) -> dict:
     return found
 
 
-@pytest.mark.parametrize("lag", [0, 1])
-def test_one_result_in_whatever_order(lag: int, tmp_path, recorder) -> None:
+@pytest.mark.parametrize(("lag", "groups"), [(0, 1), (1, 1), (1, 2)])
+def test_one_result_in_whatever_order(lag: int, groups: int, tmp_path, recorder) -> None:
     """Work done as late and as early as events allow, on either stream, and work done at once."""
-    config = config_of(lag)
+    config = config_of(lag, groups)
     expected = expected_result(config, tmp_path)
     for number, (acting_late, learning_late) in enumerate(POLICIES):
         late = recorder(acting_late=acting_late, learning_late=learning_late)
@@ -97,10 +97,13 @@ def test_one_result_in_whatever_order(lag: int, tmp_path, recorder) -> None:
         assert same(found, expected), (acting_late, learning_late)
 
 
-@pytest.mark.parametrize("lag", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_every_wait_is_needed(lag: int, tmp_path, recorder) -> None:
+SLOW = [pytest.param(0, 1, marks=pytest.mark.slow), pytest.param(1, 2, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("lag", "groups"), [(1, 1), *SLOW])
+def test_every_wait_is_needed(lag: int, groups: int, tmp_path, recorder) -> None:
     """Without it, some order that is then allowed gives another result."""
-    config = config_of(lag)
+    config = config_of(lag, groups)
     expected = expected_result(config, tmp_path)
     whole = recorder(acting_late=True, learning_late=True)
     result_of(config, whole.streams, tmp_path / "whole")
@@ -129,9 +132,9 @@ def test_the_lag_is_one_batch_of_updates(tmp_path) -> None:
         versions.append(flat(trainer.learner.online))
         before_updates()
 
-    def watch_act():
+    def watch_act(group):
         acted.append((len(versions), flat(trainer.collector.weights.network)))
-        return act()
+        return act(group)
 
     trainer.collector.weights.before_updates = watch_updates
     trainer.collector.act = watch_act

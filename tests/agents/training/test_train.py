@@ -12,10 +12,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents.config import check_resumable, make_config, to_plain
+from agents.config import make_config, to_plain
 from agents.presets import read_preset
 from agents.saving import checkpoint, writer
 from agents.saving.parts import restore
+from agents.saving.resumable import check_resumable
 from agents.saving.run_folder import RunFolder, read_metrics
 from agents.training import train
 from rl_nfm.support import storage
@@ -206,7 +207,7 @@ def test_exploration_schedule():
     torch.testing.assert_close(trainer.epsilon(steps + 50), torch.tensor(expected))
     assert trainer.epsilon(steps)[0] == pytest.approx(0.4)
     assert trainer.epsilon(steps - 1).tolist() == [1.0] * 4, "at random until learning begins"
-    trainer.env.close()
+    trainer.turns.close()
 
 
 def test_metrics_of_the_glossary_are_emitted(tmp_path):

@@ -1,0 +1,75 @@
+"""Weights of an acting network in half precision, where autocast would only cast them there anyway.
+
+Under autocast every convolution and every linear layer casts its float32 weights when it is called.
+Acting does so at every step of the environments, with weights that change once per update: of the
+419 kernels of an act of `nfm_paper` 154 were such casts. Which weights these are cannot be told
+from the modules, since code may use a layer's weights as it likes. So one act is watched: a weight
+that serves convolutions and linear layers under autocast, and nothing else, may be cast beforehand.
+What is computed stays the same, bit for bit.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+_CAST = (F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
+"""Functions whose arguments autocast brings to half precision."""
+_READ_ONLY = ("__get__", "size", "dim", "stride", "numel", "is_contiguous", "data_ptr")
+"""What asks a tensor about itself, and reads no number of it."""
+
+
+class _Watch(TorchFunctionMode):
+    """Notes which tensors were cast by autocast, and which had any other use."""
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self.device = device
+        self.cast: set[int] = set()
+        self.others: set[int] = set()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") not in _READ_ONLY:
+            casting = func in _CAST and torch.is_autocast_enabled(self.device.type)
+            (self.cast if casting else self.others).update(_ids((*args, *kwargs.values())))
+        return func(*args, **kwargs)
+
+
+def _ids(values: Iterable[Any]) -> Iterable[int]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield id(value)
+        elif isinstance(value, list | tuple):
+            yield from _ids(value)
+
+
+def narrow_(network: nn.Module, dtype: torch.dtype, run: Callable[[], object]) -> int:
+    """Cast, in place, the float32 parameters that autocast would cast to `dtype` in every `run`.
+
+    Args:
+        network: without gradients.
+        dtype: of autocast.
+        run: uses the network under autocast, as all later uses will.
+
+    Returns:
+        How many parameters were cast.
+    """
+    parameters = list(network.parameters())
+    watch = _Watch(parameters[0].device)
+    with watch:
+        run()
+    chosen = [
+        p
+        for p in parameters
+        if p.dtype == torch.float32 and id(p) in watch.cast and id(p) not in watch.others
+    ]
+    for parameter in chosen:
+        parameter.data = parameter.data.to(dtype)
+    return len(chosen)

@@ -1,0 +1,104 @@
+"""Weights in half precision, where autocast would only cast them: nothing computed changes."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from agents.config import make_config
+from agents.learning.actor import Actor
+from agents.learning.narrow import narrow_
+from agents.learning.network import QNetwork
+from agents.saving.checkpoint import build_network
+from agents.training.trainer import Trainer
+from rl_nfm.encoders import encoder_names
+
+SMALL = {
+    "head": {"hidden_size": 8, "num_cosines": 4},
+    "nfm": {"width": 8, "depth": 10},
+    "resnet": {"width": 8, "depth": 10},
+    "impala": {"width": 4, "spectral_norm": True},
+    "lstm": {"hidden_size": 6},
+    "rim": {"hidden_size": 12},
+    "brims": {"hidden_size": 12, "trunk": "nature"},
+}
+
+
+def values(network: QNetwork, seed: int) -> torch.Tensor:
+    """Of all actions at two observations, of which the second continues an episode."""
+    torch.manual_seed(seed)
+    actor = Actor(
+        network, num_envs=2, num_quantiles=3, dtype=torch.bfloat16, terminal_on_life_loss=False
+    )
+    obs = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
+    for start in ([True, True], [True, False]):
+        actor.act(obs, torch.tensor(start), epsilon=0.0, noise=True)
+    assert actor.values is not None
+    return actor.values
+
+
+@pytest.mark.parametrize("encoder", encoder_names())
+def test_every_encoder_acts_as_before(encoder: str) -> None:
+    config = make_config({"encoder": encoder, **SMALL})
+    wide = build_network(config, (4, 84, 84), 5).requires_grad_(False).eval()
+    narrow = copy.deepcopy(wide)
+    count = narrow_(narrow, torch.bfloat16, functools.partial(values, narrow, 0))
+    types = [p.dtype for p in narrow.parameters()]
+    assert types.count(torch.bfloat16) == count > 5
+    assert torch.equal(values(wide, 1), values(narrow, 1))
+
+
+class Mixed(nn.Module):
+    """Layers whose weights have uses that autocast does not see."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain, self.scaled, self.outside = (nn.Linear(3, 3) for _ in range(3))
+        self.convolution, self.unused = nn.Conv2d(1, 2, 1), nn.Linear(3, 3)
+        self.norm = nn.GroupNorm(1, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.linear(self.plain(x), self.scaled.weight * 2, self.scaled.bias)
+        with torch.autocast("cpu", enabled=False):
+            x = self.outside(x.float())
+        x = self.plain(x)[:, None, :, None]
+        return self.norm(self.convolution(x)) + self.scaled(x.flatten(1)).sum()
+
+
+def test_a_weight_with_any_other_use_stays() -> None:
+    torch.manual_seed(0)
+    net = Mixed().requires_grad_(False)
+    twin, x = copy.deepcopy(net), torch.randn(2, 3)
+
+    def run(network: nn.Module) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return network(x)
+
+    assert narrow_(twin, torch.bfloat16, lambda: run(twin)) == 5
+    half = {name for name, p in twin.named_parameters() if p.dtype == torch.bfloat16}
+    kept = {"plain.weight", "plain.bias", "scaled.bias", "convolution.weight", "convolution.bias"}
+    assert half == kept
+    assert torch.equal(run(net), run(twin))
+
+
+def test_a_run_keeps_its_acting_weights_narrow_and_current() -> None:
+    """The copies that cross to the acting side are those of the learner, rounded once."""
+    changes = {"learner": {"acting_lag": 1, "precision": "bf16", "steps_per_update": 4}}
+    small = {"capacity_steps": 200, "min_steps": 40, "batch_size": 4}
+    config = make_config({"game": "memory_cue", "replay": small, "steps": 80, **SMALL, **changes})
+    trainer = Trainer(config, torch.device("cpu"))
+    weights = trainer.collector.weights
+    pairs = list(
+        zip(trainer.learner.online.parameters(), weights.network.parameters(), strict=True)
+    )
+    assert {b.dtype for _, b in pairs} == {torch.float32, torch.bfloat16}
+    with torch.no_grad():
+        for weight, _ in pairs:
+            weight.normal_()
+    weights.after_updates()
+    weights.before_updates()
+    assert all(torch.equal(a.to(b.dtype), b) for a, b in pairs)
+    trainer.turns.close()
