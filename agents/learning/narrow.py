@@ -2,7 +2,7 @@
 
 Under autocast every convolution and every linear layer casts its float32 weights when it is called.
 Acting does so at every step of the environments, with weights that change once per update: of the
-419 kernels of an act of `nfm_paper` 154 were such casts. Which weights these are cannot be told
+419 kernels of an act of `nfm_paper` 129 were such casts. Which weights these are cannot be told
 from the modules, since code may use a layer's weights as it likes. So one act is watched: a weight
 that serves convolutions and linear layers under autocast, and nothing else, may be cast beforehand.
 What is computed stays the same, bit for bit.

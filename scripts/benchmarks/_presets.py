@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from agents.config import Config
 from agents.learning.actor import Actor
 from agents.learning.learner import Learner
+from agents.learning.narrow import narrow_
 from agents.learning.network import QNetwork
 from agents.replay.buffer import Replay
 from agents.replay.returns import ReturnConfig
@@ -142,8 +144,10 @@ def _count(
     obs = torch.zeros(num_envs, *obs_shape, dtype=torch.uint8)
     start = torch.zeros(num_envs, dtype=torch.bool)
     reward, state = torch.zeros(num_envs), actor.state
+    act = functools.partial(actor.act, obs, start, epsilon=torch.zeros(num_envs), noise=True)
+    narrow_(online, learner.dtype or torch.float32, act)
     with counters["act"]:
-        action = actor.act(obs, start, epsilon=torch.zeros(num_envs), noise=True)
+        action = act()
     with counters["add"]:
         replay.add(
             frame=obs[:, -1], action=action, reward=reward, discount=start, episode_start=start,
