@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt, Le
 
 from agents.learning.config import ExplorationConfig, LearnerConfig
 from agents.replay.config import ReplayConfig
-from agents.replay.storage import replay_class
+from agents.replay.storage import storages
 from envs import PROTOCOLS, EnvProtocol, Protocol, env_protocol, make_protocol
 from rl_nfm.encoders import encoder_entry, encoder_names
 from rl_nfm.support.bounds import Bounded
@@ -158,7 +158,7 @@ class Config(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        replay_class(self.replay.storage)
+        _ = storages[self.replay.storage]
         entry = encoder_entry(self.encoder)
         trunk = getattr(getattr(self, entry.name, None), "trunk", None)
         if trunk is not None:

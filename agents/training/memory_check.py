@@ -35,8 +35,8 @@ def explained_out_of_memory(needed: int, device: torch.device) -> Iterator[None]
     """Turn an allocation that fails inside into one line that says where the memory went.
 
     Args:
-        needed: bytes of the replay.
-        device: where it is allocated.
+        needed: bytes of the replay on the device; 0 where it is elsewhere.
+        device: whose memory may run out.
 
     Raises:
         ValueError: when memory runs out; names what the replay takes and what is free.
@@ -49,11 +49,13 @@ def explained_out_of_memory(needed: int, device: torch.device) -> Iterator[None]
         if not known and "allocate memory" not in str(error):
             raise
         free = free_bytes(device)
-        free_text = "" if free is None else f", {free / 1e9:.1f} GB are free"
+        told = [] if free is None else [f"{free / 1e9:.1f} GB are free"]
+        fewer = "--replay.batch-size or --env.num-envs"
+        if needed:
+            told.insert(0, f"the replay takes {needed / 1e9:.1f} GB")
+            fewer = f"--replay.capacity-steps, {fewer}{_elsewhere(device)}"
         raise ValueError(
-            f"device: out of memory on {device.type}: the replay takes {needed / 1e9:.1f} GB"
-            f"{free_text}; lower --replay.capacity-steps, --replay.batch-size or --env.num-envs"
-            f"{_elsewhere(device)}"
+            f"device: out of memory on {device.type}: {', '.join(told)}; lower {fewer}"
         ) from None
 
 

@@ -12,7 +12,7 @@ from agents.playing.evaluate import env_seed
 from agents.replay.buffer import Replay
 from agents.replay.layout import replay_bytes
 from agents.replay.returns import ReturnConfig
-from agents.replay.storage import replay_class
+from agents.replay.storage import storages
 from agents.saving import checkpoint
 from agents.training.memory_check import check_memory, explained_out_of_memory
 from agents.training.turns import num_groups
@@ -105,7 +105,7 @@ def build_replay(
     Raises:
         ValueError: it does not fit into memory.
     """
-    kind = replay_class(config.replay.storage)
+    kind = storages[config.replay.storage]
     home = kind.home(device)
     num_envs, shape = config.env.num_envs, obs_shape_of(env)
     size = replay_bytes(

@@ -134,4 +134,5 @@ class Trainer:
     def explained_memory(self) -> contextlib.AbstractContextManager[None]:
         """Inside, running out of memory ends with one line that says what the replay takes."""
         stores = self.replay.row_stores.values()
-        return explained_out_of_memory(sum(store.nbytes for store in stores), self.device)
+        mine = [x.nbytes for x in stores if x.device.type == self.device.type]
+        return explained_out_of_memory(sum(mine), self.device)

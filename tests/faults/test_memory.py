@@ -32,6 +32,12 @@ def test_errors_of_the_device_and_of_python_are_told_alike(error):
         raise error
 
 
+def test_a_replay_that_is_elsewhere_is_not_blamed():
+    reason = r"cpu: [0-9.]+ GB are free; lower --replay.batch-size or --env.num-envs$"
+    with pytest.raises(ValueError, match=reason), explained_out_of_memory(0, CPU):
+        raise MemoryError
+
+
 def test_other_errors_pass_as_they_are():
     with pytest.raises(RuntimeError, match="a bug"), explained_out_of_memory(1, CPU):
         raise RuntimeError("a bug")

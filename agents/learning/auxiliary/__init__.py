@@ -3,7 +3,7 @@
 from agents.learning.auxiliary.base import (
     AuxiliaryLoss,
     Latents,
-    auxiliary_names,
+    auxiliaries,
     make_auxiliaries,
     register_auxiliary,
 )
@@ -11,4 +11,4 @@ from rl_nfm.support.discovery import import_modules
 
 import_modules(__name__, __path__)
 
-__all__ = ["AuxiliaryLoss", "Latents", "auxiliary_names", "make_auxiliaries", "register_auxiliary"]
+__all__ = ["AuxiliaryLoss", "Latents", "auxiliaries", "make_auxiliaries", "register_auxiliary"]

@@ -8,15 +8,15 @@ Shapes: T positions, B batch, D features, A actions; c maps of h x w.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from agents.replay.batch import Batch
 from rl_nfm.encoders import Encoder
-from rl_nfm.support.configuration import nearest
+from rl_nfm.support.named import Named
 
 
 class Latents(NamedTuple):
@@ -55,28 +55,9 @@ class AuxiliaryLoss(nn.Module, ABC):
         """
 
 
-_LOSSES: dict[str, type[AuxiliaryLoss]] = {}
-
-
-def register_auxiliary(name: str) -> Callable[[type[Any]], type[Any]]:
-    """Class decorator: register an auxiliary loss under a name.
-
-    Raises:
-        ValueError: the name is taken or no identifier.
-    """
-    if not name.isidentifier() or name in _LOSSES:
-        raise ValueError(f"auxiliary loss {name!r} must be a free Python identifier")
-
-    def register(loss: type[AuxiliaryLoss]) -> type[AuxiliaryLoss]:
-        _LOSSES[name] = loss
-        return loss
-
-    return register
-
-
-def auxiliary_names() -> list[str]:
-    """All registered names."""
-    return list(_LOSSES)
+auxiliaries = Named("auxiliary loss", option="learner.auxiliary")
+"""Subclasses of `AuxiliaryLoss` by name."""
+register_auxiliary = auxiliaries.register
 
 
 def make_auxiliaries(
@@ -91,10 +72,7 @@ def make_auxiliaries(
     Raises:
         ValueError: an unknown name, or a loss that does not fit the encoder.
     """
-    for name in weights:
-        if name not in _LOSSES:
-            raise ValueError(nearest("learner.auxiliary", name, auxiliary_names()))
     return {
-        name: _LOSSES[name](encoder, obs_shape=obs_shape, num_actions=num_actions)
+        name: auxiliaries[name](encoder, obs_shape=obs_shape, num_actions=num_actions)
         for name in weights
     }

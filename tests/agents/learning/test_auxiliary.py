@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from agents.config import make_config, to_plain
-from agents.learning.auxiliary import Latents, auxiliary_names, make_auxiliaries
+from agents.learning.auxiliary import Latents, auxiliaries, make_auxiliaries
 from agents.learning.auxiliary.base import AuxiliaryLoss, register_auxiliary
 from agents.learning.config import LearnerConfig
 from agents.learning.learner import Learner
@@ -136,7 +136,7 @@ def test_an_update_trains_and_logs_it():
 
 def maps_loss():
     """A loss that reads feature maps: their mean square."""
-    if "mean_square_of_maps" not in auxiliary_names():
+    if "mean_square_of_maps" not in auxiliaries:
 
         @register_auxiliary("mean_square_of_maps")
         class MapsLoss(AuxiliaryLoss):

@@ -9,7 +9,7 @@ from agents.replay.buffer import Replay
 from agents.replay.config import ReplayConfig
 from agents.replay.host import HostReplay
 from agents.replay.returns import ReturnConfig
-from agents.replay.storage import register_storage, replay_class, storage_names
+from agents.replay.storage import register_storage, storages
 from agents.saving.run_folder import RunFolder, read_metrics
 from agents.training.train import resume, train
 from tests.small_runs import tiny
@@ -68,8 +68,8 @@ def test_batches_move_as_a_whole():
 
 
 def test_storages_have_names():
-    assert {"device", "host"} <= set(storage_names())
-    assert replay_class("device") is Replay
+    assert {"device", "host"} <= set(storages)
+    assert storages["device"] is Replay
     with pytest.raises(ValueError, match=r"replay\.storage: .*'hots'.*host"):
         tiny(replay={"storage": "hots"})
     with pytest.raises(ValueError, match="free Python identifier"):
