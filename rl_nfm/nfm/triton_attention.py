@@ -112,8 +112,8 @@ def _backward_operator(
     grad, query, *memory = map(launch.even, (grad, query, *memory))
     keys, values = memory[:half], memory[half:]
     grad_query, *sums = [x.new_empty(x.shape) for x in (query, *memory)]
-    scores = launch.query_gradient(grad, keys, values, weights, slots, grad_query, call)
-    readers = [ReaderGradients(query, grad, weights, scores, slots, call, half)]
+    pairs = launch.query_gradient(grad, keys, values, weights, slots, grad_query, call)
+    readers = [ReaderGradients(query, grad, pairs, slots, call, half)]
     for n, (grad_keys, grad_values) in enumerate(zip(sums[:half], sums[half:], strict=True)):
         launch.memory_gradient(readers, n, grad_keys, grad_values, call.heads)
     return [grad_query, *sums]

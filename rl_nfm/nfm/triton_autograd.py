@@ -163,9 +163,9 @@ def _gradients(
         width = query.shape[-1]
         grad_query = torch.empty_like(query) if grad_rows is None else grad_rows[..., :width]
         grad = launch.even(grad)
-        scores = launch.query_gradient(grad, keys, values, weights, slots, grad_query, call.options)
+        pairs = launch.query_gradient(grad, keys, values, weights, slots, grad_query, call.options)
         later = [
-            ReaderGradients(query, grad, weights, scores, slots, call.options, call.layers),
+            ReaderGradients(query, grad, pairs, slots, call.options, call.layers),
             *later,
         ]
     for n, rows in enumerate(sums[: call.layers]):

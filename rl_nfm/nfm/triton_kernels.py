@@ -1,4 +1,4 @@
-"""Masked top-k attention of an NFM in Triton; `triton_launch` launches these.
+"""Masked top-k attention of an NFM in Triton; `triton_launch` launches it, and its gradients.
 
 A lane is one head of one position (of the reader, or of the memory in `memory_gradient`); a program
 takes `BLOCK` positions of one sample with all their heads, so that a row of memory is read in one
@@ -13,7 +13,8 @@ Of one position and head, with g the gradient of what it read and dX that of X:
     w_j = exp(s_j) / sum_i exp(s_i)                dq   = scale sum_j ds_j k_j
     read = sum_j w_j v_j, the null slot's v = 0    dk_j += scale ds_j q,  dv_j += w_j g
 
-`query_gradient` forms the first three gradients, `memory_gradient` gathers the others of each row.
+In `triton_gradients`, `query_gradient` forms the first three gradients, and `memory_gradient`
+gathers the others of each row.
 
 Slots are counted through all layers; slot `l` of position `p` stands for row `table[l * P + p]` of
 its layer, or for none (-1). Sums, scores and softmax are float32. No result depends on timing.
@@ -161,155 +162,3 @@ def read_memory(
         read + sample * V + head[:, None] * V + vv[None, :], tl.sum(w[:, :, None] * v, 1),
         mask=((p < P) & (h < H))[:, None] & (vv < V)[None, :],
     )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["firsts", "P"])
-def query_gradient(
-    grad, grad_batch, grad_row, layers, firsts, table, weights, slots, scores,
-    grad_query, grad_query_batch, grad_query_row, scale, P,
-    H: tl.constexpr, HP: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, V: tl.constexpr,
-    VP: tl.constexpr, TOP: tl.constexpr, TOPP: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The query's gradient, and that of the scores times `scale` [B, P, H, TOP].
-
-    dw_j = g . v_j;  ds_j = w_j (dw_j - sum_i w_i dw_i);  dq = scale sum_j ds_j k_j.
-    """
-    blocks = tl.cdiv(P, BLOCK)
-    b = (tl.program_id(0) // blocks).to(tl.int64)
-    lane = tl.arange(0, BLOCK * HP)
-    p = (tl.program_id(0) % blocks) * BLOCK + lane // HP
-    h = lane % HP
-    live = (p < P) & (h < H)
-    kk = tl.arange(0, KP)
-    vv = tl.arange(0, VP)
-    column = tl.arange(0, TOPP)[None, :]
-    chosen = live[:, None] & (column < TOP)
-    sample = b * P * H * TOP
-    offset = (p * H + h)[:, None] * TOP + column
-    w = tl.load(weights + sample + offset, mask=chosen, other=0.0)
-    slot = tl.load(slots + sample + offset, mask=chosen, other=-1).to(tl.int32)
-    real = slot >= 0
-    row = tl.load(table + slot * P + p[:, None], mask=real, other=0)
-    g = tl.load(
-        grad + b * grad_batch + p[:, None] * grad_row + (h * V)[:, None] + vv[None, :],
-        mask=live[:, None] & (vv < V)[None, :], other=0.0,
-    ).to(tl.float32)  # fmt: skip
-    v = _load_rows(layers, firsts, b, slot, row, (h * V)[:, None, None] + vv[None, None, :],
-                   real[:, :, None] & (vv < V)[None, None, :], 1)  # fmt: skip
-    k = _load_rows(layers, firsts, b, slot, row, (h * K)[:, None, None] + kk[None, None, :],
-                   real[:, :, None] & (kk < K)[None, None, :], 0)  # fmt: skip
-    dw = tl.sum(g[:, None, :] * v, 2)
-    ds = w * (dw - tl.sum(w * dw, 1)[:, None]) * scale
-    tl.store(scores + sample + offset, ds, mask=chosen)
-    target = grad_query + b * grad_query_batch + p[:, None] * grad_query_row
-    tl.store(
-        target + (h * K)[:, None] + kk[None, :], tl.sum(ds[:, :, None] * k, 1),
-        mask=live[:, None] & (kk < K)[None, :],
-    )  # fmt: skip
-
-
-@triton.jit
-def _find_readers(readers, b, reader, H: tl.constexpr):
-    """The tensors of each visit's reader: see `readers` of `memory_gradient`; for one sample."""
-    query, query_batch, query_row, grad, grad_batch, grad_row, weights, scores, slots, P, k = (
-        readers[0]
-    )
-    query += b * query_batch
-    grad += b * grad_batch
-    sample = b * P * H * k
-    weights += sample
-    scores += sample
-    slots += sample
-    for e in tl.static_range(1, len(readers)):
-        one = readers[e]
-        is_one = reader == e
-        sample = b * one[9] * H * one[10]
-        query = tl.where(is_one, one[0] + b * one[1], query)
-        query_row = tl.where(is_one, one[2], query_row)
-        grad = tl.where(is_one, one[3] + b * one[4], grad)
-        grad_row = tl.where(is_one, one[5], grad_row)
-        weights = tl.where(is_one, one[6] + sample, weights)
-        scores = tl.where(is_one, one[7] + sample, scores)
-        slots = tl.where(is_one, one[8] + sample, slots)
-        k = tl.where(is_one, one[10], k)
-    return query, query_row, grad, grad_row, weights, scores, slots, k
-
-
-@triton.jit
-def _add_visit(
-    dk, dv, readers, visits, visit, b, r, h, live, M, R, kk, vv,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, TOP: tl.constexpr,
-):  # fmt: skip
-    """Add the gradients of each row from its `visit`-th reader, if that one attended to the row."""
-    p = tl.load(visits + visit * R + r, mask=live & (visit + 0 * r < M), other=-1)
-    came = p >= 0
-    both = tl.load(visits + (M + visit) * R + r, mask=came, other=0)
-    slot = both & 0xFFFF
-    query, query_row, grad, grad_row, weights, scores, slots, k = _find_readers(
-        readers, b, both >> 16, H
-    )
-    offset = (p * H + h) * k
-    hit = tl.where(came, -1, -1)
-    if TOP <= 8:
-        for j in tl.static_range(TOP):
-            kept = tl.load(slots + offset + j, mask=came & (j + 0 * p < k), other=-1).to(tl.int32)
-            hit = tl.where(kept == slot, j, hit)
-    else:
-        for j in range(TOP):
-            kept = tl.load(slots + offset + j, mask=came & (j + 0 * p < k), other=-1).to(tl.int32)
-            hit = tl.where(kept == slot, j, hit)
-    kept = hit >= 0
-    w = tl.load(weights + offset + hit, mask=kept, other=0.0)
-    ds = tl.load(scores + offset + hit, mask=kept, other=0.0)
-    q = tl.load(
-        (query + p * query_row + h * K)[:, None] + kk, mask=kept[:, None] & (kk < K), other=0.0
-    )
-    g = tl.load(
-        (grad + p * grad_row + h * V)[:, None] + vv, mask=kept[:, None] & (vv < V), other=0.0
-    )
-    return dk + ds[:, None] * q.to(tl.float32), dv + w[:, None] * g.to(tl.float32)
-
-
-@triton.jit(do_not_specialize=["M", "R"])
-def memory_gradient(
-    readers, visits, grad_keys, grad_keys_batch, grad_keys_row, grad_values, grad_values_batch,
-    grad_values_row, M, R,
-    H: tl.constexpr, HP: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, V: tl.constexpr,
-    VP: tl.constexpr, TOP: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr,
-    UNROLL: tl.constexpr,
-):  # fmt: skip
-    """Gradients of one layer's keys and values, R rows, from all of its readers.
-
-    `readers`: of each, query and gradient of what it read with strides of samples and rows, weights
-    and gradients of scores, slots, number of positions, and k, the slots that it kept. TOP: most k.
-
-    Each row looks up who can have read it: `visits` int32 [2, M, R] hold positions, or -1, and the
-    slots that the row is for them, with the reader's number in the upper half.
-    """
-    blocks = tl.cdiv(R, BLOCK)
-    b = (tl.program_id(0) // blocks).to(tl.int64)
-    r0 = (tl.program_id(0) % blocks) * BLOCK
-    lane = tl.arange(0, BLOCK * SPLIT * HP)
-    h = lane % HP
-    part = lane // HP % SPLIT if SPLIT > 1 else 0
-    r = r0 + lane // (HP * SPLIT)
-    live = (r < R) & (h < H)
-    kk = tl.arange(0, KP)[None, :]
-    vv = tl.arange(0, VP)[None, :]
-    dk = tl.zeros([BLOCK * SPLIT * HP, KP], tl.float32)
-    dv = tl.zeros([BLOCK * SPLIT * HP, VP], tl.float32)
-    for m in range(0, M, SPLIT * UNROLL):
-        for n in tl.static_range(UNROLL):
-            dk, dv = _add_visit(dk, dv, readers, visits, m + n * SPLIT + part, b, r, h, live, M, R,
-                                kk, vv, H, K, V, TOP)  # fmt: skip
-    if SPLIT > 1:
-        dk = tl.reshape(tl.sum(tl.reshape(dk, [BLOCK, SPLIT, HP * KP]), 1), [BLOCK * HP, KP])
-        dv = tl.reshape(tl.sum(tl.reshape(dv, [BLOCK, SPLIT, HP * VP]), 1), [BLOCK * HP, VP])
-    lane = tl.arange(0, BLOCK * HP)
-    h = lane % HP
-    r = r0 + lane // HP
-    live = (r < R) & (h < H)
-    target = grad_keys + b * grad_keys_batch + r[:, None] * grad_keys_row + (h * K)[:, None]
-    tl.store(target + kk, dk, mask=live[:, None] & (kk < K))
-    target = grad_values + b * grad_values_batch + r[:, None] * grad_values_row + (h * V)[:, None]
-    tl.store(target + vv, dv, mask=live[:, None] & (vv < V))

@@ -1,10 +1,11 @@
-"""Launches the kernels of `triton_kernels`: static tables, sizes of programs, arguments.
+"""Launches `triton_kernels` and `triton_gradients`: static tables, sizes of programs, arguments.
 
 Tensors are [B, P, ..]. The numbers of one row must lie side by side in memory (`even`); the strides
 of rows and samples may be any.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -20,11 +21,15 @@ WARPS = 4
 ELEMENTS = 4096
 """How many numbers of keys or values a program of four warps holds at a time: 32 in each thread."""
 UNROLL = 4
-"""How many slots or visits a lane fetches together."""
+"""How many slots a lane fetches together."""
 MOST_TURNS = 24
 """Slots or visits that one lane works through, as long as more lanes can share the work."""
 MOST_LANES = 16
 """Lanes that may share one row's slots or visits."""
+MOST_TOGETHER = 4
+"""Visits of a lane by one reader, above which it fetches those two by two, which may waste one."""
+MOST_READERS = 8
+"""Readers whose gradients one launch gathers: compiling takes time by their square."""
 
 
 class ReaderGradients(NamedTuple):
@@ -33,9 +38,8 @@ class ReaderGradients(NamedTuple):
     query: Tensor
     grad: Tensor
     """Gradient of what was read."""
-    weights: Tensor
-    scores: Tensor
-    """Gradient of the scores, times the scale of the scores."""
+    pairs: Tensor
+    """Weights with the gradients of their scores, times the scores' scale, see the kernel."""
     slots: Tensor
     options: Options
     layers: int
@@ -95,9 +99,9 @@ def query_gradient(
     grad_query: Tensor,
     options: Options,
 ) -> Tensor:
-    """Write the query's gradient; return that of the scores times their scale, [B, P, H, k]."""
+    """Write the query's gradient; return `ReaderGradients.pairs`, int64 [B, P, H, k]."""
     batch, positions, width = grad_query.shape
-    scores = torch.empty_like(weights)
+    pairs = torch.empty_like(weights, dtype=torch.int64)
     sizes = _sizes(options.heads, width, grad.shape[-1])
     top = power(options.top_k)
     block = min(_block(sizes, top), power(positions))
@@ -105,11 +109,11 @@ def query_gradient(
         "query_gradient", batch * -(-positions // block), *_strided(grad), _layers(keys, values),
         _firsts(options, len(keys))[0],
         _table(tuple(options.sizes), len(keys), options.mode, grad_query.device), weights, slots,
-        scores, *_strided(grad_query), options.scale, positions, **sizes, TOP=options.top_k,
+        pairs, *_strided(grad_query), options.scale, positions, **sizes, TOP=options.top_k,
         TOPP=top, BLOCK=block,
         num_warps=_warps(block * sizes["HP"] * top * max(sizes["KP"], sizes["VP"])),
     )  # fmt: skip
-    return scores
+    return pairs
 
 
 def memory_gradient(
@@ -120,31 +124,51 @@ def memory_gradient(
     heads: int,
 ) -> None:
     """Write the gradients of one layer's keys and values, summed over all readers of the layer."""
+    for first in range(0, len(readers), MOST_READERS):
+        some = readers[first : first + MOST_READERS]
+        _gather(some, layer, grad_keys, grad_values, heads, add=first > 0)
+
+
+def _gather(
+    readers: Sequence[ReaderGradients],
+    layer: int,
+    grad_keys: Tensor,
+    grad_values: Tensor,
+    heads: int,
+    *,
+    add: bool,
+) -> None:
     batch, rows, width = grad_keys.shape
     sizes = _sizes(heads, width, grad_values.shape[-1])
     calls = tuple((tuple(x.options.sizes), x.layers, x.options.mode) for x in readers)
-    visits = _visits(calls, layer, grad_keys.device)
-    count = visits.shape[1]
-    split = _split(count)
+    counts = _counts(calls, layer)
+    split = _split(sum(counts))
+    unroll = 1 if max(counts) <= MOST_TOGETHER * split else 2
     threads = max(1, min(32, max(sizes["KP"], sizes["VP"]) * grad_keys.element_size() // 16))
     block = min(max(1, 32 * WARPS // threads // (sizes["HP"] * split)), power(rows))
+    tables = _visits(calls, layer, block, split, unroll, grad_keys.device)
     arguments = tuple(
-        (*_strided(x.query), *_strided(x.grad), x.weights, x.scores, x.slots, x.query.shape[1],
-         x.options.top_k) for x in readers
-    )  # fmt: skip
+        (*_strided(x.query), *_strided(x.grad), x.pairs, _in_fours(x.slots), x.query.shape[1])
+        for x in readers
+    )
     _launch(
-        "memory_gradient", batch * -(-rows // block), arguments, visits, *_strided(grad_keys),
-        *_strided(grad_values), count, rows, **sizes, TOP=max(x.options.top_k for x in readers),
-        BLOCK=block, SPLIT=split, UNROLL=_unroll(count, split), num_warps=WARPS,
+        "memory_gradient", batch * -(-rows // block), arguments, *tables, *_strided(grad_keys),
+        *_strided(grad_values), rows, **sizes, KEPT=tuple(x.options.top_k for x in readers),
+        BLOCK=block, SPLIT=split, UNROLL=unroll, ADD=add, num_warps=WARPS,
     )  # fmt: skip
+
+
+def _in_fours(slots: Tensor) -> Tensor:
+    return slots if slots.shape[-1] % 4 else slots.view(torch.int64)
 
 
 def _launch(name: str, programs: int, *args: Any, **constants: Any) -> None:
-    from rl_nfm.nfm import triton_kernels
+    from rl_nfm.nfm import triton_gradients, triton_kernels
 
     if programs:
+        kernel = getattr(triton_kernels if name == "read_memory" else triton_gradients, name)
         with torch.cuda.device_of(_first_tensor(args)):
-            getattr(triton_kernels, name)[(programs,)](*args, **constants, enable_fp_fusion=True)
+            kernel[(programs,)](*args, **constants, enable_fp_fusion=True)
 
 
 def _first_tensor(args: Any) -> Tensor:
@@ -203,28 +227,49 @@ def _table(sizes: tuple[int, ...], layers: int, mode: Rescale, device: torch.dev
     return torch.from_numpy(np.ascontiguousarray(np.concatenate(columns))).to(device)
 
 
-@cache
-def _visits(
-    calls: tuple[tuple[tuple[int, ...], int, Rescale], ...], layer: int, device: torch.device
-) -> Tensor:
-    """int32 [2, visits, rows of the layer]: see `triton_kernels.memory_gradient`.
+_Calls = tuple[tuple[tuple[int, ...], int, Rescale], ...]
+"""Of each reader, `Options.sizes`, the number of layers that it reads and how it rescales."""
 
-    Args:
-        calls: for each reader, `Options.sizes`, the number of layers it reads and how it rescales.
-        layer: index of the written layer in the memory.
-        device: of the table.
-    """
-    found: list[list[tuple[int, int]]] = []
-    for reader, (sizes, layers, mode) in enumerate(calls):
+
+@cache
+def _readings(calls: _Calls, layer: int) -> list[list[list[int]]]:
+    """For each reader and each row of the layer: who can read it, as `_visits` writes it."""
+    found = []
+    for sizes, layers, mode in calls:
         target, *sources = split_sizes(list(sizes), layers)
         first = sum(slot_rows(source, target, mode).shape[1] for source in sources[:layer])
         rows = slot_rows(sources[layer], target, mode)
-        found = found or [[] for _ in range(int(np.prod(sources[layer])))]
-        for position, slot in itertools.product(*map(range, rows.shape)):
-            if rows[position, slot] >= 0:
-                found[rows[position, slot]].append((position, (reader << 16) + first + slot))
-    table = np.full((2, max(map(len, found)), len(found)), -1, np.int32)
-    for row, visits in enumerate(found):
-        if visits:
-            table[:, : len(visits), row] = np.array(visits).T
-    return torch.from_numpy(table).to(device)
+        of_rows: list[list[int]] = [[] for _ in range(math.prod(sources[layer]))]
+        for position, slot in np.argwhere(rows >= 0).tolist():
+            of_rows[rows[position, slot]].append(((first + slot) << 32) + position)
+        found.append(of_rows)
+    return found
+
+
+def _counts(calls: _Calls, layer: int) -> list[int]:
+    """Most visits of a row by each reader."""
+    return [max(map(len, of_rows)) for of_rows in _readings(calls, layer)]
+
+
+@cache
+def _visits(
+    calls: _Calls, layer: int, block: int, split: int, unroll: int, device: torch.device
+) -> tuple[tuple[int, ...], Tensor, Tensor, Tensor]:
+    """`firsts`, `visits`, `turns` and `order` of `triton_gradients.memory_gradient`.
+
+    Each reader has room for as many visits as the kernel looks at, whole turns of all lanes.
+    """
+    found = _readings(calls, layer)
+    counts = np.array([list(map(len, of_rows)) for of_rows in found])
+    order = np.lexsort(counts[::-1])
+    together = split * unroll
+    rooms = [-(-max(1, most) // together) * together for most in counts.max(1).tolist()]
+    firsts = [0, *itertools.accumulate(rooms)]
+    table = np.full((firsts[-1], len(order)), -1, np.int64)
+    for first, of_rows in zip(firsts, found, strict=False):
+        for column, row in enumerate(order):
+            table[first : first + len(of_rows[row]), column] = of_rows[row]
+    turns = [counts[:, order[n : n + block]].max(1) for n in range(0, len(order), block)]
+    tensors = (table, np.array(turns, np.int32), order.astype(np.int32))
+    visits, most, rows = (torch.from_numpy(x).to(device) for x in tensors)
+    return tuple(firsts[:-1]), visits, most, rows

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map_only
 
 from agents.config import Config
 from agents.learning.actor import Actor
@@ -58,8 +59,9 @@ def _pretend(mode: FakeTensorMode, use_kernels: bool) -> Iterator[Any]:
     for name in ("_table", "_visits"):
         make = _with_numbers(getattr(triton_launch, name))
 
-        def table(*key: Any, make: Callable[..., Tensor] = make) -> Tensor:
-            return _fake(make(*key[:-1], torch.device("cpu")), mode)
+        def table(*key: Any, make: Callable[..., Any] = make) -> Any:
+            made = make(*key[:-1], torch.device("cpu"))
+            return tree_map_only(Tensor, lambda x: _fake(x, mode), made)
 
         yield mock.patch.object(triton_launch, name, table)
 

@@ -140,7 +140,7 @@ def test_heads_and_widths_that_are_no_powers_of_two(device, heads, key, value):
 
 
 @interpreted_only
-@pytest.mark.parametrize("top_k", [1, 2, 3, 6, 17, 100])
+@pytest.mark.parametrize("top_k", [1, 2, 3, 8, 17, 100])
 @pytest.mark.parametrize("null_slot", [True, False])
 def test_any_number_of_kept_slots(device, top_k, null_slot):
     made = Readers(device, heads=2, key=4, value=4).write(5, 5).write(1, 2)
@@ -164,6 +164,15 @@ def test_more_slots_and_visits_than_are_unrolled(device):
     made = Readers(device, heads=2, key=4, value=4, batch=1).write(12, 12).write(1, 1).write(12, 12)
     assert_same(made, [1, 2])
     assert_same(made, [1], top_k=17)
+
+
+@interpreted_only
+def test_more_readers_than_one_launch_gathers(device, monkeypatch):
+    monkeypatch.setattr(launch, "MOST_READERS", 2)
+    made = Readers(device, heads=2, key=4, value=4, batch=1)
+    for sizes in [(4, 3), (2, 2), (1, 1), (3, 2), (5, 2)]:
+        made.write(*sizes)
+    assert_same(made, [0, 1, 2, 3, 4])
 
 
 def test_queries_of_layers_that_are_not_written(device):
