@@ -12,13 +12,13 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rl_nfm.backbones.norms import fuse, make_norm
 from rl_nfm.nfm.config import NFMConfig
+from rl_nfm.nfm.linear import run_linear
 from rl_nfm.support.modules import is_untouched
 
-_MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class OutBlock(nn.ModuleList):
@@ -50,12 +50,20 @@ class OutBlock(nn.ModuleList):
         A `factor` of the result goes into the last layer's weights: on a GPU it would otherwise
         cost as much traffic as the layer, and its gradient more.
         """
-        *layers, last = self
-        for n, layer in enumerate(fuse(layers)):
-            rows = _run(layer, rows, sizes, self.middle_takes_rows if n else self.maps_take_rows)
-        if factor is not None and is_untouched(last, *_MAPS):
-            scaled = functools.partial(_scaled_map, last, factor)
-            return _run(scaled, rows, sizes, self.maps_take_rows)
+        *middle, last = self
+        if middle:
+            first, *middle = middle
+            relu = is_untouched(first, nn.Linear) and is_untouched(middle[0], nn.ReLU)
+            run = functools.partial(run_linear, first, relu=relu) if self.maps_take_rows else first
+            rows = _run(run, rows, sizes, self.maps_take_rows)
+            middle = middle[relu:]
+        for layer in fuse(middle):
+            rows = _run(layer, rows, sizes, self.middle_takes_rows)
+        if self.maps_take_rows and is_untouched(last, nn.Linear):
+            return run_linear(last, rows, factor=factor)
+        if factor is not None and is_untouched(last, *_CONVS):
+            scaled = functools.partial(_scaled_conv, last, factor)
+            return _run(scaled, rows, sizes, False)
         rows = _run(last, rows, sizes, self.maps_take_rows)
         return rows if factor is None else factor * rows
 
@@ -68,15 +76,12 @@ def _run(
     return layer(rows.transpose(1, 2).unflatten(2, sizes)).flatten(2).transpose(1, 2)
 
 
-def _scaled_map(layer: Any, factor: Tensor, x: Tensor) -> Tensor:
-    """`factor * layer(x)` for one of `_MAPS`."""
-    weight, bias = factor * layer.weight, factor * layer.bias
-    run = F.linear if isinstance(layer, nn.Linear) else layer._conv_forward
-    return run(x, weight, bias)
+def _scaled_conv(layer: Any, factor: Tensor, x: Tensor) -> Tensor:
+    """`factor * layer(x)` for one of `_CONVS`."""
+    return layer._conv_forward(x, factor * layer.weight, factor * layer.bias)
 
 
 def _make_map(inputs: int, outputs: int, kernel: int, rank: int) -> nn.Module:
     if kernel == 1 or rank == 0:
         return nn.Linear(inputs, outputs)
-    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
-    return conv(inputs, outputs, kernel, padding=kernel // 2)
+    return _CONVS[rank - 1](inputs, outputs, kernel, padding=kernel // 2)

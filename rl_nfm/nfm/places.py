@@ -21,6 +21,7 @@ from rl_nfm.nfm import kernels, operators, triton_attention
 from rl_nfm.nfm.attention import mix_values, slot_scores, sparse_weights
 from rl_nfm.nfm.call import Options
 from rl_nfm.nfm.config import NFMConfig
+from rl_nfm.nfm.linear import run_linear
 from rl_nfm.nfm.output import OutBlock
 from rl_nfm.nfm.rescale import Grid, window_offsets
 from rl_nfm.nfm.triton_attention import Handover, Packed
@@ -155,7 +156,7 @@ class Place(nn.Module):
         plain = is_untouched(self.project, nn.Linear)
         wants_rows = triton_attention.is_wanted(state) or not self.has_library
         if wants_rows or not (plain and self.use_kernels and kernels.supports(state)):
-            packed = Packed(self.project(state), self.parts)
+            packed = Packed(run_linear(self.project, state), self.parts)
             return Projected(*packed.split(), packed)
         # As fast as one product, and the kernels read rows that lie side by side twice as fast.
         weights, biases = self.project.weight.split(self.parts), self.project.bias.split(self.parts)
@@ -232,7 +233,7 @@ class Place(nn.Module):
     def _remember(self, entry: Entry) -> Projected:
         """An entry's keys and values, which this place makes where readers own them."""
         if entry.state is not None:
-            both = self.key_values[str(entry.state.shape[-1])](entry.state)
+            both = run_linear(self.key_values[str(entry.state.shape[-1])], entry.state)
             heads, keys, values = self.config.heads, self.config.key_size, self.config.value_size
             packed = Packed(both, (0, heads * keys, heads * values))
             return Projected(*packed.split(), packed)

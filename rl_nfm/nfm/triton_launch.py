@@ -80,8 +80,8 @@ def forward(
         _block(sizes, top),
         power(positions),
     )
-    _launch(
-        "read_memory", batch * -(-positions // block), *_strided(query), _layers(keys, values),
+    launch(
+        "read_memory", (batch * -(-positions // block),), *_strided(query), _layers(keys, values),
         firsts, _table(tuple(options.sizes), len(keys), options.mode, query.device), read, weights,
         slots, options.scale, positions, count, **sizes, TOP=options.top_k, TOPP=top,
         NULL=options.null_slot, BLOCK=block, SPLIT=split, UNROLL=_unroll(count, split),
@@ -105,8 +105,8 @@ def query_gradient(
     sizes = _sizes(options.heads, width, grad.shape[-1])
     top = power(options.top_k)
     block = min(_block(sizes, top), power(positions))
-    _launch(
-        "query_gradient", batch * -(-positions // block), *_strided(grad), _layers(keys, values),
+    launch(
+        "query_gradient", (batch * -(-positions // block),), *_strided(grad), _layers(keys, values),
         _firsts(options, len(keys))[0],
         _table(tuple(options.sizes), len(keys), options.mode, grad_query.device), weights, slots,
         pairs, *_strided(grad_query), options.scale, positions, **sizes, TOP=options.top_k,
@@ -151,8 +151,8 @@ def _gather(
         (*_strided(x.query), *_strided(x.grad), x.pairs, _in_fours(x.slots), x.query.shape[1])
         for x in readers
     )
-    _launch(
-        "memory_gradient", batch * -(-rows // block), arguments, *tables, *_strided(grad_keys),
+    launch(
+        "memory_gradient", (batch * -(-rows // block),), arguments, *tables, *_strided(grad_keys),
         *_strided(grad_values), rows, **sizes, KEPT=tuple(x.options.top_k for x in readers),
         BLOCK=block, SPLIT=split, UNROLL=unroll, ADD=add, num_warps=WARPS,
     )  # fmt: skip
@@ -162,13 +162,15 @@ def _in_fours(slots: Tensor) -> Tensor:
     return slots if slots.shape[-1] % 4 else slots.view(torch.int64)
 
 
-def _launch(name: str, programs: int, *args: Any, **constants: Any) -> None:
-    from rl_nfm.nfm import triton_gradients, triton_kernels
+def launch(name: str, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    """Launch the kernel of this name, unless the grid is empty."""
+    from rl_nfm.nfm import triton_gradients, triton_kernels, triton_linear
 
-    if programs:
-        kernel = getattr(triton_kernels if name == "read_memory" else triton_gradients, name)
+    if math.prod(grid):
+        modules = triton_kernels, triton_gradients, triton_linear
+        kernel = next(getattr(x, name) for x in modules if hasattr(x, name))
         with torch.cuda.device_of(_first_tensor(args)):
-            kernel[(programs,)](*args, **constants, enable_fp_fusion=True)
+            kernel[grid](*args, **constants, enable_fp_fusion=True)
 
 
 def _first_tensor(args: Any) -> Tensor:

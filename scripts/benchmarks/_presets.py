@@ -25,7 +25,7 @@ from agents.saving.checkpoint import build_network
 from agents.training.step import GradientStep
 from benchmarks._counting import Counter, Tally, tensors_in, total_bytes
 from rl_nfm.backbones import norms
-from rl_nfm.nfm import output, places, triton_attention, triton_launch
+from rl_nfm.nfm import linear, output, places, triton_attention, triton_launch
 from rl_nfm.support.triton_guard import TritonGuard
 
 CUDA = torch.device("cuda", 0)
@@ -51,10 +51,12 @@ def count(config: Config, *, num_actions: int = 9) -> dict[str, Counter]:
 def _pretend(mode: FakeTensorMode, use_kernels: bool) -> Iterator[Any]:
     """Treat the Triton kernels as checked, and count them where they would be launched."""
     yield mock.patch.object(TritonGuard, "ready", return_value=use_kernels)
-    yield mock.patch.object(triton_attention, "runs_eagerly", return_value=True)
-    for module in (norms, output, places):  # fake parameters have a type of their own
+    for module in (linear, triton_attention):
+        yield mock.patch.object(module, "runs_eagerly", return_value=True)
+    for module in (norms, linear, output, places):  # fake parameters have a type of their own
         yield mock.patch.object(module, "is_untouched", lambda layer, *kinds: type(layer) in kinds)
-    yield mock.patch.object(triton_launch, "_launch", _count_launch)
+    for module in (linear, triton_launch):
+        yield mock.patch.object(module, "launch", _count_launch)
     yield mock.patch.object(triton_launch, "slot_rows", _with_numbers(triton_launch.slot_rows))
     for name in ("_table", "_visits"):
         make = _with_numbers(getattr(triton_launch, name))
@@ -66,12 +68,12 @@ def _pretend(mode: FakeTensorMode, use_kernels: bool) -> Iterator[Any]:
         yield mock.patch.object(triton_launch, name, table)
 
 
-def _count_launch(name: str, programs: int, *args: Any, **constants: Any) -> None:
-    del programs, constants
+def _count_launch(name: str, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    del grid, constants
     counter = Counter.active
     if counter is not None:
         one = {x.untyped_storage()._cdata: x for x in tensors_in(args)}
-        counter.add(f"attention_{name}", Tally(1, total_bytes(list(one.values()))))
+        counter.add(f"triton_{name}", Tally(1, total_bytes(list(one.values()))))
 
 
 def _with_numbers(make: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ MOST_KERNELS = {
     "dopamine_iqn": 400,
     "atari_100k": 880,
     "btr": 1350,
-    "nfm_paper": 3400,
+    "nfm_paper": 3150,
     "resnet_paper": 1750,
     "rim": 3200,
     "r2d2": 5000,
