@@ -38,7 +38,7 @@ CALLS: dict[str, dict[str, int]] = {
         "resume": 30,
         **{f"speed:{case}": 60 if case == "nfm_paper" else 40 for case in CASES},
     },
-    "b": {"nfm": 90, "rims": 25, "profile": 60, "compiling": 120},
+    "b": {"nfm": 90, "rims": 45, "profile": 60, "compiling": 120},
     "c": {"learning": 200},
 }  # fmt: skip
 """The stages of each call, in order of importance, with their limits in seconds."""

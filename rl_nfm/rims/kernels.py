@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from rl_nfm.rims.kernel_call import SOURCE, SUFFIX, Call, Tape, dense
-from rl_nfm.rims.products import LayerCall, Products, StepBlock, Unrolled
+from rl_nfm.rims.layer_check import check_layer
+from rl_nfm.rims.products import LayerCall, Products, Unrolled
+from rl_nfm.rims.products_at_once import StepBlock
 from rl_nfm.rims.step import not_none
 from rl_nfm.support.cpp import library, runs_eagerly
 
@@ -50,7 +52,7 @@ def forward(
     Raises:
         ValueError: shapes or types that do not fit each other.
     """
-    _check(layer, hidden, cell)
+    check_layer(layer, hidden, cell)
     spec, weights, sequence, drive = layer
     n, steps, batch, _ = drive.shape
     tape = _new_tape(layer, keep)
@@ -221,46 +223,3 @@ def _new_tape(layer: LayerCall, keep: bool) -> Tape:
         read=read,
         update=update,
     )
-
-
-def _check(layer: LayerCall, hidden: Tensor, cell: Tensor | None) -> None:
-    """Check what the C++ relies on: it never looks at sizes or types."""
-    spec, weights, sequence, drive = layer
-    n, steps, batch, gates = drive.shape
-    size = weights.hidden.shape[1]
-    state, each = (n, batch, size), (n, steps, batch, size)
-    expected = [
-        ("drive", drive, (n, steps, batch, (4 if spec.cell == "lstm" else 3) * size)),
-        ("hidden", hidden, state),
-        ("cell", cell, state),
-        ("weights.hidden", weights.hidden, (n, size, gates)),
-        ("weights.base", weights.base, (n, 1, gates)),
-        ("weights.hidden_bias", weights.hidden_bias, (n, 1, gates)),
-        ("weights.rank_query", weights.rank_query, (n, 1, size)),
-        ("key_query", sequence.key_query, each),
-        ("dropout", sequence.dropout, each),
-        ("valid", sequence.valid, (steps, batch)),
-        ("reset", sequence.reset, (steps, batch)),
-    ]
-    if spec.heads:
-        project, output = not_none(weights.project), not_none(weights.output)
-        read, update = output.shape[1:]
-        queries = 2 * spec.heads * spec.key_size
-        expected += [
-            ("weights.project", project, (n, size, queries + read)),
-            ("weights.output", output, (n if len(output) > 1 else 1, read, update)),
-            ("weights.output_bias", weights.output_bias, (1, 1, update)),
-        ]
-        if read % spec.heads or update not in (size, 2 * size):
-            raise ValueError(f"weights.output: shape {tuple(output.shape)} is not allowed")
-    for name, tensor, shape in expected:
-        if tensor is None:
-            continue
-        dtype = torch.bool if name in ("valid", "reset") else drive.dtype
-        if tensor.shape != shape or tensor.dtype != dtype:
-            found = f"{tensor.dtype} {tuple(tensor.shape)}"
-            raise ValueError(f"{name}: {found} is not allowed, must be {dtype} {shape}")
-    if spec.cell == "lstm" and cell is None:
-        raise ValueError("cell: an LSTM needs one")
-    if (spec.gate is None) != (sequence.key_query is None):
-        raise ValueError(f"key_query: needed by an input gate, and by nothing else ({spec.gate})")

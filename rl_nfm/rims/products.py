@@ -2,7 +2,8 @@
 
 The backward of a step returns the gradients of what the step multiplied with weights. Here those of
 several steps together become gradients of the weights and of the inputs. The gates of an inactive
-RIM have no gradient, so that on the CPU only the rows of active ones are multiplied.
+RIM have no gradient, so that on the CPU only the rows of active ones are multiplied, RIM by RIM. A
+GPU, on which each kernel costs more than its work, multiplies all RIMs and steps at once.
 
 In the letters of `step`, with x what is read of the input and W its weight (drive = x W), U that of
 the hidden product p, and sums over steps and batch:
@@ -20,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rl_nfm.rims.products_at_once import StepBlock, drive_at_once, multiply_all
 from rl_nfm.rims.step import (
     StepGradients,
     StepInputs,
@@ -30,8 +32,7 @@ from rl_nfm.rims.step import (
 )
 
 CPU_STEPS_PER_PRODUCT = 8
-"""How many steps a CPU multiplies together: few enough for the cache. A GPU takes all at once,
-which needs the fewest kernels."""
+"""How many steps a CPU multiplies together: few enough for the cache."""
 
 
 class SequenceInputs(NamedTuple):
@@ -58,6 +59,8 @@ class SequenceInputs(NamedTuple):
         if self.keep is None:
             flat = self.value @ weight.flatten(1)  # [T, B, n G]
             return flat.unflatten(-1, weight.shape[1:]).permute(2, 0, 1, 3)
+        if self.value.device.type != "cpu":
+            return drive_at_once(self.value, self.keep, weight)
         drives = [  # one by one: the masked copies stay in the cache
             torch.where(keep, self.value, 0.0).flatten(0, 1) @ weight[:, i]
             for i, keep in enumerate(self.keep)
@@ -109,40 +112,32 @@ class Kept(NamedTuple):
     saved: StepSaved
 
 
-class StepBlock(NamedTuple):
-    """Several steps side by side with their gradients, [n, N, ...], where N is steps times B."""
-
-    hidden: Tensor
-    gates: Tensor
-    product: Tensor
-    """The same tensor as `gates` where they are equal."""
-    active: Tensor | None
-    """bool [n, N, 1]; None: all."""
-    gate: Tensor | None
-    shown: Tensor | None
-    project: Tensor | None
-    read: Tensor | None
-    output: Tensor | None
-
-
 class Products:
     """Gradients of the weights and of the sequence, which grow with each step that is added."""
 
-    def __init__(self, weights: StepWeights, sequence: SequenceInputs):
-        zeros = [None if w is None else w.new_zeros(w.shape) for w in weights]
-        self.weights = StepWeights(*zeros)._replace(earlier=None)  # pyright: ignore
-        key_query = sequence.key_query
-        self.sequence = SequenceInputs(
-            sequence.value.new_zeros(sequence.value.shape),
-            key_query=None if key_query is None else key_query.new_empty(key_query.shape),
-        )
-        self.value, self.keep, self.input = sequence.value, sequence.keep, weights.input
-        on_cpu = sequence.value.device.type == "cpu"
-        self.limit = CPU_STEPS_PER_PRODUCT if on_cpu else len(sequence.value)
+    weights: StepWeights
+    sequence: SequenceInputs
+
+    def __init__(
+        self, weights: StepWeights, sequence: SequenceInputs, *, at_once: bool | None = None
+    ):
+        """`at_once`: multiply all steps and RIMs together; None: unless they are on a CPU."""
+        value, key_query = sequence.value, sequence.key_query
+        on_cpu = value.device.type == "cpu"
+        self.at_once = not on_cpu if at_once is None else at_once
+        self.of_weights, self.value, self.keep = weights, value, sequence.keep
+        self.limit = len(value) if self.at_once else CPU_STEPS_PER_PRODUCT
         # Their number is known only when the step has run: a GPU would have to wait for it, and a
         # compiler cannot make a graph of it.
         self.active_only = on_cpu and not torch.compiler.is_compiling()
         self.pending: list[tuple[Kept, StepGradients]] = []
+        self.sequence = SequenceInputs(
+            value if self.at_once else value.new_zeros(value.shape),
+            key_query=None if key_query is None else _empty_like(key_query),
+        )
+        if not self.at_once:
+            zeros = [None if w is None else w.new_zeros(w.shape) for w in weights]
+            self.weights = StepWeights(*zeros)._replace(earlier=None)  # pyright: ignore
 
     def add(self, t: int, kept: Kept, gradients: StepGradients) -> None:
         """Add the gradients of step t; steps must come from last to first."""
@@ -161,6 +156,11 @@ class Products:
 
     def multiply(self, span: slice, block: StepBlock) -> None:
         """Add the products of the steps `span`; the gradient of `key_query` is the caller's."""
+        if self.at_once:
+            value, keep = self.value, self.keep
+            self.weights, of_value = multiply_all(self.of_weights, value, keep, block)
+            self.sequence = self.sequence._replace(value=of_value)
+            return
         weights = self.weights
         weights.base.add_(block.gates.sum(1, keepdim=True))
         if weights.hidden_bias is not None:
@@ -210,9 +210,9 @@ class Products:
             keep: bool [N, F], see `SequenceInputs`.
         """
         reads = []
-        for slot, slot_value in enumerate(value.split(len(self.input), -1)):
+        for slot, slot_value in enumerate(value.split(len(self.of_weights.input), -1)):
             into = grad if gate is None else grad * gate[:, slot : slot + 1]
-            read = into @ self.input[:, i].t()
+            read = into @ self.of_weights.input[:, i].t()
             if keep is not None:
                 slot_value = torch.where(keep, slot_value, 0.0)
                 read = torch.where(keep, read, 0.0)
@@ -238,6 +238,12 @@ def _side_by_side(kept: tuple[Kept, ...], gradients: tuple[StepGradients, ...]) 
         _stack(k.saved.communication[0] for k in kept) if communication else None,
         _stack(x.output for x in gradients) if communication else None,
     )
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    """Memory that lies as `x` does, but with the last dimension dense."""
+    like = torch.empty_like(x)
+    return like if like.stride(-1) == 1 else x.new_empty(x.shape)
 
 
 def _take(rows_of: Tensor, rows: Tensor | None) -> Tensor:

@@ -16,17 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rl_nfm.rims import kernels
-from rl_nfm.rims.products import Kept, LayerCall, Products, SequenceInputs, Unrolled
-from rl_nfm.rims.step import (
-    StepSaved,
-    StepSpec,
-    StepWeights,
-    has_tangent,
-    not_none,
-    step_backward,
-    step_forward,
-)
+from rl_nfm.rims import kernels, plain_loop, triton_check, triton_loop
+from rl_nfm.rims.products import LayerCall, Products, SequenceInputs, Unrolled
+from rl_nfm.rims.step import StepSpec, StepWeights, has_tangent, step_backward, step_forward
 
 
 def unroll(
@@ -52,13 +44,26 @@ def unroll(
     tensors = (*weights, *sequence, hidden, cell)
     with torch.autocast(hidden.device.type, enabled=False):
         loop = _choose(spec, compiled, tensors)
-        needed = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-        if needed and not torch.jit.is_tracing() and not any(map(has_tangent, tensors)):  # pyright: ignore[reportPrivateImportUsage]
-            return Unrolled(*_Unroll.apply(spec, loop, *tensors)[: len(Unrolled._fields)])
-        # Without our backward: there is nothing to differentiate, or autograd differentiates the
-        # operations of the steps (forward derivatives, and traced graphs, which hold no Python).
-        layer = LayerCall(spec, weights, sequence, sequence.drive(weights.input))
-        return loop.forward(layer, hidden, cell, keep=False)[0]
+        if loop is not _TRITON:
+            return _run(spec, loop, tensors)
+        try:
+            return _run(spec, loop, tensors)
+        except (ValueError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever Triton, its compiler or the driver may raise
+            triton_check.give_up(spec, weights, sequence, error)
+        return _run(spec, _PLAIN, tensors)
+
+
+def _run(spec: StepSpec, loop: "Loop", tensors: tuple[Any, ...]) -> Unrolled:
+    needed = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    if needed and not torch.jit.is_tracing() and not any(map(has_tangent, tensors)):  # pyright: ignore[reportPrivateImportUsage]
+        return Unrolled(*_Unroll.apply(spec, loop, *tensors)[: len(Unrolled._fields)])
+    # Without our backward: there is nothing to differentiate, or autograd differentiates the
+    # operations of the steps (forward derivatives, and traced graphs, which hold no Python).
+    weights, sequence, (hidden, cell) = _split(tensors)
+    layer = LayerCall(spec, weights, sequence, sequence.drive(weights.input))
+    return loop.forward(layer, hidden, cell, keep=False)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,85 +160,26 @@ def _one_by_one(
     return stacked, tuple(None if part is None else 0 for part in stacked)
 
 
-def _forward(
-    step: Callable[..., Any],
-    layer: LayerCall,
-    hidden: Tensor,
-    cell: Tensor | None,
-    *,
-    keep: bool,
-) -> tuple[Unrolled, list[Tensor | None]]:
-    spec, weights, sequence, drive = layer
-    outputs, actives, kept = [], [], []
-    for t in range(drive.shape[1]):
-        hidden = sequence.reset_state(hidden, t)
-        cell = None if cell is None else sequence.reset_state(cell, t)
-        new_hidden, new_cell, saved = step(
-            spec, weights, sequence.step_inputs(t, drive), hidden, cell
-        )
-        if keep:
-            kept += [hidden, cell, *saved[:-1], *saved.communication]
-        hidden, cell = new_hidden, new_cell
-        outputs.append(hidden.transpose(0, 1))
-        actives.append(saved.active)
-    output = torch.stack(outputs)
-    if actives[0] is None:
-        active = torch.ones(output.shape[:-1], dtype=torch.bool, device=output.device)
-    else:
-        active = torch.stack([x.squeeze(-1).t() for x in actives]).expand(output.shape[:-1])
-    return Unrolled(output, hidden, cell, active), kept
-
-
-def _backward(
-    step: Callable[..., Any],
-    layer: LayerCall,
-    saved: list[Any],
-    grads: tuple[Tensor | None, ...],
-) -> tuple[Products, Tensor, Tensor | None]:
-    spec, weights, sequence, drive = layer
-    kept = _restore(saved, drive.shape[1])
-    of_output, of_hidden, of_cell = grads
-    zeros = torch.zeros_like(kept[0].hidden)
-    of_hidden = zeros if of_hidden is None else of_hidden
-    if spec.cell == "lstm" and of_cell is None:
-        of_cell = zeros
-    products = Products(weights, sequence)
-    for t in reversed(range(len(kept))):
-        if of_output is not None:
-            of_hidden = of_hidden + of_output[t].transpose(0, 1)
-        hidden, cell, of_step = kept[t]
-        of_hidden, of_cell, step_gradients = step(
-            spec, weights, sequence.step_inputs(t, drive), of_step, hidden, cell, of_hidden, of_cell
-        )
-        of_hidden = sequence.reset_state(not_none(of_hidden), t)
-        of_cell = None if of_cell is None else sequence.reset_state(of_cell, t)
-        products.add(t, kept[t], step_gradients)
-    return products, not_none(of_hidden), of_cell
-
-
-def _restore(saved: list[Any], steps: int) -> list[Kept]:
-    """What `_forward` kept of each step."""
-    width, plain = len(saved) // steps, len(StepSaved._fields) - 1
-    kept = []
-    for start in range(0, len(saved), width):
-        hidden, cell, *one = saved[start : start + width]
-        kept.append(Kept(hidden, cell, StepSaved(*one[:plain], communication=tuple(one[plain:]))))
-    return kept
-
-
 _KERNELS = Loop(kernels.forward, kernels.backward)
+_TRITON = Loop(triton_loop.forward, triton_loop.backward)
 _PLAIN = Loop(
-    functools.partial(_forward, step_forward), functools.partial(_backward, step_backward)
+    functools.partial(plain_loop.forward, step_forward),
+    functools.partial(plain_loop.backward, step_backward),
 )
 
 
 def _choose(spec: StepSpec, compiled: bool, tensors: tuple[Tensor | None, ...]) -> Loop:
     if compiled:
         return _compiled()
+    if triton_check.supports(spec, *_split(tensors)):
+        return _TRITON
     return _KERNELS if spec.slots == 1 and kernels.supports(*tensors) else _PLAIN
 
 
 @functools.cache
 def _compiled() -> Loop:
     forward, backward = torch.compile(step_forward), torch.compile(step_backward)
-    return Loop(functools.partial(_forward, forward), functools.partial(_backward, backward))
+    return Loop(
+        functools.partial(plain_loop.forward, forward),
+        functools.partial(plain_loop.backward, backward),
+    )

@@ -26,6 +26,7 @@ from agents.training.step import GradientStep
 from benchmarks._counting import Counter, Tally, tensors_in, total_bytes
 from rl_nfm.backbones import norms
 from rl_nfm.nfm import linear, output, places, triton_attention, triton_launch
+from rl_nfm.rims import triton_check, triton_loop
 from rl_nfm.support.triton_guard import TritonGuard
 
 CUDA = torch.device("cuda", 0)
@@ -41,21 +42,21 @@ def count(config: Config, *, num_actions: int = 9) -> dict[str, Counter]:
         FakeTensorMode(allow_fallback_kernels=False) as mode,
         torch.device(CUDA),
     ):
-        for patch in _pretend(mode, use_kernels):
+        for patch in pretend(mode, use_kernels):
             stack.enter_context(patch)
         for network in networks:
             _make_fake(network, mode)
         return _count(config, obs_shape, *networks)
 
 
-def _pretend(mode: FakeTensorMode, use_kernels: bool) -> Iterator[Any]:
+def pretend(mode: FakeTensorMode, use_kernels: bool) -> Iterator[Any]:
     """Treat the Triton kernels as checked, and count them where they would be launched."""
     yield mock.patch.object(TritonGuard, "ready", return_value=use_kernels)
-    for module in (linear, triton_attention):
+    for module in (linear, triton_attention, triton_check):
         yield mock.patch.object(module, "runs_eagerly", return_value=True)
     for module in (norms, linear, output, places):  # fake parameters have a type of their own
         yield mock.patch.object(module, "is_untouched", lambda layer, *kinds: type(layer) in kinds)
-    for module in (linear, triton_launch):
+    for module in (linear, triton_launch, triton_loop):
         yield mock.patch.object(module, "launch", _count_launch)
     yield mock.patch.object(triton_launch, "slot_rows", _with_numbers(triton_launch.slot_rows))
     for name in ("_table", "_visits"):

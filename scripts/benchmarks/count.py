@@ -17,8 +17,8 @@ MOST_KERNELS = {
     "btr": 1350,
     "nfm_paper": 3150,
     "resnet_paper": 1750,
-    "rim": 3200,
-    "r2d2": 5000,
+    "rim": 1000,
+    "r2d2": 1320,
 }
 """Largest number of kernels in one update."""
 

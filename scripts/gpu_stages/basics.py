@@ -78,6 +78,7 @@ def kernels() -> Iterator[Result]:
     """Run the check that every Triton kernel undergoes at first use, and time it."""
     from rl_nfm.backbones.norms import guard as norm_guard
     from rl_nfm.nfm.triton_attention import guard as attention_guard
+    from rl_nfm.rims import RIMLSTMCell, triton_check
 
     if REHEARSAL:  # in a rehearsal, the interpreter would be too slow for the others
         os.environ["RL_NFM_KERNELS"] = "triton"
@@ -90,6 +91,13 @@ def kernels() -> Iterator[Result]:
                 "kernel": guard.name, "dtype": str(dtype)[6:], "passed": agrees,
                 "seconds": round(time.perf_counter() - begin, 2),
             }  # fmt: skip
+    size = 24 if REHEARSAL else 600
+    cell = RIMLSTMCell(size, size, 6, 4).to(DEVICE)
+    weights, sequence = cell._prepare(torch.randn(2, 3, size, device=DEVICE))
+    begin = time.perf_counter()
+    agrees = triton_check.supports(cell._spec(), weights, sequence, [])
+    seconds = round(time.perf_counter() - begin, 2)
+    yield {"kernel": "RIMs", "dtype": "float32", "passed": agrees, "seconds": seconds}
 
 
 def encoders() -> Iterator[Result]:
