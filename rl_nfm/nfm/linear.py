@@ -84,7 +84,7 @@ class _Linear(torch.autograd.Function):
             outputs, SCALED=factor is not None, BLOCK=BLOCK,
         )  # fmt: skip
         # With the ReLU cuBLAS writes its result once; under autocast neither is cast again.
-        run = torch._addmm_activation if relu else torch.addmm
+        run = torch._addmm_activation if relu else torch.addmm  # pyright: ignore
         y = run(b, rows, w.t())
         ctx.save_for_backward(rows, weight, bias, factor, w, y if relu else None)
         return y

@@ -22,7 +22,7 @@ _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_LAYERS = 32
 """Layers of memory; the kernels are compiled anew for each number of layers."""
 MOST_NUMBERS = 2**16
-"""Numbers in the keys or values that all heads of one position attend to; a program holds them."""
+"""Numbers in the keys or values that all heads of one position attend to."""
 
 
 def is_wanted(tensor: Tensor) -> bool:

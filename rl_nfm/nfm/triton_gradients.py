@@ -1,12 +1,13 @@
 """Gradients of the masked top-k attention in Triton; formulas and terms are in `triton_kernels`."""
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false
 # Triton's language looks like Python, but its types are known to its own compiler only.
 
 import triton
 import triton.language as tl
 
-from rl_nfm.nfm.triton_kernels import _load_rows
+from rl_nfm.nfm.triton_kernels import _load_halves, _load_slot, _store_halves
 
 
 @triton.jit(do_not_specialize=["firsts", "P"])
@@ -28,34 +29,32 @@ def query_gradient(
     p = (tl.program_id(0) % blocks) * BLOCK + lane // HP
     h = lane % HP
     live = (p < P) & (h < H)
-    kk = tl.arange(0, KP)
-    vv = tl.arange(0, VP)
+    kk = tl.arange(0, KP // 2 if KP >= 16 else KP)[None, :]
+    vv = tl.arange(0, VP // 2 if VP >= 16 else VP)[None, :]
     column = tl.arange(0, TOPP)[None, :]
     chosen = live[:, None] & (column < TOP)
     sample = b * P * H * TOP
     offset = (p * H + h)[:, None] * TOP + column
     w = tl.load(weights + sample + offset, mask=chosen, other=0.0)
     slot = tl.load(slots + sample + offset, mask=chosen, other=-1).to(tl.int32)
-    real = slot >= 0
-    row = tl.load(table + slot * P + p[:, None], mask=real, other=0)
-    g = tl.load(
-        grad + b * grad_batch + p[:, None] * grad_row + (h * V)[:, None] + vv[None, :],
-        mask=live[:, None] & (vv < V)[None, :], other=0.0,
-    ).to(tl.float32)  # fmt: skip
-    v = _load_rows(layers, firsts, b, slot, row, (h * V)[:, None, None] + vv[None, None, :],
-                   real[:, :, None] & (vv < V)[None, None, :], 1)  # fmt: skip
-    k = _load_rows(layers, firsts, b, slot, row, (h * K)[:, None, None] + kk[None, None, :],
-                   real[:, :, None] & (kk < K)[None, None, :], 0)  # fmt: skip
-    dw = tl.sum(g[:, None, :] * v, 2)
+    g, g_high = _load_halves(grad + b * grad_batch + (p * grad_row + h * V), vv, V, live, VP)
+    dw = tl.zeros([BLOCK * HP, TOPP], tl.float32)
+    for j in tl.range(0, TOP, loop_unroll_factor=TOP if TOP <= 8 else 1):
+        v, v_high = _load_slot(j, slot, table, layers, firsts, b, p, P, h, vv, V, VP, 1)
+        products = g * v + g_high * v_high if VP >= 16 else g * v
+        dw = tl.where(column == j, tl.sum(products, 1)[:, None], dw)
     ds = w * (dw - tl.sum(w * dw, 1)[:, None]) * scale
     high = ds.to(tl.int32, bitcast=True).to(tl.int64) << 32
     pair = high | (w.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF)
     tl.store(pairs + sample + offset, pair, mask=chosen)
-    target = grad_query + b * grad_query_batch + p[:, None] * grad_query_row
-    tl.store(
-        target + (h * K)[:, None] + kk[None, :], tl.sum(ds[:, :, None] * k, 1),
-        mask=live[:, None] & (kk < K)[None, :],
-    )  # fmt: skip
+    dq = tl.zeros([BLOCK * HP, kk.shape[1]], tl.float32)
+    dq_high = dq
+    for j in tl.range(0, TOP, loop_unroll_factor=TOP if TOP <= 8 else 1):
+        k, k_high = _load_slot(j, slot, table, layers, firsts, b, p, P, h, kk, K, KP, 0)
+        one = tl.sum(tl.where(column == j, ds, 0.0), 1)[:, None]
+        dq, dq_high = dq + one * k, dq_high + one * k_high
+    start = grad_query + b * grad_query_batch + (p * grad_query_row + h * K)
+    _store_halves(start, kk, K, live, dq, dq_high, KP)
 
 
 @triton.jit
@@ -69,12 +68,8 @@ def _find_slot(slots, offset, slot, came, KEPT: tl.constexpr):
                 two = (four >> 32 * j).to(tl.int32)
                 hit = tl.where((two & 0xFFFF) == slot, 4 * n + 2 * j, hit)
                 hit = tl.where((two >> 16) == slot, 4 * n + 2 * j + 1, hit)
-    elif KEPT < 8:
-        for j in tl.static_range(KEPT):
-            kept = tl.load(slots + offset + j, mask=came, other=-1).to(tl.int32)
-            hit = tl.where(kept == slot, j, hit)
     else:
-        for j in range(KEPT):
+        for j in tl.range(0, KEPT, loop_unroll_factor=KEPT if KEPT <= 8 else 1):
             kept = tl.load(slots + offset + j, mask=came, other=-1).to(tl.int32)
             hit = tl.where(kept == slot, j, hit)
     return hit
@@ -82,10 +77,14 @@ def _find_slot(slots, offset, slot, came, KEPT: tl.constexpr):
 
 @triton.jit
 def _add_visit(
-    dk, dv, reader, visit, b, h, live, kk, vv,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, KEPT: tl.constexpr,
+    sums, reader, visit, b, h, live, kk, vv, H: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
+    V: tl.constexpr, VP: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
-    """Add the gradients of each row from one visit of a reader, if it attended to the row."""
+    """Add the gradients of each row from one visit of a reader, if it attended to the row.
+
+    `sums`: the keys' and the values', each in two halves.
+    """
+    dk, dk_high, dv, dv_high = sums
     query, query_batch, query_row, grad, grad_batch, grad_row, pairs, slots, P = reader
     both = tl.load(visit, mask=live, other=-1)
     came = both >= 0
@@ -98,15 +97,17 @@ def _add_visit(
     pair = tl.load(pairs + sample + (offset + hit), mask=kept, other=0)
     w = pair.to(tl.int32).to(tl.float32, bitcast=True)
     ds = (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-    q = tl.load(
-        (query + b * query_batch + (p * query_row + h * K))[:, None] + kk,
-        mask=kept[:, None] & (kk < K), other=0.0,
-    )  # fmt: skip
-    g = tl.load(
-        (grad + b * grad_batch + (p * grad_row + h * V))[:, None] + vv,
-        mask=kept[:, None] & (vv < V), other=0.0,
-    )  # fmt: skip
-    return dk + ds[:, None] * q.to(tl.float32), dv + w[:, None] * g.to(tl.float32)
+    q, q_high = _load_halves(query + b * query_batch + (p * query_row + h * K), kk, K, kept, KP)
+    g, g_high = _load_halves(grad + b * grad_batch + (p * grad_row + h * V), vv, V, kept, VP)
+    w, ds = w[:, None], ds[:, None]
+    return dk + ds * q, dk_high + ds * q_high, dv + w * g, dv_high + w * g_high
+
+
+@triton.jit
+def _add_up(x, BLOCK: tl.constexpr, SPLIT: tl.constexpr, HP: tl.constexpr):
+    """Sums over the lanes that share a row: [BLOCK * SPLIT * HP, size] to [BLOCK * HP, size]."""
+    size: tl.constexpr = x.shape[1]
+    return tl.reshape(tl.sum(tl.reshape(x, [BLOCK, SPLIT, HP * size]), 1), [BLOCK * HP, size])
 
 
 @triton.jit(do_not_specialize=["firsts", "R"])
@@ -136,33 +137,40 @@ def memory_gradient(
     part = lane // HP % SPLIT if SPLIT > 1 else 0
     n = block * BLOCK + lane // (HP * SPLIT)
     live = (n < R) & (h < H)
-    kk = tl.arange(0, KP)[None, :]
-    vv = tl.arange(0, VP)[None, :]
-    dk = tl.zeros([BLOCK * SPLIT * HP, KP], tl.float32)
-    dv = tl.zeros([BLOCK * SPLIT * HP, VP], tl.float32)
+    kk = tl.arange(0, KP // 2 if KP >= 16 else KP)[None, :]
+    vv = tl.arange(0, VP // 2 if VP >= 16 else VP)[None, :]
+    dk = tl.zeros([BLOCK * SPLIT * HP, kk.shape[1]], tl.float32)
+    dv = tl.zeros([BLOCK * SPLIT * HP, vv.shape[1]], tl.float32)
+    sums = dk, dk, dv, dv
     visit = visits + (part * R + n)
     if UNROLL == 1:  # the first turns of all readers together
         for e in tl.static_range(len(readers)):
             one = visit + firsts[e] * R
-            dk, dv = _add_visit(dk, dv, readers[e], one, b, h, live, kk, vv, H, K, V, KEPT[e])
+            sums = _add_visit(sums, readers[e], one, b, h, live, kk, vv, H, K, KP, V, VP, KEPT[e])
     for e in tl.static_range(len(readers)):
         most = tl.load(turns + block * len(readers) + e)
         for m in range(SPLIT if UNROLL == 1 else 0, most, SPLIT * UNROLL):
             for i in tl.static_range(UNROLL):
                 one = visit + (firsts[e] + m + i * SPLIT) * R
-                dk, dv = _add_visit(dk, dv, readers[e], one, b, h, live, kk, vv, H, K, V, KEPT[e])
+                sums = _add_visit(
+                    sums, readers[e], one, b, h, live, kk, vv, H, K, KP, V, VP, KEPT[e]
+                )
+    dk, dk_high, dv, dv_high = sums
     if SPLIT > 1:
-        dk = tl.reshape(tl.sum(tl.reshape(dk, [BLOCK, SPLIT, HP * KP]), 1), [BLOCK * HP, KP])
-        dv = tl.reshape(tl.sum(tl.reshape(dv, [BLOCK, SPLIT, HP * VP]), 1), [BLOCK * HP, VP])
+        dk, dk_high = _add_up(dk, BLOCK, SPLIT, HP), _add_up(dk_high, BLOCK, SPLIT, HP)
+        dv, dv_high = _add_up(dv, BLOCK, SPLIT, HP), _add_up(dv_high, BLOCK, SPLIT, HP)
     lane = tl.arange(0, BLOCK * HP)
     h = lane % HP
     n = block * BLOCK + lane // HP
     live = (n < R) & (h < H)
     r = tl.load(order + n, mask=live, other=0)
-    target = grad_keys + b * grad_keys_batch + r[:, None] * grad_keys_row + (h * K)[:, None] + kk
-    real = live[:, None] & (kk < K)
-    tl.store(target, dk + tl.load(target, mask=real).to(tl.float32) if ADD else dk, mask=real)
-    target = grad_values + b * grad_values_batch + r[:, None] * grad_values_row
-    target += (h * V)[:, None] + vv
-    real = live[:, None] & (vv < V)
-    tl.store(target, dv + tl.load(target, mask=real).to(tl.float32) if ADD else dv, mask=real)
+    start = grad_keys + b * grad_keys_batch + (r * grad_keys_row + h * K)
+    if ADD:
+        before, before_high = _load_halves(start, kk, K, live, KP)
+        dk, dk_high = dk + before, dk_high + before_high
+    _store_halves(start, kk, K, live, dk, dk_high, KP)
+    start = grad_values + b * grad_values_batch + (r * grad_values_row + h * V)
+    if ADD:
+        before, before_high = _load_halves(start, vv, V, live, VP)
+        dv, dv_high = dv + before, dv_high + before_high
+    _store_halves(start, vv, V, live, dv, dv_high, VP)

@@ -25,6 +25,7 @@ Compiling takes time by the square of the loads that stand in the source after u
 """
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false
 # Triton's language looks like Python, but its types are known to its own compiler only.
 
 import triton
@@ -76,11 +77,39 @@ def _find_layers(layers, firsts, b, slot, PART: tl.constexpr):
 
 
 @triton.jit
-def _load_rows(layers, firsts, b, slot, row, columns, mask, PART: tl.constexpr):
-    """float32 [lanes, k, size]: keys or values of the rows [lanes, k]."""
-    start, stride = _find_layers(layers, firsts, b, slot, PART)
-    offset = start + row * stride
-    return tl.load(offset[:, :, None] + columns, mask=mask, other=0.0).to(tl.float32)
+def _load_halves(start, c, size, mask, P: tl.constexpr):
+    """float32 [lanes, ..]: columns c of each row, and those P // 2 further where P is halved.
+
+    Half as many threads then have a lane, and what it takes to find a row is repeated in each.
+    """
+    low = tl.load(start[:, None] + c, mask=mask[:, None] & (c < size), other=0.0).to(tl.float32)
+    high = low
+    if P >= 16:
+        c += P // 2
+        high = tl.load(start[:, None] + c, mask=mask[:, None] & (c < size), other=0.0)
+        high = high.to(tl.float32)
+    return low, high
+
+
+@triton.jit
+def _store_halves(start, c, size, mask, low, high, P: tl.constexpr):
+    """What `_load_halves` reads."""
+    tl.store(start[:, None] + c, low, mask=mask[:, None] & (c < size))
+    if P >= 16:
+        c += P // 2
+        tl.store(start[:, None] + c, high, mask=mask[:, None] & (c < size))
+
+
+@triton.jit
+def _load_slot(
+    j, slot, table, layers, firsts, b, p, P, h, c, size, SIZEP: tl.constexpr, PART: tl.constexpr
+):
+    """`_load_halves` of the keys (PART 0) or values (1) of each lane's j-th slot."""
+    column = tl.arange(0, slot.shape[1])[None, :]
+    one = tl.max(tl.where(column == j, slot, -1), 1)
+    row = tl.load(table + one * P + p, mask=one >= 0, other=0)
+    start, stride = _find_layers(layers, firsts, b, one, PART)
+    return _load_halves(start + (row * stride + h * size), c, size, one >= 0, SIZEP)
 
 
 @triton.jit
@@ -115,12 +144,10 @@ def read_memory(
     part = lane // HP % SPLIT if SPLIT > 1 else 0
     p = p0 + lane // (HP * SPLIT)
     live = (p < P) & (h < H)
-    kk = tl.arange(0, KP)[None, :]
-    columns = (h * K)[:, None] + kk
-    q = tl.load(
-        query + b * query_batch + p[:, None] * query_row + columns,
-        mask=live[:, None] & (kk < K), other=0.0,
-    ).to(tl.float32) * scale  # fmt: skip
+    kk = tl.arange(0, KP // 2 if KP >= 16 else KP)[None, :]
+    vv = tl.arange(0, VP // 2 if VP >= 16 else VP)[None, :]
+    q, q_high = _load_halves(query + b * query_batch + (p * query_row + h * K), kk, K, live, KP)
+    q, q_high = q * scale, q_high * scale
     column = tl.arange(0, TOPP)[None, :]
     empty = tl.where(column < TOP, NOTHING + column.to(tl.int64), FULL)
     best = empty + tl.zeros([BLOCK * SPLIT * HP, TOPP], tl.int64)
@@ -129,11 +156,11 @@ def read_memory(
             slot = l0 + n * SPLIT + part
             row = tl.load(table + slot * P + p, mask=live & (slot + 0 * p < L), other=-1)
             start, stride = _find_layers(layers, firsts, b, slot, 0)
-            k = tl.load(
-                (start + row * stride)[:, None] + columns,
-                mask=(row >= 0)[:, None] & (kk < K), other=0.0,
-            )  # fmt: skip
-            rank = _to_rank(tl.sum(q * k.to(tl.float32), 1), slot)
+            k, k_high = _load_halves(start + (row * stride + h * K), kk, K, row >= 0, KP)
+            products = q * k
+            if KP >= 16:
+                products += q_high * k_high
+            rank = _to_rank(tl.sum(products, 1), slot)
             best = _offer(best, tl.where(row >= 0, rank, NOTHING))
     if NULL:
         null = _to_rank(tl.zeros([BLOCK * SPLIT * HP], tl.float32), L)
@@ -148,17 +175,17 @@ def read_memory(
     score = tl.where(column < TOP, tl.where(chosen, score, 0.0), float("-inf"))
     e = tl.exp(score - tl.max(score, 1)[:, None])
     w = e / tl.sum(e, 1)[:, None]
-    real = chosen & (slot >= 0) & (slot < L)
-    row = tl.load(table + slot * P + p[:, None], mask=real, other=0)
+    slot = tl.where(chosen & (slot < L), slot, -1)
     head = p * H + h
     sample = b * P * H
     offset = head[:, None] * TOP + column
     tl.store(weights + sample * TOP + offset, w, mask=chosen)
-    tl.store(slots + sample * TOP + offset, tl.where(real, slot, -1), mask=chosen)
-    vv = tl.arange(0, VP)
-    v = _load_rows(layers, firsts, b, slot, row, (h * V)[:, None, None] + vv[None, None, :],
-                   real[:, :, None] & (vv < V)[None, None, :], 1)  # fmt: skip
-    tl.store(
-        read + sample * V + head[:, None] * V + vv[None, :], tl.sum(w[:, :, None] * v, 1),
-        mask=((p < P) & (h < H))[:, None] & (vv < V)[None, :],
-    )  # fmt: skip
+    tl.store(slots + sample * TOP + offset, slot, mask=chosen)
+    low = tl.zeros([BLOCK * HP, vv.shape[1]], tl.float32)
+    high = low
+    for j in tl.range(0, TOP, loop_unroll_factor=TOP if TOP <= 8 else 1):
+        v, v_high = _load_slot(j, slot, table, layers, firsts, b, p, P, h, vv, V, VP, 1)
+        one = tl.sum(tl.where(column == j, w, 0.0), 1)[:, None]
+        low, high = low + one * v, high + one * v_high
+    start = read + sample * V + head * V
+    _store_halves(start, vv, V, (p < P) & (h < H), low, high, VP)

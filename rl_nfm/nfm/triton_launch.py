@@ -18,9 +18,7 @@ from rl_nfm.nfm.call import Options, slot_rows, split_sizes
 from rl_nfm.nfm.config import Rescale
 
 WARPS = 4
-ELEMENTS = 4096
-"""How many numbers of keys or values a program of four warps holds at a time: 32 in each thread."""
-UNROLL = 4
+UNROLL = 5
 """How many slots a lane fetches together."""
 MOST_TURNS = 24
 """Slots or visits that one lane works through, as long as more lanes can share the work."""
@@ -74,18 +72,13 @@ def forward(
     firsts, count = _firsts(options, len(keys))
     top = power(options.top_k)
     split = _split(count) if top <= 16 else 1
-    threads = max(1, min(32, sizes["KP"] * query.element_size() // 16))
-    block = min(
-        max(1, 32 * WARPS // threads // (sizes["HP"] * split)),
-        _block(sizes, top),
-        power(positions),
-    )
+    block = min(_rows(sizes["KP"], query, sizes["HP"] * split), power(positions))
     launch(
         "read_memory", (batch * -(-positions // block),), *_strided(query), _layers(keys, values),
         firsts, _table(tuple(options.sizes), len(keys), options.mode, query.device), read, weights,
         slots, options.scale, positions, count, **sizes, TOP=options.top_k, TOPP=top,
         NULL=options.null_slot, BLOCK=block, SPLIT=split, UNROLL=_unroll(count, split),
-        num_warps=_warps(block * sizes["HP"] * top * max(sizes["KP"], sizes["VP"])),
+        num_warps=WARPS,
     )  # fmt: skip
     return read, weights, slots
 
@@ -104,14 +97,14 @@ def query_gradient(
     pairs = torch.empty_like(weights, dtype=torch.int64)
     sizes = _sizes(options.heads, width, grad.shape[-1])
     top = power(options.top_k)
-    block = min(_block(sizes, top), power(positions))
+    widest = max(sizes["KP"], sizes["VP"])
+    block = min(_rows(widest, grad, sizes["HP"]), power(positions))
     launch(
         "query_gradient", (batch * -(-positions // block),), *_strided(grad), _layers(keys, values),
         _firsts(options, len(keys))[0],
         _table(tuple(options.sizes), len(keys), options.mode, grad_query.device), weights, slots,
         pairs, *_strided(grad_query), options.scale, positions, **sizes, TOP=options.top_k,
-        TOPP=top, BLOCK=block,
-        num_warps=_warps(block * sizes["HP"] * top * max(sizes["KP"], sizes["VP"])),
+        TOPP=top, BLOCK=block, num_warps=WARPS,
     )  # fmt: skip
     return pairs
 
@@ -144,8 +137,8 @@ def _gather(
     counts = _counts(calls, layer)
     split = _split(sum(counts))
     unroll = 1 if max(counts) <= MOST_TOGETHER * split else 2
-    threads = max(1, min(32, max(sizes["KP"], sizes["VP"]) * grad_keys.element_size() // 16))
-    block = min(max(1, 32 * WARPS // threads // (sizes["HP"] * split)), power(rows))
+    widest = max(sizes["KP"], sizes["VP"])
+    block = min(_rows(widest, grad_keys, sizes["HP"] * split), power(rows))
     tables = _visits(calls, layer, block, split, unroll, grad_keys.device)
     arguments = tuple(
         (*_strided(x.query), *_strided(x.grad), x.pairs, _in_fours(x.slots), x.query.shape[1])
@@ -195,21 +188,22 @@ def _sizes(heads: int, keys: int, values: int) -> dict[str, int]:
     return {"H": heads, "HP": power(heads), "K": k, "KP": power(k), "V": v, "VP": power(v)}
 
 
-def _block(sizes: dict[str, int], top: int) -> int:
-    return max(1, ELEMENTS // (sizes["HP"] * top * max(sizes["KP"], sizes["VP"])))
-
-
-def _warps(elements: int) -> int:
-    return WARPS if elements <= 2 * ELEMENTS else 2 * WARPS
-
-
 def _split(count: int) -> int:
     """Lanes that share `count` turns."""
     return min(MOST_LANES, power(-(-count // MOST_TURNS)))
 
 
 def _unroll(count: int, split: int) -> int:
-    return min(UNROLL, power(-(-count // split)))
+    """Turns to take together: each round waits about as long as one more turn would take."""
+    turns = -(-count // split)
+    return min(range(min(UNROLL, turns), 0, -1), key=lambda n: -(-turns // n) * (n + 1))
+
+
+def _rows(columns: int, tensor: Tensor, lanes: int) -> int:
+    """Rows for a program of four warps whose threads each have 16 bytes of every half of a lane."""
+    halves = 2 if columns >= 16 else 1
+    threads = max(1, min(32, columns // halves * tensor.element_size() // 16))
+    return max(1, 32 * WARPS // threads // lanes)
 
 
 def _firsts(options: Options, layers: int) -> tuple[tuple[int, ...], int]:
