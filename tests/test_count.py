@@ -55,6 +55,15 @@ def test_no_preset_waits_for_the_device_or_has_too_many_kernels():
     assert len(rows(done.stdout)) == 3 * 8
 
 
+@needs_cpu_build
+@pytest.mark.slow
+def test_what_is_compiled_stays_whole():
+    """Pixels were once scaled into `out=`, which made 11 graphs of the loss, and 40 s of 23."""
+    done = count("rainbow_iqn", "--compiled")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rainbow_iqn: 0 breaks" in done.stdout
+
+
 def counted(counting, run):
     with FakeTensorMode():
         x, layer = torch.randn(6, 5, requires_grad=True), nn.Linear(5, 3)

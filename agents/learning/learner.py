@@ -51,7 +51,7 @@ class Learner:
             # 10 bits of mantissa (bf16: 7), as JAX has it by default, at several times the speed.
             torch.set_float32_matmul_precision("high")
         self.objective = Objective(config, online, target, device=device, dtype=self.dtype)
-        self._loss = self.objective.__call__
+        self._loss = self._total_loss
         auxiliary = (f"loss/{name}" for name in online.auxiliary)
         self._metrics = ("loss", "td_error", "q_value", "grad_norm", *auxiliary)
         self._sums = torch.zeros(len(self._metrics), dtype=torch.float64, device=device)
@@ -81,7 +81,7 @@ class Learner:
 
     def compile(self) -> None:
         """Let `torch.compile` make the loss; the first updates then take seconds to minutes."""
-        self._loss = torch.compile(self.objective.__call__)
+        self._loss = torch.compile(self._total_loss)
 
     def set_schedule(self, progress: float) -> None:
         """Set the learning rate for this share of training done, in [0, 1]."""
@@ -107,11 +107,7 @@ class Learner:
     def gradient_step(self, batch: Batch) -> Float[Tensor, "T B"]:
         """The part of `update` that runs on the device alone, and so can be captured as a graph."""
         self.optimizer.zero_grad(set_to_none=True)
-        terms = self._loss(batch)
-        positions = batch.mask.sum(0).clamp(min=1)
-        loss = sum(terms.auxiliary.values(), start=terms.loss)
-        per_sequence = (loss * batch.mask).sum(0) / positions
-        total = (per_sequence * batch.weight).mean()
+        total, terms, means = self._loss(batch)
         total.backward()
         if not self.ranks.alone:
             self._average_gradients()
@@ -120,7 +116,7 @@ class Learner:
         self.optimizer.step()
         if self.config.target_tau is not None:
             self._mix_target(self.config.target_tau)
-        self._record(total, norm, terms, batch.mask)
+        self._sums.add_(torch.stack([total.detach(), *means[:2], norm, *means[2:]]).double())
         return terms.loss.detach() if self.config.priority == "loss" else terms.td_error
 
     def count_update(self) -> None:
@@ -187,15 +183,16 @@ class Learner:
         ]
         self.ranks.average_([*gradients, *statistics])
 
-    def _record(self, loss: Tensor, norm: Tensor, terms: LossTerms, mask: Tensor) -> None:
+    def _total_loss(self, batch: Batch) -> tuple[Tensor, LossTerms, list[Tensor]]:
+        """What is minimised, its terms, and means of them for the metrics."""
+        terms = self.objective(batch)
+        mask, auxiliary = batch.mask, terms.auxiliary.values()
+        loss = sum(auxiliary, start=terms.loss)
+        per_sequence = (loss * mask).sum(0) / mask.sum(0).clamp(min=1)
+        total = (per_sequence * batch.weight).mean()
         count = mask.sum().clamp(min=1)
-
-        def mean(term: Tensor) -> Tensor:
-            return (term.detach() * mask).sum() / count
-
-        extra = map(mean, terms.auxiliary.values())
-        values = [loss.detach(), mean(terms.td_error), mean(terms.q_value), norm, *extra]
-        self._sums.add_(torch.stack(values).double())
+        recorded = (terms.td_error, terms.q_value, *auxiliary)
+        return total, terms, [(term.detach() * mask).sum() / count for term in recorded]
 
     @torch.no_grad()
     def _mix_target(self, share: float) -> None:

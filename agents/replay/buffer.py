@@ -19,6 +19,7 @@ Tests check them in `Batch`, returns and priorities, not here: its small helpers
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped, UInt8
@@ -29,6 +30,7 @@ from agents.replay.config import ReplayConfig
 from agents.replay.layout import FRAME, make_states, make_stores
 from agents.replay.priorities import Priorities, importance_weights, sequence_priority
 from agents.replay.returns import ReturnConfig, n_step_returns
+from agents.replay.stacks import frames_kept, pick_frames
 from agents.replay.storage import register_storage
 from rl_nfm.encoders import State
 from rl_nfm.support.ranks import ALONE, Ranks
@@ -101,6 +103,16 @@ class Replay:
     def home(cls, device: torch.device) -> torch.device:
         """Where a replay lives whose learner is on `device`."""
         return device
+
+    def compile(self) -> None:
+        """Let `torch.compile` make drawing and priorities: 10 kernels on a GPU instead of 175.
+
+        The uniform numbers that draw then have the 24 bits of float32. Frames are picked as before:
+        the compiler would compute their places anew for every pixel.
+        """
+        if self.ranks.alone:  # a maximum over all ranks would break the graph
+            self._draw = torch.compile(self._draw)
+            self._set_priorities = torch.compile(self._set_priorities)
 
     @property
     def steps(self) -> int:
@@ -202,34 +214,8 @@ class Replay:
 
         Needs at least one complete sequence, which holds once `min_steps` are gathered.
         """
-        index, probability = self.priorities.sample(batch_size)
-        row, env = index // self.num_envs, index % self.num_envs
-        burn_in, length = self.config.burn_in_steps, self.config.sequence_steps
-        offset = torch.arange(length, device=self.device)[:, None]
-        r_t, discount_t, bootstrap_steps = self._returns(row + offset, env)
-        mask = ~self._at("episode_start", row + offset + 1, env)
-        if length == 1 and burn_in == 0 and not self.recurrent:
-            rows = torch.cat([row[None], row + bootstrap_steps])  # [2, B]
-            bootstrap = torch.ones_like(bootstrap_steps)
-        else:
-            span = burn_in + length + self.returns.n_steps
-            rows = row - burn_in + torch.arange(span, device=self.device)[:, None]
-            bootstrap = burn_in + offset + bootstrap_steps
-        return Batch(
-            obs=self.stacks(rows, env),
-            state=self._states(rows[0], env),
-            reset=self._resets(rows, env),
-            extras=self._extras(rows, env),
-            a_tm1=self._at("action", row + offset, env).long(),
-            r_t=r_t,
-            discount_t=discount_t,
-            bootstrap=bootstrap,
-            mask=mask,
-            index=index,
-            probability=probability,
-            weight=importance_weights(probability, self.beta, self.ranks),
-            burn_in_steps=burn_in,
-        )
+        fields, index, kept = self._draw(batch_size)
+        return Batch(obs=self._pick(index, kept), **fields)
 
     def recent(
         self, steps: int, num_envs: int
@@ -255,24 +241,61 @@ class Replay:
         """
         if self.config.priority_exponent == 0:
             return
-        priority = sequence_priority(td_error, mask, self.config.max_weight)
-        largest = torch.maximum(self.max_priority, priority.max())
+        largest = self._set_priorities(index, td_error, mask)
         self.max_priority.copy_(self.ranks.maximum(largest))
-        self.priorities.write(index, priority**self.config.priority_exponent)
 
     def stacks(
         self, rows: Int64[Tensor, "S B"], env: Int64[Tensor, " B"]
     ) -> UInt8[Tensor, "S B C H W"]:
         """Observations of stacked frames; a frame from before the episode is zeros."""
+        return self._pick(*self._frames_of(rows, env))
+
+    def _frames_of(self, rows: Tensor, env: Tensor) -> tuple[Tensor, Tensor]:
         age = torch.arange(self.stack_num - 1, -1, -1, device=self.device)  # oldest first
         index = self._flat(rows.unsqueeze(-1) - age, env.unsqueeze(-1))  # [S, B, stack]
-        frames = self.frame.flatten(0, 1).flatten(1)
-        picked = frames.index_select(0, index.reshape(-1)).view(*index.shape, frames.shape[1])
-        # a frame belongs to the stack unless an episode began after it
-        start = self.episode_start.view(-1)[index][..., 1:]
-        cut = start.flip(-1).cumsum(-1).flip(-1) > 0  # [S, B, stack - 1]
-        picked[..., :-1, :].mul_(~cut[..., None])
-        return picked.view(*rows.shape, *self.obs_shape)
+        return index, frames_kept(self.episode_start.view(-1), index)
+
+    def _pick(self, index: Tensor, kept: Tensor) -> Tensor:
+        picked = pick_frames(self.frame.flatten(0, 1).flatten(1), index, kept)
+        return picked.view(*index.shape[:-1], *self.obs_shape)
+
+    def _set_priorities(self, index: Tensor, td_error: Tensor, mask: Tensor) -> Tensor:
+        """Write them, and return the largest one ever."""
+        priority = sequence_priority(td_error, mask, self.config.max_weight)
+        self.priorities.write(index, priority**self.config.priority_exponent)
+        # Returned, because compiled code loses what is copied into a single float64 on a CPU.
+        return torch.maximum(self.max_priority, priority.max())
+
+    def _draw(self, batch_size: int) -> tuple[dict[str, Any], Tensor, Tensor]:
+        """A batch without its observations, and what `_pick` needs for them."""
+        index, probability = self.priorities.sample(batch_size)
+        row, env = index // self.num_envs, index % self.num_envs
+        burn_in, length = self.config.burn_in_steps, self.config.sequence_steps
+        offset = torch.arange(length, device=self.device)[:, None]
+        r_t, discount_t, bootstrap_steps = self._returns(row + offset, env)
+        mask = ~self._at("episode_start", row + offset + 1, env)
+        if length == 1 and burn_in == 0 and not self.recurrent:
+            rows = torch.cat([row[None], row + bootstrap_steps])  # [2, B]
+            bootstrap = torch.ones_like(bootstrap_steps)
+        else:
+            span = burn_in + length + self.returns.n_steps
+            rows = row - burn_in + torch.arange(span, device=self.device)[:, None]
+            bootstrap = burn_in + offset + bootstrap_steps
+        fields = {
+            "state": self._states(rows[0], env),
+            "reset": self._resets(rows, env),
+            "extras": self._extras(rows, env),
+            "a_tm1": self._at("action", row + offset, env).long(),
+            "r_t": r_t,
+            "discount_t": discount_t,
+            "bootstrap": bootstrap,
+            "mask": mask,
+            "index": index,
+            "probability": probability,
+            "weight": importance_weights(probability, self.beta, self.ranks),
+            "burn_in_steps": burn_in,
+        }
+        return fields, *self._frames_of(rows, env)
 
     def _returns(self, rows: Tensor, env: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """n-step return, its discount and the steps m to its bootstrap, each [T, B]."""

@@ -41,6 +41,9 @@ class HostReplay(Replay):
         del device
         return HOST
 
+    def compile(self) -> None:
+        """Nothing: on a CPU drawing takes no longer than launching compiled code."""
+
     def write_row(self, row: Mapping[str, Shaped[Tensor, "E ..."]]) -> None:
         """See `Replay.write_row`."""
         super().write_row({name: x.to(HOST) for name, x in row.items()})

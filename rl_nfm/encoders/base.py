@@ -185,7 +185,8 @@ def scale_pixels(frames: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
     """Frames as numbers in [0, 1], channels_last; in bf16 under bf16 autocast."""
     device = frames.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-    if frames.is_cuda:  # one kernel, which rounds once
+    # One kernel, which rounds once. A compiler makes one by itself, and breaks its graph at `out`.
+    if frames.is_cuda and not torch.compiler.is_compiling():
         pixels = torch.empty_like(frames, dtype=dtype, memory_format=torch.channels_last)
         return torch.mul(frames, 1.0 / 255.0, out=pixels)
     # Cast, then change the layout: half the time of both at once on a CPU.

@@ -32,9 +32,32 @@ from rl_nfm.support.triton_guard import TritonGuard
 CUDA = torch.device("cuda", 0)
 
 
-def count(config: Config, *, num_actions: int = 9) -> dict[str, Counter]:
+def count(config: Config) -> dict[str, Counter]:
     """Counters of "update", "act" and "add" (at a step that completes a sequence)."""
-    obs_shape = (config.env.resolve().stack_num, 84, 84)
+    with _fake_networks(config) as networks:
+        return _count(config, *networks)
+
+
+def broken_graphs(config: Config) -> list[str]:
+    """Why the update, compiled, is more graphs than functions: a reason for each break."""
+    from torch._dynamo.utils import counters
+
+    def compile(function: Callable[..., Any]) -> Callable[..., Any]:
+        return compiler(function, backend="eager")  # its graphs alone, which are what matters
+
+    compiler = torch.compile
+    counters.clear()
+    with _fake_networks(config) as networks, mock.patch.object(torch, "compile", compile):
+        _, _, step = _parts(config, *networks, compiled=True)
+        step._run()
+    assert counters["stats"]["unique_graphs"] > 0
+    return [reason.splitlines()[0] for reason in counters["graph_break"].elements()]
+
+
+@contextlib.contextmanager
+def _fake_networks(config: Config, *, num_actions: int = 9) -> Iterator[list[QNetwork]]:
+    """Two networks of fake CUDA tensors, in a context in which all new tensors are such."""
+    obs_shape = _obs_shape(config)
     networks = [build_network(config, obs_shape, num_actions) for _ in range(2)]
     use_kernels = os.environ.get("RL_NFM_KERNELS", "1") != "0"
     with (
@@ -46,7 +69,11 @@ def count(config: Config, *, num_actions: int = 9) -> dict[str, Counter]:
             stack.enter_context(patch)
         for network in networks:
             _make_fake(network, mode)
-        return _count(config, obs_shape, *networks)
+        yield networks
+
+
+def _obs_shape(config: Config) -> tuple[int, int, int]:
+    return config.env.resolve().stack_num, 84, 84
 
 
 def pretend(mode: FakeTensorMode, use_kernels: bool) -> Iterator[Any]:
@@ -114,11 +141,12 @@ class _Adam(torch.optim.Adam):
         self.param_groups[0]["lr"] = lr
 
 
-def _count(
-    config: Config, obs_shape: tuple[int, int, int], online: QNetwork, target: QNetwork
-) -> dict[str, Counter]:
-    protocol, num_envs = config.env.resolve(), config.env.num_envs
-    learner_config = dataclasses.replace(config.learner, precision="bf16", compile=False)
+def _parts(
+    config: Config, online: QNetwork, target: QNetwork, *, compiled: bool
+) -> tuple[Learner, Replay, GradientStep]:
+    """Learner, a filled replay, and an update of both."""
+    protocol = config.env.resolve()
+    learner_config = dataclasses.replace(config.learner, precision="bf16", compile=compiled)
     returns = ReturnConfig(
         n_steps=learner_config.n_steps,
         discount=learner_config.discount,
@@ -126,27 +154,32 @@ def _count(
         terminal_on_life_loss=protocol.terminal_on_life_loss,
     )
     replay = Replay(
-        config.replay, returns, num_envs=num_envs, obs_shape=obs_shape, device=CUDA,
-        state=online.initial_state(1),
+        config.replay, returns, num_envs=config.env.num_envs, obs_shape=_obs_shape(config),
+        device=CUDA, state=online.initial_state(1),
     )  # fmt: skip
     with mock.patch.object(torch.optim, "Adam", _Adam):
         learner = Learner(learner_config, online, target, device=CUDA)
-    step = GradientStep(learner, replay)
-    actor = Actor(
-        online,
-        num_envs=num_envs,
-        num_quantiles=learner_config.num_action_quantiles,
-        dtype=learner.dtype,
-        terminal_on_life_loss=protocol.terminal_on_life_loss,
-    )
     replay.added_rows = 3 * replay.rows
     while (replay.added_rows - replay.future_steps) % replay.stride:
         replay.added_rows += 1
+    return learner, replay, GradientStep(learner, replay)
+
+
+def _count(config: Config, online: QNetwork, target: QNetwork) -> dict[str, Counter]:
+    num_envs = config.env.num_envs
+    learner, replay, step = _parts(config, online, target, compiled=False)
+    actor = Actor(
+        online,
+        num_envs=num_envs,
+        num_quantiles=config.learner.num_action_quantiles,
+        dtype=learner.dtype,
+        terminal_on_life_loss=replay.returns.terminal_on_life_loss,
+    )
     counters = {name: Counter() for name in ("update", "act", "add")}
     step._run()  # creates the optimiser's moments
     with counters["update"]:
         step._run()
-    obs = torch.zeros(num_envs, *obs_shape, dtype=torch.uint8)
+    obs = torch.zeros(num_envs, *_obs_shape(config), dtype=torch.uint8)
     start = torch.zeros(num_envs, dtype=torch.bool)
     reward, state = torch.zeros(num_envs), actor.state
     act = functools.partial(actor.act, obs, start, epsilon=torch.zeros(num_envs), noise=True)

@@ -2,7 +2,8 @@
 
 They are counted on fake CUDA tensors under bf16 autocast, as PyTorch would launch them eagerly,
 with the Triton kernels. The exit code is 1 if an operation waits for the device, or if an update
-has more kernels than `MOST_KERNELS` allows.
+has more kernels than `MOST_KERNELS` allows; with --compiled, if what `learner.compile` compiles
+does not stay whole: each break makes it smaller graphs, which take longer and fuse less.
 """
 
 import argparse
@@ -27,18 +28,24 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("presets", nargs="*", default=list(MOST_KERNELS))
     parser.add_argument("--top", type=int, default=0, help="also the so many largest operations")
+    parser.add_argument("--compiled", action="store_true", help="breaks of the graphs instead")
     options = parser.parse_args(argv)
     try:
         _fake_cuda.enable()
     except RuntimeError as error:
         parser.error(str(error))
     from agents.presets import read_preset
-    from benchmarks._presets import count
+    from benchmarks._presets import broken_graphs, count
 
     try:
         configs = {name: read_preset(name) for name in options.presets}
     except ValueError as error:
         parser.error(str(error))
+    if options.compiled:
+        reasons = {name: broken_graphs(config) for name, config in configs.items()}
+        for name, found in reasons.items():
+            print(f"{name}: {len(found)} breaks", *found, sep="\n    ")
+        sys.exit(any(reasons.values()))
     failed = False
     print(f"{'preset':16s} {'':8s} {'kernels':>8s} {'most':>6s} {'GB':>9s} {'GFLOP':>9s}")
     for case, config in configs.items():

@@ -61,6 +61,9 @@ class FakeReplay:
         self.batch, self.told = batch, []
         self.beta = torch.zeros(())
 
+    def compile(self) -> None:
+        pass
+
     def sample(self, batch_size: int) -> Batch:
         assert batch_size == self.config.batch_size
         weight = importance_weights(self.batch.probability, self.beta)

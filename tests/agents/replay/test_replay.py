@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from agents.replay.batch import Batch
 from agents.replay.buffer import Replay
@@ -344,6 +345,25 @@ def test_feed_forward_settings_equal_the_naive_twin(
         recurrent=False,
     )
     run(pair, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sequence", [1, 3])
+def test_compiled_drawing_and_priorities_equal_the_naive_twin(sequence: int) -> None:
+    pair = make_pair(
+        sequence, sequence_steps=sequence, burn_in_steps=0, overlap_steps=0, stack=4, n_steps=3,
+        num_envs=3, recurrent=False, priority_exponent=0.5,
+    )  # fmt: skip
+    counters.clear()
+    pair.replay.compile()
+    for time in range(2 * pair.replay.rows + 5):
+        pair.add()
+        if pair.replay.ready and time % 5 == 0:
+            check_batch(pair, pair.replay.sample(pair.replay.config.batch_size))
+            update_priorities(pair)
+            check_weights(pair)
+    assert counters["stats"]["unique_graphs"] >= 2
+    assert not counters["graph_break"]
 
 
 def test_extreme_priorities_in_a_buffer_are_drawn_in_proportion() -> None:
