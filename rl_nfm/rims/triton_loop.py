@@ -205,13 +205,13 @@ class _Backward:
 
 def launch(name: str, programs: int, *args: Any, **constants: Any) -> None:
     """Launch as many programs of the kernel of this name."""
-    from rl_nfm.rims import triton_backward_kernels, triton_kernels
+    from rl_nfm.rims import triton_backward_kernels, triton_communication, triton_kernels
 
     if programs:
-        module = triton_backward_kernels if "backward" in name else triton_kernels
-        tensor = next(x for x in args if isinstance(x, Tensor))
-        with torch.cuda.device_of(tensor):
-            getattr(module, name)[(programs,)](*args, **constants, enable_fp_fusion=True)
+        modules = triton_kernels, triton_backward_kernels, triton_communication
+        kernel = next(vars(x)[name] for x in modules if name in vars(x))
+        with torch.cuda.device_of(next(x for x in args if isinstance(x, Tensor))):
+            kernel[(programs,)](*args, **constants, enable_fp_fusion=True)
 
 
 def _flags(mask: Tensor | None) -> Tensor | None:
