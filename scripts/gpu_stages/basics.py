@@ -77,14 +77,16 @@ def tests() -> Iterator[Result]:
 def kernels() -> Iterator[Result]:
     """Run the check that every Triton kernel undergoes at first use, and time it."""
     from rl_nfm.backbones.norms import guard as norm_guard
+    from rl_nfm.nfm.linear import guard as linear_guard
     from rl_nfm.nfm.triton_attention import guard as attention_guard
     from rl_nfm.rims import RIMLSTMCell, triton_check
 
     if REHEARSAL:  # in a rehearsal, the interpreter would be too slow for the others
         os.environ["RL_NFM_KERNELS"] = "triton"
     types = (torch.bfloat16,) if REHEARSAL else (torch.float32, torch.bfloat16, torch.float16)
+    checked = (norm_guard, ()), (linear_guard, ()), (attention_guard, (4, 32, 32, 4, True))
     for dtype in types:
-        for guard, case in ((norm_guard, ()), (attention_guard, (4, 32, 32, 4, True))):
+        for guard, case in checked:
             begin = time.perf_counter()
             agrees = guard.ready(DEVICE, dtype, *case)
             yield {
