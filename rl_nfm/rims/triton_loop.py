@@ -133,12 +133,17 @@ def backward(
         ),
     )
     reset = layer.sequence.reset_state
+    of_hidden = run.of_hidden[0] + run.parts.unflatten(0, (-1, run.gates)).sum(1)
     of_cell = None if tape.cell is None else reset(run.of_cell[0], 0)
-    return run.products, reset(run.of_hidden[0], 0), of_cell
+    return run.products, reset(of_hidden, 0), of_cell
 
 
 class _Backward:
-    """Memory for the gradients of all steps, and the kernels of one."""
+    """Memory for the gradients of all steps, and the kernels of one.
+
+    The product that leads to the state before a step is long and narrow. It is taken gate by gate,
+    side by side; the next kernels add the parts up.
+    """
 
     def __init__(self, layer: LayerCall, tape: Tape, grads: tuple[Tensor | None, ...]):
         of_output, of_hidden, of_cell = grads
@@ -147,6 +152,11 @@ class _Backward:
         self.steps, self.batch = steps, batch
         new, sizes = layer.drive.new_empty, self.sizes
         lstm = tape.cell is not None
+        self.gates = 4 if lstm else 3
+        by_gate = layer.weights.hidden.unflatten(-1, (self.gates, -1)).permute(0, 2, 3, 1)
+        self.hidden_weight = by_gate.reshape(n * self.gates, sizes.size, sizes.size)
+        self.parts = layer.drive.new_zeros(n * self.gates, batch, sizes.size)
+        self.of_parts = torch.empty_like(self.parts)
         self.of_hidden = [_first(of_hidden, tape.hidden), new(n, batch, sizes.size)]
         self.of_cell = [_first(of_cell, tape.hidden), new(n, batch, sizes.size)] if lstm else []
         self.of_gates = new(n, steps, batch, gates)
@@ -168,30 +178,29 @@ class _Backward:
 
     def step(self, t: int) -> None:
         """Step t, after the one behind it."""
-        (spec, weights, _, _), tape, sizes = self.layer, self.tape, self.sizes
-        arriving = self.of_hidden[0], *self.of_output
-        if spec.heads:
-            self._communication(t)
+        tape, sizes = self.tape, self.sizes
+        arriving = self.of_hidden[0], self.parts, *self.of_output
+        if sizes.spec.heads:
+            self._communication(t, arriving)
         old_cell, new_cell = self.of_cell if self.of_cell else (None, None)
         launch(
             "blocks_backward", sizes.rims * self.batch, *arriving, self.of_shown, old_cell,
             self.reset, tape.active, tape.acts, tape.extra, tape.cell, tape.hidden, *self.drive,
-            tape.gate, *self.key_query, self.of_gates, self.of_product, self.of_key_query,
-            self.of_hidden[1], new_cell, t, self.steps, self.batch, **sizes.state,
-            LSTM=spec.cell == "lstm",
+            tape.gate, *self.key_query, self.of_gates, self.of_product, self.of_parts,
+            self.of_key_query, self.of_hidden[1], new_cell, t, self.steps, self.batch,
+            **sizes.state, PARTS=self.gates,
         )  # fmt: skip
-        of_product = self.of_gates if self.of_product is None else self.of_product
-        self.of_hidden[1].baddbmm_(of_product[:, t], weights.hidden.transpose(1, 2))
+        torch.bmm(self.of_parts, self.hidden_weight, out=self.parts)
         self.of_hidden.reverse()
         self.of_cell.reverse()
 
-    def _communication(self, t: int) -> None:
+    def _communication(self, t: int, arriving: tuple[Any, ...]) -> None:
         (spec, weights, sequence, _), tape, sizes = self.layer, self.tape, self.sizes
         of_update, of_projected = not_none(self.of_update), not_none(self.of_projected)
         launch(
-            "finish_backward", sizes.rims * self.batch, self.of_hidden[0], *self.of_output,
-            self.reset, tape.active, tape.update, _dense(sequence.dropout), of_update, t,
-            self.steps, self.batch, **sizes.state, GATED=sizes.update > sizes.size,
+            "finish_backward", sizes.rims * self.batch, *arriving, self.reset, tape.active,
+            tape.update, _dense(sequence.dropout), of_update, t, self.steps, self.batch,
+            **sizes.state, PARTS=self.gates, GATED=sizes.update > sizes.size,
         )  # fmt: skip
         output = not_none(weights.output).expand(sizes.rims, -1, -1).transpose(1, 2)
         torch.bmm(of_update[:, t], output, out=self.of_read)
