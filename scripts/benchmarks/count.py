@@ -16,7 +16,7 @@ MOST_KERNELS = {
     "dopamine_iqn": 400,
     "atari_100k": 880,
     "btr": 1350,
-    "nfm_paper": 3150,
+    "nfm_paper": 2400,
     "resnet_paper": 1750,
     "rim": 1000,
     "r2d2": 1320,
