@@ -105,7 +105,7 @@ class Replay:
         return device
 
     def compile(self) -> None:
-        """Let `torch.compile` make drawing and priorities: 10 kernels on a GPU instead of 175.
+        """Let `torch.compile` make drawing and priorities: 14 kernels on a GPU instead of 177.
 
         The uniform numbers that draw then have the 24 bits of float32. Frames are picked as before:
         the compiler would compute their places anew for every pixel.

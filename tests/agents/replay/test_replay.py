@@ -214,7 +214,7 @@ def make_pair(seed: int, **fixed: Any) -> Pair:
         returns,
         num_envs=num_envs,
         obs_shape=(stack, HEIGHT, WIDTH),
-        device=CPU,
+        device=torch.get_default_device(),
         state=(torch.zeros(1, STATE),) if recurrent else (),
     )
     assert replay.rows == rows
@@ -347,9 +347,7 @@ def test_feed_forward_settings_equal_the_naive_twin(
     run(pair, monkeypatch)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sequence", [1, 3])
-def test_compiled_drawing_and_priorities_equal_the_naive_twin(sequence: int) -> None:
+def run_compiled(sequence: int) -> None:
     pair = make_pair(
         sequence, sequence_steps=sequence, burn_in_steps=0, overlap_steps=0, stack=4, n_steps=3,
         num_envs=3, recurrent=False, priority_exponent=0.5,
@@ -364,6 +362,19 @@ def test_compiled_drawing_and_priorities_equal_the_naive_twin(sequence: int) -> 
             check_weights(pair)
     assert counters["stats"]["unique_graphs"] >= 2
     assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sequence", [1, 3])
+def test_compiled_drawing_and_priorities_equal_the_naive_twin(sequence: int) -> None:
+    run_compiled(sequence)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_compiled_drawing_and_priorities_equal_the_naive_twin_on_a_gpu() -> None:
+    with torch.device("cuda"):
+        run_compiled(1)
 
 
 def test_extreme_priorities_in_a_buffer_are_drawn_in_proportion() -> None:
