@@ -34,8 +34,19 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 
-def available() -> bool:
-    """Whether the kernels can be used here; builds them at the first call."""
+CPU = torch.device("cpu")
+
+
+def available(device: torch.device = CPU) -> bool:
+    """Whether the kernels can be used on this device; builds them when first asked for the CPU.
+
+    A network is built on the CPU wherever it will run, and a run on a GPU need not wait for this.
+    """
+    return device.type == "cpu" and _built()
+
+
+@torch.compiler.assume_constant_result
+def _built() -> bool:
     return library(SOURCE) is not None
 
 

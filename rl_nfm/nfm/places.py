@@ -109,7 +109,6 @@ class Place(nn.Module):
         self.config = config
         self.random_attention = config.random_attention
         self.use_kernels = triton_guard.switched_on()
-        self.has_library = kernels.available()
         self.recorder: AttentionRecorder | None = None
         keys, values = config.heads * config.key_size, config.heads * config.value_size
         owned = config.kv_owner == "source"
@@ -122,11 +121,6 @@ class Place(nn.Module):
         self.key_values = nn.ModuleDict({str(c): nn.Linear(c, keys + values) for c in widths})
         self.out = OutBlock(config, channels=channels, rank=rank)
         self.gamma = nn.Parameter(torch.zeros(()))
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Look again for the kernels: another machine may have pickled the place."""
-        super().__setstate__(state)
-        self.has_library = kernels.available()
 
     def forward(
         self, x: Float[Tensor, "B C *T"], memory: Memory, visit: Visit
@@ -154,7 +148,7 @@ class Place(nn.Module):
             none = state[..., :0]
             return Projected(none, none, none, None)
         plain = is_untouched(self.project, nn.Linear)
-        wants_rows = triton_attention.is_wanted(state) or not self.has_library
+        wants_rows = triton_attention.is_wanted(state) or not kernels.available(state.device)
         if wants_rows or not (plain and self.use_kernels and kernels.supports(state)):
             packed = Packed(run_linear(self.project, state), self.parts)
             return Projected(*packed.split(), packed)
@@ -217,7 +211,7 @@ class Place(nn.Module):
         if done is not None:
             read, handover = done
             updates = [{"handover": handover}] * len(memory)
-        elif self.has_library and kernels.supports(query, keys, values):
+        elif kernels.available(query.device) and kernels.supports(query, keys, values):
             read, keys, values = kernels.attend(
                 query, keys, values, grid, **common, null_slot=config.null_slot
             )

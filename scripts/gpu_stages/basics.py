@@ -58,20 +58,23 @@ def tests() -> Iterator[Result]:
     targets = [str(path) for path in files if "mark.gpu" in path.read_text()]
     if REHEARSAL:
         targets = ["tests/rl_nfm/support/test_triton_guard.py"]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", marker, "--tb=short", "--maxfail=8"]
+    command = [sys.executable, "-m", "pytest", "-v", "-m", marker, "--tb=short", "--maxfail=8"]
     env = _environment()
     env.pop("RL_NFM_REHEARSAL", None)
     begin = time.perf_counter()
-    done = subprocess.run(
+    process = subprocess.Popen(
         [*command, "-p", "no:cacheprovider", *targets],
-        cwd=ROOT, env=env, capture_output=True, text=True, errors="replace",
+        cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        errors="replace",
     )  # fmt: skip
-    lines = done.stdout.strip().splitlines()
-    yield {"passed": done.returncode == 0, "seconds": round(time.perf_counter() - begin, 1)}
-    yield {"last_line": lines[-1] if lines else done.stderr[-300:]}
-    if done.returncode:
-        for line in lines[-120:]:
-            print(line, flush=True)
+    assert process.stdout is not None
+    last = ""
+    for line in process.stdout:  # shown at once: a stage that runs out of time tells how far it got
+        print(line, end="", flush=True)
+        last = line.strip() or last
+    failed = process.wait() != 0
+    yield {"passed": not failed, "seconds": round(time.perf_counter() - begin, 1)}
+    yield {"last_line": last}
 
 
 def kernels() -> Iterator[Result]:

@@ -243,11 +243,22 @@ def test_a_projection_with_hooks_is_called():
 def test_pickled_where_there_is_a_compiler_and_used_where_there_is_none(monkeypatch):
     net = make_mlp_with_nfm()
     x, data = torch.randn(3, 6), pickle.dumps(net)
-    monkeypatch.setattr(kernels, "available", lambda: False)
-    monkeypatch.setattr(kernels, "library", lambda: None)
+    monkeypatch.setattr(kernels, "library", lambda _source: None)
     for place in net.places.places:
         place.use_kernels = False
     assert torch.equal(pickle.loads(data)(x), net(x))
+
+
+def test_a_network_is_made_without_building_the_kernels(monkeypatch):
+    """It may be on its way to a GPU, where a run would wait a minute for what it never uses."""
+    asked = []
+    library = kernels.library
+    monkeypatch.setattr(kernels, "library", lambda source: asked.append(source) or library(source))
+    net = make_mlp_with_nfm()
+    assert not kernels.available(torch.device("cuda"))
+    assert not asked
+    net(torch.randn(3, 6))
+    assert asked
 
 
 def test_a_reader_whose_result_is_unused_passes_gradients_on():
