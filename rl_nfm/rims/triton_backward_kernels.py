@@ -30,53 +30,33 @@ def _arriving(
     return x
 
 
-@triton.jit
-def write_update_gradient(
-    of_hidden, parts, of_output, output_rim, output_step, output_row, reset, active, update,
-    dropout, of_update, i, b, j, t, T, B,
-    N: tl.constexpr, S: tl.constexpr, PARTS: tl.constexpr, GATED: tl.constexpr,
-):  # fmt: skip
-    """Write and return the gradients of what was read times its weights [n, T, B, U].
-
-    Of its linear part, and of its gate (if there is none: twice the former).
-    """
-    mask = (i + 0 * j < N) & (j < S)
-    width = 2 * S if GATED else S
-    row = row_of(i, t, b, T, B)
-    m = tl.load(active + row, mask=i < N, other=0) != 0
-    dh = _arriving(of_hidden, parts, of_output, output_rim, output_step, output_row, reset, i, b, j,
-                   t, T, B, mask, S, PARTS)  # fmt: skip
-    if dropout is not None:
-        factor = tl.load(dropout + row * S + j, mask=mask, other=0.0)
-    of_linear = dh
-    if GATED:
-        squashed = tl.load(update + row * width + j, mask=mask, other=0.0)
-        opened = tl.load(update + row * width + S + j, mask=mask, other=0.0)
-        of_linear = dh * opened * (1 - squashed * squashed)
-    if dropout is not None:
-        of_linear *= factor
-    of_linear = tl.where(m, of_linear, 0.0)
-    of_gate = of_linear
-    to = of_update + row * width + j
-    tl.store(to, of_linear, mask=mask)
-    if GATED:
-        of_gate = tl.where(m, dh * squashed * opened * (1 - opened), 0.0)
-        tl.store(to + S, of_gate, mask=mask)
-    return of_linear, of_gate
-
-
 @triton.jit(do_not_specialize=["output_rim", "output_step", "output_row", "t", "T", "B"])
 def finish_backward(
     of_hidden, parts, of_output, output_rim, output_step, output_row, reset, active, update,
     dropout, of_update, t, T, B,
-    N: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, PARTS: tl.constexpr, GATED: tl.constexpr,
+    S: tl.constexpr, SP: tl.constexpr, PARTS: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
-    """`write_update_gradient` of one RIM of one sample."""
+    """Gradient of what was read times its weights, [n, T, B, U]."""
     i, b = tl.program_id(0) // B, tl.program_id(0) % B
-    write_update_gradient(
-        of_hidden, parts, of_output, output_rim, output_step, output_row, reset, active, update,
-        dropout, of_update, i, b, tl.arange(0, SP), t, T, B, N, S, PARTS, GATED,
-    )  # fmt: skip
+    j = tl.arange(0, SP)
+    mask = j < S
+    width = 2 * S if GATED else S
+    row = row_of(i, t, b, T, B)
+    m = tl.load(active + row) != 0
+    dh = _arriving(of_hidden, parts, of_output, output_rim, output_step, output_row, reset, i, b, j,
+                   t, T, B, mask, S, PARTS)  # fmt: skip
+    dh = tl.where(m, dh, 0.0)
+    factor = 1.0
+    if dropout is not None:
+        factor = tl.load(dropout + row * S + j, mask=mask, other=0.0)
+    to = of_update + row * width + j
+    if GATED:
+        squashed = tl.load(update + row * width + j, mask=mask, other=0.0)
+        opened = tl.load(update + row * width + S + j, mask=mask, other=0.0)
+        of_gate = dh * squashed * opened * (1 - opened)
+        tl.store(to + S, tl.where(m, of_gate, 0.0), mask=mask)
+        dh = tl.where(m, dh * opened * (1 - squashed * squashed), 0.0)
+    tl.store(to, dh * factor, mask=mask)
 
 
 @triton.jit(do_not_specialize=[

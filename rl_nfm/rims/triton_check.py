@@ -17,17 +17,9 @@ _STEPS, _BATCH = 3, 2
 
 
 def supports(
-    spec: StepSpec,
-    weights: StepWeights,
-    sequence: SequenceInputs,
-    states: list[Tensor | None],
-    *,
-    fuse: bool,
+    spec: StepSpec, weights: StepWeights, sequence: SequenceInputs, states: list[Tensor | None]
 ) -> bool:
-    """Whether the kernels take these tensors; the first call for each form checks them.
-
-    `fuse`: those of `triton_fused` too, see `Sizes`.
-    """
+    """Whether the kernels take these tensors; the first call for each form checks them."""
     tensors = [x for x in (*weights, *sequence, *states) if x is not None]
     device = weights.hidden.device
     return (
@@ -35,47 +27,47 @@ def supports(
         and runs_eagerly(*tensors)
         and all(x.dtype in (torch.float32, torch.bool) and x.device == device for x in tensors)
         and weights.hidden.numel() > 0
-        and Sizes.of(spec, weights, fuse).fit
-        and guard.ready(device, *_case(spec, weights, sequence, fuse))
+        and Sizes.of(spec, weights).fit
+        and guard.ready(device, *_case(spec, weights, sequence))
     )
 
 
 def give_up(spec: StepSpec, weights: StepWeights, sequence: SequenceInputs, error: object) -> None:
     """Use the plain path from now on for tensors like these."""
-    for fuse in (True, False):
-        guard.give_up(weights.hidden.device, *_case(spec, weights, sequence, fuse), error=error)
+    guard.give_up(weights.hidden.device, *_case(spec, weights, sequence), error=error)
 
 
 def _case(
-    spec: StepSpec, weights: StepWeights, sequence: SequenceInputs, fuse: bool
-) -> tuple[Sizes, frozenset[str]]:
+    spec: StepSpec, weights: StepWeights, sequence: SequenceInputs
+) -> tuple[Sizes, bool, frozenset[str]]:
     """All that the kernels are compiled for."""
     parts = weights._asdict() | sequence._asdict()
     present = frozenset(name for name, part in parts.items() if part is not None)
-    return Sizes.of(spec, weights, fuse), present
+    grouped = weights.output is not None and len(weights.output) > 1
+    return Sizes.of(spec, weights), grouped, present
 
 
 def _check(
-    device: torch.device, sizes: Sizes, present: frozenset[str]
+    device: torch.device, sizes: Sizes, grouped: bool, present: frozenset[str]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Results and gradients of three steps beside those of the plain path in float64."""
     generator = torch.Generator().manual_seed(0)
-    layer, states = _draw(generator, sizes, present)
+    layer, states = _draw(generator, sizes, grouped, present)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        ours = _run(layer, states, device, sizes.fuse)
-        plain = _run(layer, states, device, None)
+        ours = _run(layer, states, device, torch.float32)
+        plain = _run(layer, states, device, torch.float64)
     finally:
         torch.set_float32_matmul_precision(precision)
     yield from zip(ours, plain, strict=True)
 
 
 def _draw(
-    generator: torch.Generator, sizes: Sizes, present: frozenset[str]
+    generator: torch.Generator, sizes: Sizes, grouped: bool, present: frozenset[str]
 ) -> tuple[LayerCall, list[Tensor]]:
     """A layer with all parts that are present, and the states it begins with."""
-    spec, n, size, read, update, maps, _ = sizes
+    spec, n, size, read, update = sizes
     gates = (4 if spec.cell == "lstm" else 3) * size
     width = 2 * spec.heads * spec.key_size + read
 
@@ -93,7 +85,7 @@ def _draw(
         "rank_query": normal(n, 1, size, fan_in=size),
         "earlier": torch.ones(n, n, dtype=torch.bool).tril(-1).unsqueeze(-1),
         "project": normal(n, size, width, fan_in=size),
-        "output": normal(maps, read, update, fan_in=max(1, read)),
+        "output": normal(n if grouped else 1, read, update, fan_in=max(1, read)),
         "output_bias": normal(1, 1, update),
     }
     sequence = {
@@ -115,10 +107,9 @@ def _draw(
 
 
 def _run(
-    layer: LayerCall, states: list[Tensor], device: torch.device, fuse: bool | None
+    layer: LayerCall, states: list[Tensor], device: torch.device, dtype: torch.dtype
 ) -> list[Tensor]:
-    """Results and gradients of our kernels, or, in float64, of the plain path (`fuse` is None)."""
-    dtype = torch.float64 if fuse is None else torch.float32
+    """Results and gradients: in float32 of our kernels, in float64 of the plain path."""
 
     def there(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.to(device, torch.bool if x.dtype == torch.bool else dtype)
@@ -129,14 +120,14 @@ def _run(
     layer = LayerCall(spec, weights, sequence, sequence.drive(weights.input))
     hidden, cell = (*map(there, states), None)[:2]
     assert hidden is not None
-    if fuse is not None:
-        result, kept = triton_loop.forward(layer, hidden, cell, keep=True, fuse=fuse)
+    if dtype == torch.float32:
+        result, kept = triton_loop.forward(layer, hidden, cell, keep=True)
     else:
         result, kept = plain_loop.forward(step_forward, layer, hidden, cell, keep=True)
     of_output = result.output.cos()
     grads = of_output, result.hidden.sin(), None if cell is None else result.cell
-    if fuse is not None:
-        products, *of_states = triton_loop.backward(layer, kept, grads, fuse=fuse)
+    if dtype == torch.float32:
+        products, *of_states = triton_loop.backward(layer, kept, grads)
     else:
         products, *of_states = plain_loop.backward(step_backward, layer, kept, grads)
     found = *result[:3], *products.weights, *products.sequence, *of_states

@@ -1,9 +1,9 @@
 """The loop of `unroll` on CUDA: matrix products by cuBLAS, all between them in Triton.
 
-A step takes two products and two kernels, forward and backward alike, or three of each where
-`triton_fused` does not fit; the gradients of weights come from a few products over all steps. An
-LSTM or GRU block that stands alone takes one product and one kernel. The kernels write what a step
-leaves where the products over all steps will read it, so that nothing is stacked afterwards.
+A step takes three products and three kernels, forward and backward alike; the gradients of weights
+come from a few products over all steps. An LSTM or GRU block that stands alone takes one product
+and one kernel. The kernels write what a step leaves where the products over all steps will read it,
+so that nothing is stacked afterwards. `triton_kernels` are the kernels.
 
 Covered, in float32: RIMs that weigh the input against one null slot and communicate, in each of
 their options, and a block without both. The gate `across`, several input slots, other types,
@@ -25,15 +25,15 @@ from rl_nfm.rims.triton_sizes import Sizes, Strided, Tape, new_tape
 
 
 def forward(
-    layer: LayerCall, hidden: Tensor, cell: Tensor | None, *, keep: bool, fuse: bool
+    layer: LayerCall, hidden: Tensor, cell: Tensor | None, *, keep: bool
 ) -> tuple[Unrolled, list[Tensor | None]]:
-    """Run all steps; see `unroll.Loop` and `Sizes.fuse`.
+    """Run all steps; see `unroll.Loop`.
 
     Raises:
         ValueError: shapes or types that do not fit each other.
     """
     check_layer(layer, hidden, cell)
-    run = _Forward(layer, keep, fuse)
+    run = _Forward(layer, keep)
     run.begin(hidden, cell)
     for t in range(layer.drive.shape[1]):
         run.step(t)
@@ -43,8 +43,8 @@ def forward(
 class _Forward:
     """Memory for the results of all steps, and the kernels of one."""
 
-    def __init__(self, layer: LayerCall, keep: bool, fuse: bool):
-        self.layer, self.sizes = layer, Sizes.of(layer.spec, layer.weights, fuse)
+    def __init__(self, layer: LayerCall, keep: bool):
+        self.layer, self.sizes = layer, Sizes.of(layer.spec, layer.weights)
         n, steps, batch, gates = layer.drive.shape
         new, size = layer.drive.new_empty, self.sizes.size
         self.tape = new_tape(layer, self.sizes, kept := steps if keep else 1)
@@ -97,32 +97,24 @@ class _Forward:
         projected, read = not_none(tape.projected), not_none(tape.read)
         output = not_none(weights.output)
         torch.bmm(not_none(tape.shown)[:, slot], not_none(weights.project), out=projected[:, slot])
-        where = t, self.steps, self.batch, slot, self.kept
-        rest = (
-            _dense(weights.output_bias), _dense(sequence.dropout), tape.update, tape.shown,
-            tape.hidden, self.reset, self.last_hidden, self.output, *self.choice, *where,
-        )  # fmt: skip
-        scale = spec.key_size**-0.5
-        if sizes.fused is not None:
-            launch(
-                "communicate_and_finish", self.batch, projected, tape.probs, read, _dense(output),
-                scale, *rest, **sizes.fused,
-            )  # fmt: skip
-            return
         launch(
-            "communicate", self.batch * spec.heads, projected, tape.probs, read, scale, *where[2:],
-            **sizes.heads,
+            "communicate", self.batch * spec.heads, projected, tape.probs, read,
+            spec.key_size**-0.5, self.batch, slot, self.kept, **sizes.heads,
         )  # fmt: skip
         torch.bmm(read[:, slot], output.expand(sizes.rims, -1, -1), out=self.linear)
-        gated = sizes.update > sizes.size
-        launch("finish", self.batch, self.linear, *rest, **sizes.states, GATED=gated)
+        launch(
+            "finish", self.batch, self.linear, _dense(weights.output_bias),
+            _dense(sequence.dropout), tape.update, tape.shown, tape.hidden, self.reset,
+            self.last_hidden, self.output, *self.choice, t, self.steps, self.batch, slot, self.kept,
+            **sizes.states, GATED=sizes.update > sizes.size,
+        )  # fmt: skip
 
 
 def backward(
-    layer: LayerCall, saved: list[Any], grads: tuple[Tensor | None, ...], *, fuse: bool
+    layer: LayerCall, saved: list[Any], grads: tuple[Tensor | None, ...]
 ) -> tuple[Products, Tensor, Tensor | None]:
     """Gradients of the products and of the first states; see `unroll.Loop`."""
-    run = _Backward(layer, Tape(*saved), grads, fuse)
+    run = _Backward(layer, Tape(*saved), grads)
     for t in reversed(range(layer.drive.shape[1])):
         run.step(t)
     tape, of_product = run.tape, run.of_gates if run.of_product is None else run.of_product
@@ -153,9 +145,9 @@ class _Backward:
     side by side; the next kernels add the parts up.
     """
 
-    def __init__(self, layer: LayerCall, tape: Tape, grads: tuple[Tensor | None, ...], fuse: bool):
+    def __init__(self, layer: LayerCall, tape: Tape, grads: tuple[Tensor | None, ...]):
         of_output, of_hidden, of_cell = grads
-        self.layer, self.tape, self.sizes = layer, tape, Sizes.of(layer.spec, layer.weights, fuse)
+        self.layer, self.tape, self.sizes = layer, tape, Sizes.of(layer.spec, layer.weights)
         n, steps, batch, gates = layer.drive.shape
         self.steps, self.batch = steps, batch
         new, sizes = layer.drive.new_empty, self.sizes
@@ -205,46 +197,27 @@ class _Backward:
     def _communication(self, t: int, arriving: tuple[Any, ...]) -> None:
         (spec, weights, sequence, _), tape, sizes = self.layer, self.tape, self.sizes
         of_update, of_projected = not_none(self.of_update), not_none(self.of_projected)
-        where, scale = (t, self.steps, self.batch), spec.key_size**-0.5
-        finished = *arriving, self.reset, tape.active, tape.update, _dense(sequence.dropout)
-        output = not_none(weights.output)
-        attention = tape.projected, tape.probs, of_projected, scale
-        if (sizes_fused := sizes.fused) is not None:
-            constants = {key: x for key, x in sizes_fused.items() if key != "TOP"}
-            launch(
-                "finish_and_communicate_backward", self.batch, *finished, of_update, _dense(output),
-                *attention, *where, **constants, PARTS=self.gates,
-            )  # fmt: skip
-        else:
-            launch(
-                "finish_backward", sizes.rims * self.batch, *finished, of_update, *where,
-                **sizes.state, N=sizes.rims, PARTS=self.gates, GATED=sizes.update > sizes.size,
-            )  # fmt: skip
-            each = output.expand(sizes.rims, -1, -1).transpose(1, 2)
-            torch.bmm(of_update[:, t], each, out=self.of_read)
-            launch(
-                "communicate_backward", self.batch * spec.heads, self.of_read, *attention, *where,
-                **sizes.heads,
-            )  # fmt: skip
+        launch(
+            "finish_backward", sizes.rims * self.batch, *arriving, self.reset, tape.active,
+            tape.update, _dense(sequence.dropout), of_update, t, self.steps, self.batch,
+            **sizes.state, PARTS=self.gates, GATED=sizes.update > sizes.size,
+        )  # fmt: skip
+        output = not_none(weights.output).expand(sizes.rims, -1, -1).transpose(1, 2)
+        torch.bmm(of_update[:, t], output, out=self.of_read)
+        launch(
+            "communicate_backward", self.batch * spec.heads, self.of_read, tape.projected,
+            tape.probs, of_projected, spec.key_size**-0.5, t, self.steps, self.batch, **sizes.heads,
+        )  # fmt: skip
         project = not_none(weights.project).transpose(1, 2)
         torch.bmm(of_projected[:, t], project, out=self.of_shown)
 
 
 def launch(name: str, programs: int, *args: Any, **constants: Any) -> None:
     """Launch as many programs of the kernel of this name."""
-    from rl_nfm.rims import (
-        triton_backward_kernels,
-        triton_communication,
-        triton_finish,
-        triton_fused,
-        triton_kernels,
-    )
+    from rl_nfm.rims import triton_backward_kernels, triton_communication, triton_kernels
 
     if programs:
-        modules = (
-            triton_kernels, triton_finish, triton_communication, triton_fused,
-            triton_backward_kernels,
-        )  # fmt: skip
+        modules = triton_kernels, triton_backward_kernels, triton_communication
         kernel = next(vars(x)[name] for x in modules if name in vars(x))
         with torch.cuda.device_of(next(x for x in args if isinstance(x, Tensor))):
             kernel[(programs,)](*args, **constants, enable_fp_fusion=True)

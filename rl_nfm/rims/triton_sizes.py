@@ -25,23 +25,17 @@ class Sizes(NamedTuple):
     """Of what all heads of a RIM read; 0 without communication."""
     update: int
     """Of the update with its gate; 0 without communication."""
-    maps: int
-    """Weights that make the update of what was read: `rims`, 1 that all share, or 0."""
-    fuse: bool
-    """Whether the kernels of `triton_fused` are to be used."""
 
     @staticmethod
-    def of(spec: StepSpec, weights: StepWeights, fuse: bool) -> "Sizes":
+    def of(spec: StepSpec, weights: StepWeights) -> "Sizes":
         """The sizes of a layer."""
         n, size, _ = weights.hidden.shape
-        maps, read, update = (0, 0, 0) if weights.output is None else weights.output.shape
-        return Sizes(spec, n, size, read, update, maps, fuse)
+        read, update = (0, 0) if weights.output is None else weights.output.shape[1:]
+        return Sizes(spec, n, size, read, update)
 
     @property
     def fit(self) -> bool:
         """Whether the kernels are made for these."""
-        if self.fuse and self.fused is None:
-            return False
         spec, rims = self.spec, power(self.rims)
         alone = spec.gate is None and not spec.heads
         if not alone and not (spec.gate == "null" and spec.slots == 1 and spec.heads):
@@ -73,24 +67,6 @@ class Sizes(NamedTuple):
         return sizes | {
             "N": self.rims, "NP": padded, "E": value, "EP": power(value), "num_warps": warps,
         }  # fmt: skip
-
-    @property
-    def fused(self) -> dict[str, int] | None:
-        """Constants of the kernels in `triton_fused`; None: they are not used."""
-        if self.maps != 1 or not self.fuse:
-            return None
-        heads = power(self.spec.heads)
-        sizes = self.states | self.heads | {"HP": heads}
-        read, state = heads * sizes["EP"], sizes["SP"]
-        attention = heads * sizes["NP"] ** 2 * max(sizes["DP"], sizes["EP"])
-        # A matrix unit needs 16 numbers to add up, and with one or two RIMs hardly any are real.
-        if (
-            self.rims < 3
-            or min(read, state) < 16
-            or max(read * state, attention // 2) > MOST_NUMBERS
-        ):
-            return None
-        return sizes | {"num_warps": 8, "GATED": self.update > self.size}
 
 
 class Tape(NamedTuple):

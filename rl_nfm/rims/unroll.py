@@ -44,7 +44,7 @@ def unroll(
     tensors = (*weights, *sequence, hidden, cell)
     with torch.autocast(hidden.device.type, enabled=False):
         loop = _choose(spec, compiled, tensors)
-        if loop not in _TRITON.values():
+        if loop is not _TRITON:
             return _run(spec, loop, tensors)
         try:
             return _run(spec, loop, tensors)
@@ -161,13 +161,7 @@ def _one_by_one(
 
 
 _KERNELS = Loop(kernels.forward, kernels.backward)
-_TRITON = {
-    fuse: Loop(
-        functools.partial(triton_loop.forward, fuse=fuse),
-        functools.partial(triton_loop.backward, fuse=fuse),
-    )
-    for fuse in (True, False)
-}
+_TRITON = Loop(triton_loop.forward, triton_loop.backward)
 _PLAIN = Loop(
     functools.partial(plain_loop.forward, step_forward),
     functools.partial(plain_loop.backward, step_backward),
@@ -177,9 +171,8 @@ _PLAIN = Loop(
 def _choose(spec: StepSpec, compiled: bool, tensors: tuple[Tensor | None, ...]) -> Loop:
     if compiled:
         return _compiled()
-    for fuse, loop in _TRITON.items():
-        if triton_check.supports(spec, *_split(tensors), fuse=fuse):
-            return loop
+    if triton_check.supports(spec, *_split(tensors)):
+        return _TRITON
     return _KERNELS if spec.slots == 1 and kernels.supports(*tensors) else _PLAIN
 
 

@@ -21,7 +21,6 @@ from gpu_stages.common import (
     replaced,
 )
 from rl_nfm.rims import RIM_GRU, RIM_LSTM, triton_loop
-from rl_nfm.rims.triton_sizes import Sizes
 
 PROFILED = ("nfm_paper", "btr_like", "rim", "r2d2")
 COMPILED = ("rainbow_iqn", "btr_like", "resnet_paper", "r2d2")
@@ -58,8 +57,7 @@ def rims() -> Iterator[dict[str, Any]]:
     """20 steps, batch 64, 600 -> 600, forward and backward, float32 and bf16 autocast.
 
     All multiply in TF32, which is cuDNN's default and what the learner sets. `triton_launches` are
-    those of one step: 0 means that RIMs took the plain path. `apart` is without the kernels that
-    fuse the communication with the product behind it.
+    those of one step: 0 means that RIMs took the plain path.
     """
     torch.set_float32_matmul_precision("high")
     size, batch = (24, 4) if REHEARSAL else (600, 64)
@@ -67,7 +65,6 @@ def rims() -> Iterator[dict[str, Any]]:
         "nn.LSTM": lambda: nn.LSTM(size, size),
         "RIM_LSTM": lambda: RIM_LSTM(size, size, 6, 4),
         "RIM_GRU": lambda: RIM_GRU(size, size, 6, 4),
-        "RIM_LSTM apart": lambda: RIM_LSTM(size, size, 6, 4),
         "RIM_LSTM compiled": lambda: RIM_LSTM(size, size, 6, 4, compiled=True),
     }
     bases: dict[torch.dtype, float] = {}
@@ -81,12 +78,9 @@ def rims() -> Iterator[dict[str, Any]]:
         net = models[name]().to(DEVICE)
         x = torch.randn(20, batch, size, device=DEVICE, requires_grad=True)
         step = _forward_backward(net, x, dtype)
-        with contextlib.ExitStack() as stack:
-            if name.endswith("apart"):
-                stack.enter_context(mock.patch.object(Sizes, "fused", None))
-            step()  # checks the kernels
-            launches = _count_launches(step)
-            ms = median_ms(captured(step), 0.5)
+        step()  # checks the kernels
+        launches = _count_launches(step)
+        ms = median_ms(captured(step), 0.5)
         base = bases.setdefault(dtype, ms)
         yield {
             "model": name,
