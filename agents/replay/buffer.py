@@ -1,10 +1,6 @@
 """Replay on the learner's device: one uint8 frame per step, stacks rebuilt at sampling.
 
-Layout: one ring per environment, written in lockstep: every store is [rows, num_envs, ...]. Row t
-holds the newest frame of the observation, the action taken on it, the raw reward and discount (0 or
-1) that followed, and two borders: `episode_start` (the first frame of an episode, which cuts
-stacks) and `life_loss` (the step lost a life: it ends the return where the protocol says so; stacks
-go on).
+`Ring` holds the rows and reads them; here they are written, drawn and given priorities.
 
 The row before an episode start is never a start of a transition: it holds the last frame of its
 episode (the environment's autoreset step, whose action is ignored), and is what a return that meets
@@ -27,17 +23,17 @@ from torch import Tensor
 
 from agents.replay.batch import Batch
 from agents.replay.config import ReplayConfig
-from agents.replay.layout import FRAME, make_states, make_stores
+from agents.replay.layout import make_states
 from agents.replay.priorities import Priorities, importance_weights, sequence_priority
 from agents.replay.returns import ReturnConfig, n_step_returns
-from agents.replay.stacks import frames_kept, pick_frames
+from agents.replay.ring import Ring
 from agents.replay.storage import register_storage
 from rl_nfm.encoders import State
 from rl_nfm.support.ranks import ALONE, Ranks
 
 
 @register_storage("device")
-class Replay:
+class Replay(Ring):
     """The buffer. `add` once per environment step, `sample` and `update_priorities` per update."""
 
     capturable = True
@@ -71,26 +67,29 @@ class Replay:
         Raises:
             ValueError: if the capacity is too small for one sequence.
         """
-        self.config, self.returns, self.num_envs, self.device = config, returns, num_envs, device
+        self.config, self.returns, self.frame_channels = config, returns, frame_channels
         # priorities that are not used need no maxima either
         self.ranks = ranks if config.priority_exponent else ALONE
-        self.obs_shape = obs_shape
-        self.frame_channels, self.stack_num = frame_channels, obs_shape[0] // frame_channels
         # before the burn-in: the rest of the stack, and at least the row of the last action
-        self.history_steps = config.burn_in_steps + max(1, self.stack_num - 1)
+        history = max(1, obs_shape[0] // frame_channels - 1)
+        self.history_steps = config.burn_in_steps + history
         self.future_steps = config.sequence_steps - 1 + returns.n_steps
-        self.stride = config.stride_steps
-        self.rows = config.rows(num_envs)
+        self.stride, rows = config.stride_steps, config.rows(num_envs)
         needed = self.history_steps + self.future_steps + self.stride
-        if self.rows <= needed:
+        if rows <= needed:
             least = (needed // self.stride + 1) * self.stride * num_envs
             raise ValueError(
                 f"capacity_steps: {config.capacity_steps} is not allowed: {num_envs} environments "
                 f"with this sequence, stack and n_steps need at least {least}"
             )
-
-        self.row_stores = make_stores(self.rows, num_envs, obs_shape, device, frame_channels)
-        self.frame, self.episode_start = self.row_stores[FRAME], self.row_stores["episode_start"]
+        super().__init__(
+            rows,
+            num_envs,
+            obs_shape,
+            frame_channels=frame_channels,
+            device=device,
+            terminal_on_life_loss=returns.terminal_on_life_loss,
+        )
         self.priorities = Priorities(self.rows * num_envs, device)
         self.max_priority = torch.ones((), dtype=torch.float64, device=device)
         self.added_rows = 0
@@ -244,21 +243,6 @@ class Replay:
         largest = self._set_priorities(index, td_error, mask)
         self.max_priority.copy_(self.ranks.maximum(largest))
 
-    def stacks(
-        self, rows: Int64[Tensor, "S B"], env: Int64[Tensor, " B"]
-    ) -> UInt8[Tensor, "S B C H W"]:
-        """Observations of stacked frames; a frame from before the episode is zeros."""
-        return self._pick(*self._frames_of(rows, env))
-
-    def _frames_of(self, rows: Tensor, env: Tensor) -> tuple[Tensor, Tensor]:
-        age = torch.arange(self.stack_num - 1, -1, -1, device=self.device)  # oldest first
-        index = self._flat(rows.unsqueeze(-1) - age, env.unsqueeze(-1))  # [S, B, stack]
-        return index, frames_kept(self.episode_start.view(-1), index)
-
-    def _pick(self, index: Tensor, kept: Tensor) -> Tensor:
-        picked = pick_frames(self.frame.flatten(0, 1).flatten(1), index, kept)
-        return picked.view(*index.shape[:-1], *self.obs_shape)
-
     def _set_priorities(self, index: Tensor, td_error: Tensor, mask: Tensor) -> Tensor:
         """Write them, and return the largest one ever."""
         priority = sequence_priority(td_error, mask, self.config.max_weight)
@@ -306,28 +290,8 @@ class Replay:
         reward, crosses = self._at("reward", ahead, env), self._at("episode_start", ahead + 1, env)
         return n_step_returns(self.returns, reward, alive, crosses)
 
-    def _resets(self, rows: Tensor, env: Tensor) -> Tensor:
-        reset = self._at("episode_start", rows, env)
-        if self.returns.terminal_on_life_loss:
-            reset = reset | self._at("life_loss", rows - 1, env)
-        return reset
-
-    def _extras(self, rows: Tensor, env: Tensor) -> dict[str, Tensor]:
-        inside = ~self._at("episode_start", rows, env)
-        return {
-            "last_action": self._at("action", rows - 1, env).long() * inside,
-            "last_reward": self._at("reward", rows - 1, env) * inside,
-            "episode_step": self._at("episode_step", rows, env).long(),
-        }
-
     def _states(self, first_row: Tensor, env: Tensor) -> State:
         if self.keeps_states:
             row = self._state_row(first_row % self.rows)
             return tuple(s[row, env] for s in self.recurrent)
         return tuple(s.expand(len(env), *s.shape[1:]) for s in self.recurrent)
-
-    def _flat(self, rows: Tensor, env: Tensor) -> Tensor:
-        return rows % self.rows * self.num_envs + env
-
-    def _at(self, name: str, rows: Tensor, env: Tensor) -> Tensor:
-        return self.row_stores[name].view(-1)[self._flat(rows, env)]
