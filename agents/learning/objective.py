@@ -113,8 +113,9 @@ class Objective:
                 else:
                     features, state = network.features(*inputs)
             parts.append(features)
-            if not grad:
-                # Casts cached without gradient would hide the weights from the next piece.
+            if not grad and not torch.compiler.is_compiling():
+                # Casts cached without gradient would hide the weights from the next piece. The
+                # compiler caches none, and up to torch 2.11 its graph would end here.
                 torch.clear_autocast_cache()
         return torch.cat(parts), torch.cat(maps) if maps else None
 
