@@ -36,7 +36,7 @@ CASES = (
 SPEED_SECONDS = {"nfm_paper": 60, "btr_like": 110, "rainbow_iqn": 90}
 CALLS: dict[str, dict[str, int]] = {
     "a": {
-        "ceilings": 15, "kernels": 30, "tests": 60, "encoders": 25, "graph": 40, "syncs": 25,
+        "ceilings": 15, "kernels": 30, "tests": 150, "encoders": 25, "graph": 40, "syncs": 25,
         "resume": 30,
         **{f"speed:{case}": SPEED_SECONDS.get(case, 45) for case in CASES},
     },

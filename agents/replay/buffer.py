@@ -95,6 +95,7 @@ class Replay(Ring):
         self.added_rows = 0
         self.recurrent = make_states(config, state, num_envs, device)
         self.beta = torch.zeros((), device=device)  # until learning begins
+        self._drawing, self._prioritising = self._draw, self._set_priorities  # or compiled
         self._env = torch.arange(num_envs, device=device)
         self._written = torch.zeros(1, dtype=torch.int64, device=device)  # `added_rows`, there
 
@@ -110,8 +111,8 @@ class Replay(Ring):
         the compiler would compute their places anew for every pixel.
         """
         if self.ranks.alone:  # a maximum over all ranks would break the graph
-            self._draw = torch.compile(self._draw)
-            self._set_priorities = torch.compile(self._set_priorities)
+            self._drawing = torch.compile(self._draw)
+            self._prioritising = torch.compile(self._set_priorities)
 
     @property
     def steps(self) -> int:
@@ -213,7 +214,7 @@ class Replay(Ring):
 
         Needs at least one complete sequence, which holds once `min_steps` are gathered.
         """
-        fields, index, kept = self._draw(batch_size)
+        fields, index, kept = self._drawing(batch_size)
         return Batch(obs=self._pick(index, kept), **fields)
 
     def recent(
@@ -240,7 +241,7 @@ class Replay(Ring):
         """
         if self.config.priority_exponent == 0:
             return
-        largest = self._set_priorities(index, td_error, mask)
+        largest = self._prioritising(index, td_error, mask)
         self.max_priority.copy_(self.ranks.maximum(largest))
 
     def _set_priorities(self, index: Tensor, td_error: Tensor, mask: Tensor) -> Tensor:

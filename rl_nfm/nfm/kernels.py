@@ -45,9 +45,12 @@ def available(device: torch.device = CPU) -> bool:
     return device.type == "cpu" and _built()
 
 
-@torch.compiler.assume_constant_result
 def _built() -> bool:
     return library(SOURCE) is not None
+
+
+# As torch.compiler.assume_constant_result marks it, which would import the whole compiler.
+_built._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def supports(query: Tensor, keys: Sequence[Tensor] = (), values: Sequence[Tensor] = ()) -> bool:
