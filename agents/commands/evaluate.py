@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Le
 
 from agents.config import Config, to_plain
 from agents.playing.attention import attention_view
-from agents.playing.evaluate import play
+from agents.playing.evaluate import NUM_ENVS, play
 from agents.playing.scores import Scores
 from agents.playing.video import record_first_episode
 from agents.presets import preset_names, read_preset
@@ -81,7 +81,7 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs; auto: cuda where there is one."""
 
-    num_envs: Annotated[int, Gt(0), Le(1024)] = 8
+    num_envs: Annotated[int, Gt(0), Le(1024)] = NUM_ENVS
     """Games played side by side, at most one per episode."""
 
 

@@ -61,6 +61,8 @@ class PlayStep:
 
 
 OnStep = Callable[[PlayStep], object]
+NUM_ENVS = 32
+"""Games side by side, unless asked for otherwise: one forward serves all of them."""
 
 
 def play(
@@ -70,7 +72,7 @@ def play(
     episodes: int,
     epsilon: float,
     seed: int,
-    num_envs: int = 8,
+    num_envs: int = NUM_ENVS,
     fixed_fractions: bool = False,
     progress: bool = False,
     on_step: OnStep | None = None,

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from agents.config import Config, make_config
-from agents.playing.evaluate import play
+from agents.playing.evaluate import NUM_ENVS, play
 from agents.playing.policy import Agent
 from agents.saving.checkpoint import build_network
 
 SHAPE, ACTIONS, FRAMESKIP = (4, 84, 84), 9, 4
 WANTED = 4.0
+OURS = f"ours ({NUM_ENVS})"
 
 
 def config() -> Config:
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> None:
     of = config()
     agent = Agent(build_network(of, SHAPE, ACTIONS), of, SHAPE)
     contenders: dict[str, Callable[[], int]] = {
-        "ours (8)": functools.partial(ours, agent, options.episodes, 8),
+        OURS: functools.partial(ours, agent, options.episodes, NUM_ENVS),
         "sb3 (8)": functools.partial(sb3, agent, sb3_env(8), options.episodes),
         "sb3 (1)": functools.partial(sb3, agent, sb3_env(1), options.episodes),
     }
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> None:
         for name, run in contenders.items():
             measured[name].append(rates(run))
     medians = {n: [statistics.median(c) for c in zip(*r, strict=True)] for n, r in measured.items()}
-    cpu, clock = medians["ours (8)"]
+    cpu, clock = medians[OURS]
     print(f"{'steps/s of':10s} {'processor time':>15s} {'ours over':>10s} {'clock':>9s} ours over")
     for name, (one, other) in medians.items():
         print(f"{name:10s} {one:15.0f} {cpu / one:10.2f} {other:9.0f} {clock / other:9.2f}")
