@@ -68,6 +68,7 @@ def test_one_graph_forward_and_backward(use_kernels, options):
     assert_same(make_net(use_kernels, **options), torch.randn(2, 3, 10, 8), backend="aot_eager")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_kernels", PATHS)
 def test_inductor(use_kernels):
     """Sizes that do not divide one another, up and down: 10x8 and 4x3."""
