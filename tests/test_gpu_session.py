@@ -1,5 +1,6 @@
 """The script for a GPU: its limits, its table, and a rehearsal of its stages on a CPU."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -43,6 +44,15 @@ def test_every_stage_has_a_function(session, tmp_path):
         assert callable(session.stage_function(name, tmp_path))
     with pytest.raises(ValueError, match="unknown"):
         session.stage_function("nonsense", tmp_path)
+
+
+def test_the_tests_for_a_gpu_are_found(session):
+    """Also those that say so by a fixture alone."""
+    basics = importlib.import_module("gpu_stages.basics")
+    names = {Path(path).name for path in basics.gpu_test_files()}
+    kernels = {"test_linear.py", "test_triton_attention.py", "test_rims_triton.py", "test_norms.py"}
+    assert kernels | {"test_gpu.py"} <= names
+    assert "test_counting.py" not in names
 
 
 def test_the_table_compares_with_the_goals(session, capsys):

@@ -93,12 +93,13 @@ class Loop:
             self._learn()
             self.watch.lap("learn")
             counters.steps += num_envs
-            ahead = counters.steps < self.config.steps and not self._due()
+            due = self._due()
+            ahead = counters.steps < self.config.steps and not due
             for info in self.turns.receive(epsilon=self.rank_epsilon(), ahead=ahead):
                 self._ended += Episode.of(info, counters.steps)
             if self.ranks.alone:
                 self._count_episodes()
-            self._housekeeping()
+            self._housekeeping(due)
             self.watch.lap("other")
         self.turns.drop()
         self._finish()
@@ -131,11 +132,10 @@ class Loop:
                 learning.run(self.step)
             weights.after_updates()
 
-    def _housekeeping(self) -> None:
-        """Log, evaluate and save when due; end the run if a checkpoint could not be written."""
+    def _housekeeping(self, due: frozenset[str]) -> None:
+        """Log, evaluate and save what is due; end the run if a checkpoint could not be written."""
         self.saver.check()
         self.recorder.advance(self.config.env.num_envs, self.learner.updates)
-        due = self._due()
         if not due:
             return
         with self._paused():

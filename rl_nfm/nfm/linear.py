@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rl_nfm.nfm.triton_launch import launch, power
+from rl_nfm.nfm.triton_launch import launch
 from rl_nfm.support import triton_guard
 from rl_nfm.support.cpp import runs_eagerly
 from rl_nfm.support.modules import is_untouched
 from rl_nfm.support.triton_guard import TritonGuard
+from rl_nfm.support.triton_launch import power
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 COLUMNS, BLOCK = 128, 2048

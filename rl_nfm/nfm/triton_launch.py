@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rl_nfm.nfm.call import Options, slot_rows, split_sizes
 from rl_nfm.nfm.config import Rescale
+from rl_nfm.support.triton_launch import launch_from, power
 
 WARPS = 4
 UNROLL = 5
@@ -41,11 +42,6 @@ class ReaderGradients(NamedTuple):
     slots: Tensor
     options: Options
     layers: int
-
-
-def power(number: int) -> int:
-    """The smallest power of two that is at least `number`."""
-    return 1 << (number - 1).bit_length()
 
 
 def even(tensor: Tensor) -> Tensor:
@@ -159,17 +155,8 @@ def launch(name: str, grid: tuple[int, ...], *args: Any, **constants: Any) -> No
     """Launch the kernel of this name, unless the grid is empty."""
     from rl_nfm.nfm import triton_gradients, triton_kernels, triton_linear
 
-    if math.prod(grid):
-        modules = triton_kernels, triton_gradients, triton_linear
-        kernel = next(getattr(x, name) for x in modules if hasattr(x, name))
-        with torch.cuda.device_of(_first_tensor(args)):
-            kernel[grid](*args, **constants, enable_fp_fusion=True)
-
-
-def _first_tensor(args: Any) -> Tensor:
-    while not isinstance(args, Tensor):
-        args = args[0]
-    return args
+    modules = triton_kernels, triton_gradients, triton_linear
+    launch_from(modules, name, grid, args, constants)
 
 
 def _strided(tensor: Tensor) -> tuple[Tensor, int, int]:

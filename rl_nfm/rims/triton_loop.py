@@ -22,6 +22,7 @@ from rl_nfm.rims.products import LayerCall, Products, Unrolled
 from rl_nfm.rims.products_at_once import StepBlock
 from rl_nfm.rims.step import not_none
 from rl_nfm.rims.triton_sizes import Sizes, Strided, Tape, new_tape
+from rl_nfm.support.triton_launch import launch_from
 
 
 def forward(
@@ -216,11 +217,8 @@ def launch(name: str, programs: int, *args: Any, **constants: Any) -> None:
     """Launch as many programs of the kernel of this name."""
     from rl_nfm.rims import triton_backward_kernels, triton_communication, triton_kernels
 
-    if programs:
-        modules = triton_kernels, triton_backward_kernels, triton_communication
-        kernel = next(vars(x)[name] for x in modules if name in vars(x))
-        with torch.cuda.device_of(next(x for x in args if isinstance(x, Tensor))):
-            kernel[(programs,)](*args, **constants, enable_fp_fusion=True)
+    modules = triton_kernels, triton_backward_kernels, triton_communication
+    launch_from(modules, name, (programs,), args, constants)
 
 
 def _flags(mask: Tensor | None) -> Tensor | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rl_nfm.rims.products import LayerCall
 from rl_nfm.rims.step import StepSpec, StepWeights, not_none
+from rl_nfm.support.triton_launch import power
 
 MOST_NUMBERS = 2**14
 """In a program: of all RIMs' states, of the products of their queries and keys, or of a state."""
@@ -140,11 +141,6 @@ class Strided(NamedTuple):
         if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
             tensor = tensor.contiguous()
         return Strided(tensor, *tensor.stride()[:3])
-
-
-def power(number: int) -> int:
-    """The smallest power of two that is at least `number`."""
-    return 1 << max(0, number - 1).bit_length()
 
 
 def _warps(numbers: int, each: int) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,11 +52,16 @@ def ceilings() -> Iterator[Result]:
     yield {"launch_us": round(burst_ms(lambda: x.add_(1), 5000) * 1e3, 2)}
 
 
+def gpu_test_files() -> list[str]:
+    """Paths of the tests for a GPU: marked as such, or by the fixture `device`, which is."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [str(path) for path in files if re.search(r"mark\.gpu|\(device\b", path.read_text())]
+
+
 def tests() -> Iterator[Result]:
     """The tests that need a GPU, run by pytest."""
     marker = "not gpu" if REHEARSAL else "gpu"
-    files = sorted((ROOT / "tests").rglob("test_*.py"))
-    targets = [str(path) for path in files if "mark.gpu" in path.read_text()]
+    targets = gpu_test_files()
     if REHEARSAL:
         targets = ["tests/rl_nfm/support/test_triton_guard.py"]
     command = [sys.executable, "-m", "pytest", "-v", "-m", marker, "--tb=short", "--maxfail=8"]

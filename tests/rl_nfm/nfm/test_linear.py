@@ -1,8 +1,5 @@
 """Linear layers with Triton beside their products, against float64: interpreted, or with -m gpu."""
 
-import importlib.util
-import os
-
 import pytest
 import torch
 from torch import nn
@@ -12,18 +9,14 @@ from rl_nfm.nfm import linear
 from rl_nfm.nfm.linear import run_linear
 from rl_nfm.support.triton_guard import TritonGuard
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton")
-CPU = pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETED, reason="no interpreter"))
 
-
-@pytest.fixture(params=[CPU, pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request, monkeypatch) -> str:
+@pytest.fixture
+def device(device, monkeypatch) -> str:
     """Where kernels that are wrong or cannot be launched are used all the same."""
-    monkeypatch.setenv("RL_NFM_KERNELS", "triton" if request.param == "cpu" else "1")
     guard = TritonGuard("linear layers", lambda *_: [])
     monkeypatch.setattr(guard, "give_up", lambda *_, error: pytest.fail(str(error)))
     monkeypatch.setattr(linear, "guard", guard)
-    return request.param
+    return device
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:

@@ -1,8 +1,6 @@
 """The attention in Triton against the plain path in float64: interpreted, or with -m gpu."""
 
-import importlib.util
 import math
-import os
 
 import pytest
 import torch
@@ -17,20 +15,9 @@ from rl_nfm.nfm.places import Place
 from rl_nfm.nfm.rescale import Grid
 from rl_nfm.nfm.triton_attention import Packed
 from rl_nfm.support.triton_guard import TritonGuard
+from tests.triton_devices import interpreted_only
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton")
 ROUNDING = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-
-
-CPU = pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETED, reason="no interpreter"))
-interpreted_only = pytest.mark.parametrize("device", [CPU], indirect=True)
-"""What a device need not show too: each combination of sizes and types takes seconds to compile."""
-
-
-@pytest.fixture(params=[CPU, pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request, monkeypatch) -> str:
-    monkeypatch.setenv("RL_NFM_KERNELS", "triton" if request.param == "cpu" else "1")
-    return request.param
 
 
 class Readers:

@@ -1,8 +1,6 @@
 """The steps of RIMs in Triton against the plain path in float64: interpreted, or with -m gpu."""
 
 import copy
-import importlib.util
-import os
 
 import pytest
 import torch
@@ -14,20 +12,10 @@ from rl_nfm.rims.products_at_once import StepBlock, drive_at_once
 from rl_nfm.rims.step import StepSpec, StepWeights
 from rl_nfm.rims.unroll import unroll
 from rl_nfm.support.triton_guard import TritonGuard
+from tests.triton_devices import interpreted_only
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton")
 CELLS = {"lstm": RIMLSTMCell, "gru": RIMGRUCell}
 F64 = torch.float64
-
-CPU = pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETED, reason="no interpreter"))
-interpreted_only = pytest.mark.parametrize("device", [CPU], indirect=True)
-"""What a device need not show too: the kernels of each form take seconds to compile."""
-
-
-@pytest.fixture(params=[CPU, pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request, monkeypatch) -> str:
-    monkeypatch.setenv("RL_NFM_KERNELS", "triton" if request.param == "cpu" else "1")
-    return request.param
 
 
 @pytest.fixture
