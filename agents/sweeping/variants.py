@@ -51,7 +51,8 @@ def variant_names() -> list[str]:
 def with_encoder(config: Config, name: str) -> Config:
     """The config with that encoder; a matched baseline's group of options is filled in.
 
-    What the config says of sequences in replay holds for encoders with a state only.
+    What the config says of sequences in replay holds for encoders with a state only; the others are
+    trained on single steps, as many of them as the sequences of a batch hold beyond their overlap.
 
     Args:
         config: holds the options of every encoder.
@@ -70,9 +71,15 @@ def with_encoder(config: Config, name: str) -> Config:
 
 
 def _without_sequences(config: Config) -> Config:
-    """The config for an encoder without a state, which is trained on single steps."""
-    single = {"sequence_steps": 1, "overlap_steps": 0, "burn_in_steps": 0}
-    return _replaced(config, replay={**dataclasses.asdict(config.replay), **single})
+    """The config for an encoder without a state, which is trained on single steps.
+
+    A batch holds as many of them as its sequences bring that are not also in their neighbours, so
+    that encoders of both kinds draw a step equally often.
+    """
+    replay = config.replay
+    batch_size = replay.batch_size * replay.stride_steps
+    single = {"sequence_steps": 1, "overlap_steps": 0, "burn_in_steps": 0, "batch_size": batch_size}
+    return _replaced(config, replay={**dataclasses.asdict(replay), **single})
 
 
 @cache

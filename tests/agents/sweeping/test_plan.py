@@ -138,3 +138,6 @@ def test_sequences_are_for_encoders_with_a_state():
     assert with_encoder(compare, "rim").replay == compare.replay
     single = with_encoder(compare, "nfm").replay
     assert (single.sequence_steps, single.overlap_steps, single.burn_in_steps) == (1, 0, 0)
+    assert single.batch_size == 32  # 8 sequences of 8 steps, half of each shared with the next one
+    quickstart = read_preset("quickstart")
+    assert with_encoder(quickstart, "nfm").replay == quickstart.replay
