@@ -14,7 +14,9 @@ import tyro
 from annotated_types import Ge, Gt, Le
 
 from agents.config import Config, to_plain
+from agents.learning.network import QNetwork
 from agents.playing.attention import attention_view
+from agents.playing.attention_use import use_text
 from agents.playing.evaluate import NUM_ENVS, play
 from agents.playing.scores import Scores
 from agents.playing.video import record_first_episode
@@ -24,6 +26,7 @@ from agents.saving import checkpoint
 from agents.saving.checkpoint import Checkpoint
 from agents.saving.run_folder import RunFolder
 from envs import resolve_game, step_spec
+from rl_nfm.nfm import set_random_attention
 from rl_nfm.support.device import choose_device
 from rl_nfm.support.flags import parse_flags
 from rl_nfm.support.memory import keep_freed_memory
@@ -34,6 +37,11 @@ score with the protocol they were played under. Needs no display and no training
 episodes, the first N started count, so that short ones are not favoured."""
 RANDOM = "random"
 """Stands for the encoder where there is none."""
+
+
+_Switch = tyro.conf.UseCounterAction[
+    Annotated[int, tyro.conf.arg(help_behavior_hint="(default: off)")]
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +67,12 @@ class Options:
 
     attention: Path | None = None
     """Record the first episode to this .mp4 file with what the encoder attends to below the game
-    (NFM: the most read layer of each position; RIMs: which are active), and a still beside it."""
+    (NFM: the most read layer of each position; RIMs: which are active), and a still beside it. For
+    NFM also print, for each reader: its gain, the size of what it adds over that of the layer's
+    output, the entropy of attention (1: even), and where it goes."""
+
+    random_attention: _Switch = 0
+    """NFM: noise instead of attention scores, the paper's ablation, to see how much they matter."""
 
     epsilon: Annotated[float, Ge(0), Le(1)] = 0.001
     """Probability of a random action."""
@@ -73,9 +86,7 @@ class Options:
     which: Literal["last", "best"] = "last"
     """Which checkpoint of a run: the last one, or that of the best evaluation in training."""
 
-    random: tyro.conf.UseCounterAction[
-        Annotated[int, tyro.conf.arg(help_behavior_hint="(default: off)")]
-    ] = 0
+    random: _Switch = 0
     """Choose every action at random, for comparison."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -88,13 +99,7 @@ class Options:
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     options = parse_flags(Options, argv, prog="rl-nfm evaluate", description=DESCRIPTION)
-    if options.json is not None:
-        check_file("json", options.json)
-    for name in ("video", "attention"):
-        if (path := getattr(options, name)) is not None:
-            check_file(name, path, ".mp4")
-    if options.attention is not None and options.random:
-        raise ValueError("attention: not allowed with --random, which has no encoder")
+    _check_options(options)
     device = choose_device(options.device)
     keep_freed_memory(device)
     found = None if options.random else _open(options)
@@ -102,30 +107,15 @@ def main(argv: Sequence[str]) -> int:
     if options.game is not None:
         config = _with_game(config, options.game, found)
     network = None if found is None else checkpoint.load_network(found, device)
+    if network is not None and options.random_attention:
+        randomise(network)
     with contextlib.ExitStack() as stack:
-        recorders = []
-        if options.video is not None:
-            recorders.append(record_first_episode(options.video, config, seed=options.seed))
-        if options.attention is not None:
-            assert network is not None
-            view = stack.enter_context(attention_view(network))
-            recorders.append(
-                record_first_episode(options.attention, config, seed=options.seed, attention=view)
-            )
-        listeners = [stack.enter_context(recorder) for recorder in recorders]
-        scores = play(
-            None if network is None else network.eval(),
-            config,
-            episodes=options.episodes,
-            epsilon=options.epsilon,
-            seed=options.seed,
-            num_envs=options.num_envs,
-            fixed_fractions=options.fractions == "fixed",
-            progress=True,
-            capture=not listeners,  # they read the network's insides
-            on_step=lambda step: [listener(step) for listener in listeners],
-        )
+        scores, use = _play(options, config, network, stack)
         content = score_content(scores, found)
+        if options.random_attention:
+            content["random_attention"] = True
+        if use:
+            content["attention"] = use
         if options.json is not None:
             write_json(options.json, content)
         print(score_text(content))
@@ -135,12 +125,67 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _check_options(options: Options) -> None:
+    if options.json is not None:
+        check_file("json", options.json)
+    for name in ("video", "attention"):
+        if (path := getattr(options, name)) is not None:
+            check_file(name, path, ".mp4")
+    for name in ("attention", "random_attention"):
+        if getattr(options, name) and options.random:
+            raise ValueError(f"{name}: not allowed with --random, which has no encoder")
+
+
+def _play(
+    options: Options, config: Config, network: QNetwork | None, stack: contextlib.ExitStack
+) -> tuple[Scores, list[dict[str, Any]]]:
+    """Scores, and rows of `AttentionUse` where attention is recorded; videos end with `stack`."""
+    recorders, view = [], None
+    if options.video is not None:
+        recorders.append(record_first_episode(options.video, config, seed=options.seed))
+    if options.attention is not None:
+        assert network is not None
+        view = stack.enter_context(attention_view(network))
+        recorders.append(
+            record_first_episode(options.attention, config, seed=options.seed, attention=view)
+        )
+    listeners = [stack.enter_context(recorder) for recorder in recorders]
+    scores = play(
+        None if network is None else network.eval(),
+        config,
+        episodes=options.episodes,
+        epsilon=options.epsilon,
+        seed=options.seed,
+        num_envs=options.num_envs,
+        fixed_fractions=options.fractions == "fixed",
+        progress=True,
+        # A captured graph would not run the hooks of listeners, and would repeat its noise.
+        capture=not (listeners or options.random_attention),
+        on_step=lambda step: [listener(step) for listener in listeners],
+    )
+    return scores, [] if view is None else view.use.rows()
+
+
 def _written(options: Options) -> dict[str, Path]:
     """The path of each file that the options ask for."""
     files = {"scores": options.json, "video": options.video, "attention": options.attention}
     if options.attention is not None:
         files["attention, one picture"] = options.attention.with_suffix(".png")
     return {name: path for name, path in files.items() if path is not None}
+
+
+def randomise(network: QNetwork) -> None:
+    """Replace attention scores by noise.
+
+    Raises:
+        ValueError: the encoder has no attention.
+    """
+    if "attention" not in network.encoder.shows:
+        raise ValueError(
+            f"random_attention: encoder {type(network.encoder).__name__} has no attention "
+            "(allowed: nfm, or a recurrent encoder on the trunk nfm)"
+        )
+    set_random_attention(network, True)
 
 
 def _open(options: Options) -> Checkpoint:
@@ -218,6 +263,8 @@ def score_text(content: dict[str, Any]) -> str:
     hns = content["hns"]
     steps = content["checkpoint_steps"]
     who = content["encoder"] if steps is None else f"{content['encoder']} after {steps} steps"
+    if content.get("random_attention"):
+        who += " with random attention"
     if content.get("trained_on", content["game"]) != content["game"]:
         who += f" of {content['trained_on']}"
     rows = {
@@ -236,6 +283,8 @@ def score_text(content: dict[str, Any]) -> str:
             "be stuck, and more episodes say little more"
         )
     lines = [f"{name:24}{value}" for name, value in rows.items()]
+    if "attention" in content:
+        lines.append(use_text(content["attention"]))
     lines += ["protocol:", *(f"  {name:28}{value}" for name, value in content["protocol"].items())]
     return "\n".join(lines)
 

@@ -25,6 +25,7 @@ from agents.playing.attention_pictures import (
     reader_name,
     source_name,
 )
+from agents.playing.attention_use import AttentionUse
 from agents.playing.drawing import Image, stack
 from envs import newest_frame
 from rl_nfm.encoders import Extras, Recording
@@ -36,9 +37,11 @@ class AttentionView:
     def __init__(self, recording: Recording):
         self.recording = recording
         self.activity: deque[NDArray[np.bool_]] = deque(maxlen=HISTORY_STEPS)
+        self.use = AttentionUse()
 
-    def note_activity(self, *_: Any) -> None:
-        """Forward hook: which RIMs of the first game are active at the last step."""
+    def note(self, *_: Any) -> None:
+        """Forward hook: how attention is used, and which RIMs of the first game are active."""
+        self.use.add(self.recording.readers.values())
         if self.recording.activity is not None:
             self.activity.append(self.recording.activity[-1, 0].cpu().numpy())
 
@@ -67,7 +70,7 @@ def attention_view(network: QNetwork) -> Iterator[AttentionView]:
         )
     with encoder.record() as recording:
         view = AttentionView(recording)
-        hook = encoder.register_forward_hook(view.note_activity)
+        hook = encoder.register_forward_hook(view.note)
         try:
             yield view
         finally:

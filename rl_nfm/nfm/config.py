@@ -7,7 +7,7 @@ Sort-of-CLEVR, one with the GAN.
 import dataclasses
 from typing import Annotated, Literal, Self, get_args
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from rl_nfm.backbones.norms import Norm
 from rl_nfm.support.bounds import Bounded
@@ -65,6 +65,9 @@ class NFMConfig(Bounded):
     stacked MNIST)."""
     cat_input: bool = False
     """Give the output block the layer's own state beside what was read (the GAN's code)."""
+    initial_gamma: Annotated[float, Ge(-10), Le(10)] = 0.0
+    """Start of the gain gamma of what is read (paper and code: 0, so that attention can matter only
+    after gamma has grown)."""
     attention_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Dropout on attention in training (the GAN's code: 0.1)."""
     random_attention: bool = False

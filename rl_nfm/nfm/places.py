@@ -120,7 +120,7 @@ class Place(nn.Module):
         widths = () if owned else sorted(set(source_channels))
         self.key_values = nn.ModuleDict({str(c): nn.Linear(c, keys + values) for c in widths})
         self.out = OutBlock(config, channels=channels, rank=rank)
-        self.gamma = nn.Parameter(torch.zeros(()))
+        self.gamma = nn.Parameter(torch.tensor(float(config.initial_gamma)))
 
     def forward(
         self, x: Float[Tensor, "B C *T"], memory: Memory, visit: Visit
@@ -138,6 +138,13 @@ class Place(nn.Module):
             return x
         read = self._attend(projected, sizes, memory, visit)
         read = torch.cat([read, state], dim=-1) if self.config.cat_input else read
+        y = self._add(x, read, sizes)
+        if self.recorder is not None:
+            self.recorder.add_size(visit, x, y)
+        return y
+
+    def _add(self, x: Tensor, read: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        """The layer's output with what was read: x + gamma * out(read)."""
         if x.is_cuda:  # autocast would have addcmul write float32
             return x + self.out(read, sizes, self.gamma).transpose(1, 2).reshape(x.shape)
         out = self.out(read, sizes).transpose(1, 2).reshape(x.shape)
@@ -182,7 +189,7 @@ class Place(nn.Module):
         weights = sparse_weights(scores, config.top_k, config.top_k_mode, dropout)
         if self.recorder is not None:
             labels = self._labels(memory, grid)
-            self.recorder.add(visit, weights.unflatten(1, sizes), labels, config.top_k)
+            self.recorder.add(visit, weights.unflatten(1, sizes), labels, self)
         return mix_values(weights, values, grid).to(query.dtype)
 
     def _attend_fused(

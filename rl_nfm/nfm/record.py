@@ -7,6 +7,7 @@ Shapes: B batch, `*T` sizes of the reading layer, H heads, L slots, S sources.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,6 +33,11 @@ class ReaderAttention:
     """On the CPU, as used: after top-k."""
     top_k: int
     """Slots that a head may attend to."""
+    gain: float
+    """gamma of the place, which multiplies what was read."""
+    relative_size: float = math.nan
+    """Size of what the read added to the layer's output over the size of that output (root mean
+    squares); nan before it is known."""
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -56,6 +62,16 @@ class ReaderAttention:
         among = torch.zeros_like(self.weights, dtype=torch.bool).scatter(-1, highest, True)
         return among & (self.weights > 0)
 
+    def entropy(self) -> float:
+        """Entropy of a head's attention over the highest possible one, the mean, in [0, 1].
+
+        1 is even attention to as many slots as a head may attend to, 0 is attention to one slot.
+        """
+        highest = math.log(min(self.top_k, len(self.slots)))
+        if highest == 0:
+            return 0.0
+        return float(torch.special.entr(self.weights).sum(dim=-1).mean()) / highest
+
     def top_k_frequency(self) -> Float32[Tensor, " L"]:
         """How often each slot is `chosen`, over batch, positions and heads, in [0, 1]."""
         return self.chosen().float().flatten(0, -2).mean(dim=0)
@@ -75,7 +91,7 @@ class AttentionRecorder:
         """By pass and place of the reader, in the order of reading."""
 
     def add(
-        self, visit: Visit, weights: Float[Tensor, "B *T H L"], slots: list[Slot], top_k: int
+        self, visit: Visit, weights: Float[Tensor, "B *T H L"], slots: list[Slot], place: Place
     ) -> None:
         """Keep the weights of one read; the places call this."""
         self.readers[visit.pass_index, visit.place] = ReaderAttention(
@@ -83,8 +99,18 @@ class AttentionRecorder:
             place=visit.place,
             slots=tuple(slots),
             weights=weights.detach().float().cpu(),
-            top_k=top_k,
+            top_k=place.config.top_k,
+            gain=place.gamma.item(),
         )
+
+    def add_size(
+        self, visit: Visit, before: Float[Tensor, "B C *T"], after: Float[Tensor, "B C *T"]
+    ) -> None:
+        """Keep how much one read changed its layer's output; the places call this after `add`."""
+        key = visit.pass_index, visit.place
+        before, after = before.detach().float(), after.detach().float()
+        size = float((after - before).norm() / before.norm().clamp_min(1e-12))
+        self.readers[key] = dataclasses.replace(self.readers[key], relative_size=size)
 
 
 @contextmanager

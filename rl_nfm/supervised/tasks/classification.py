@@ -29,8 +29,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rl_nfm.backbones.resnet import ResNetConfig, make_pass_networks
-from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, TaskNFMConfig
-from rl_nfm.nfm.places import Place
+from rl_nfm.nfm import (
+    NeuralFunctionModule,
+    NFMConfig,
+    TaskNFMConfig,
+    set_random_attention,
+)
 from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.data.augmentation import (
     channel_statistics,
@@ -225,7 +229,7 @@ class ClassificationTask(Task[ClassificationConfig]):
         metrics = {"accuracy_last": self._accuracy(model, occlusion=0)}
         if config.occlusion:
             metrics["accuracy_occluded"] = self._accuracy(model, occlusion=config.occlusion)
-        if any(isinstance(module, Place) for module in model.modules()):
+        if any(isinstance(module, NeuralFunctionModule) for module in model.modules()):
             set_random_attention(model, True)
             metrics["accuracy_random_attention"] = self._accuracy(model, occlusion=0)
             set_random_attention(model, config.nfm.random_attention)
@@ -251,13 +255,6 @@ class ClassificationTask(Task[ClassificationConfig]):
                 x = occlude(x, occlusion, generator)
             right += int((model(self._normalise(x)).argmax(1).cpu() == y).sum())
         return right / len(labels)
-
-
-def set_random_attention(model: nn.Module, on: bool) -> None:
-    """Switch the paper's ablation on or off: noise replaces the scores outside training."""
-    for module in model.modules():
-        if isinstance(module, Place):
-            module.random_attention = on
 
 
 def _make(task: ClassificationTask, nfm: NFMConfig | None) -> Classifier:

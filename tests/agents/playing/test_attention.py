@@ -1,5 +1,7 @@
 """Pictures of attention: on a video and a still, in TensorBoard, for NFM and for RIMs."""
 
+import json
+
 import cv2
 import imageio.v3 as imageio
 import numpy as np
@@ -8,11 +10,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents import cli
+from agents.commands.evaluate import randomise
 from agents.config import make_config, to_plain
 from agents.playing import attention
 from agents.presets import read_preset
 from agents.saving import checkpoint
 from agents.training.train import train
+from rl_nfm.nfm.places import Place
 
 
 def debug_run(folder, encoder, **changes):
@@ -42,8 +46,17 @@ RIM = {
 def test_nfm_attention_in_video_still_and_tensorboard(tmp_path, capsys):
     run = debug_run(tmp_path / "run", "nfm", **NFM)
     out = tmp_path / "attention.mp4"
+    scores = tmp_path / "scores.json"
     arguments = ["evaluate", str(run), "--episodes", "1", "--attention", str(out)]
-    assert cli.main(arguments) == 0
+    assert cli.main([*arguments, "--json", str(scores)]) == 0
+    rows = json.loads(scores.read_text())["attention"]
+    assert [row["reader"] for row in rows] == [f"pass 2 layer {n}" for n in (1, 2, 3, 4)]
+    for row in rows:
+        assert sum(row["shares"].values()) == pytest.approx(1, abs=1e-3)
+        assert 0 < row["entropy"] <= 1
+        assert row["gain"] != 0, "it has been trained"
+        assert row["relative_size"] > 0
+    assert "pass 2 layer 4" in capsys.readouterr().out
     video = frames_of(out)
     assert len(video) == 31  # 30 steps of 4 frames, and the first observation
     still = imageio.imread(out.with_suffix(".png"))
@@ -55,6 +68,35 @@ def test_nfm_attention_in_video_still_and_tensorboard(tmp_path, capsys):
     histograms = board.Tags()["histograms"]
     assert "attention/pass 2 layer 4/null" in histograms
     assert len(histograms) == 6 + 7 + 8 + 9  # sources of the four readers, null among them
+
+
+def test_random_attention_plays_with_noise(tmp_path, capsys):
+    """As told in the result; refused where there is no attention to replace."""
+    run = debug_run(tmp_path / "run", "nfm", **NFM)
+    found = checkpoint.open_checkpoint(checkpoint.find(run))
+    network = checkpoint.load_network(found, torch.device("cpu")).eval()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, Place) and hasattr(module, "gamma"):
+                module.gamma.fill_(1.0)
+        obs = torch.randint(0, 256, (1, 2, 4, 84, 84), dtype=torch.uint8)
+        zeros = torch.zeros(1, 2, dtype=torch.int64)
+        extras = {"last_action": zeros, "last_reward": zeros, "episode_step": zeros}
+        before = [network.features(obs, (), None, extras)[0] for _ in range(2)]
+        randomise(network)
+        after = [network.features(obs, (), None, extras)[0] for _ in range(2)]
+    torch.testing.assert_close(before[0], before[1])
+    assert not torch.allclose(after[0], before[0]), "noise chooses other slots"
+    assert not torch.allclose(after[0], after[1]), "and others again at every forward"
+    scores = tmp_path / "scores.json"
+    arguments = ["evaluate", str(run), "--episodes", "1", "--random-attention"]
+    assert cli.main([*arguments, "--json", str(scores)]) == 0
+    assert json.loads(scores.read_text())["random_attention"] is True
+    assert "with random attention" in capsys.readouterr().out
+    plain = debug_run(tmp_path / "plain", "nature", nature={"width": 4})
+    assert cli.main(["evaluate", str(plain), "--random-attention"]) == 2
+    assert "random_attention: encoder NatureEncoder has no att" in capsys.readouterr().err
+    assert cli.main(["evaluate", "debug", "--random", "--random-attention"]) == 2
 
 
 def test_summary_is_the_recorded_attention():

@@ -20,7 +20,7 @@ def reader(shares, slots_of_first):
     row = torch.tensor([first / slots_of_first] * slots_of_first + [second, null])
     weights = row.expand(1, 3, 2, 2, len(slots)).clone()
     return ReaderAttention(
-        pass_index=1, place=0, slots=tuple(slots), weights=weights, top_k=len(slots)
+        pass_index=1, place=0, slots=tuple(slots), weights=weights, top_k=len(slots), gain=1.0
     )
 
 

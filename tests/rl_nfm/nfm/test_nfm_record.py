@@ -45,12 +45,39 @@ def test_summaries_of_hand_made_weights():
     slots = (Slot(0, 0, (0,)), Slot(0, 0, (1,)), Slot(0, 1, (0,)), NULL_SLOT)
     # One position, two heads.
     weights = torch.tensor([[[[0.6, 0.0, 0.4, 0.0], [0.1, 0.2, 0.3, 0.4]]]])
-    reader = ReaderAttention(pass_index=1, place=0, slots=slots, weights=weights, top_k=2)
+    reader = ReaderAttention(pass_index=1, place=0, slots=slots, weights=weights, top_k=2, gain=0.5)
     assert reader.sources == ((0, 0), (0, 1), None)
     # (.6 + .0 + .1 + .2) / 2, (.4 + .3) / 2, .4 / 2
     torch.testing.assert_close(reader.by_source()[0, 0], torch.tensor([0.45, 0.35, 0.2]))
     # chosen: slots 0, 2 by the first head and 2, 3 by the second
     torch.testing.assert_close(reader.top_k_frequency(), torch.tensor([0.5, 0.0, 1.0, 0.5]))
+    # (0.6, 0.4) have 0.971 bits, (0.1, 0.2, 0.3, 0.4) have 1.846; two slots can have 1 bit
+    assert reader.entropy() == pytest.approx((0.970951 + 1.846439) / 2, rel=1e-5)
+    only = ReaderAttention(
+        pass_index=0, place=0, slots=slots[:1], weights=torch.ones(1, 1, 2, 1), top_k=4, gain=0.0
+    )
+    assert only.entropy() == 0.0  # one slot leaves no choice
+
+
+def test_gain_and_size_of_what_was_read():
+    net = make_net()
+    reading = [place for place in net.places.places if place.parts[0]]
+    with record_attention(net) as record, torch.no_grad():
+        net(torch.randn(2, 3, 6, 4))
+        first = list(record.readers.values())
+        for gain, place in zip((0.5, -2.0), reading, strict=True):
+            place.gamma.fill_(gain)
+        x = torch.randn(2, 3, 6, 4)
+        output = net(x)
+    assert [(r.gain, r.relative_size) for r in first] == [(0.0, 0.0)] * 2, "gamma starts at 0"
+    started = [p.gamma.item() for p in make_net(initial_gamma=0.25).places.places if p.parts[0]]
+    assert started == [0.25, 0.25]
+    assert [r.gain for r in record.readers.values()] == [0.5, -2.0]
+    sizes = [r.relative_size for r in record.readers.values()]
+    with torch.no_grad():
+        reading[1].gamma.zero_()  # and nothing reads after it, so the output is the layer's own
+        bare = net(x)
+    assert sizes[1] == pytest.approx(float((output - bare).norm() / bare.norm()), rel=1e-4)
 
 
 def test_weights_are_those_that_were_used():
