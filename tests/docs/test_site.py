@@ -28,8 +28,8 @@ cue = ["--game", "echo_cue", "--steps", "80", "--run.eval-episodes", "0"]
 assert cli.main(["train", "memory_cue", *cue, "--out", "cue"]) == 0
 assert cli.main(["supervised", "parity", "--epochs", "2", "--out", "parity"]) == 0
 frames = ["--train-frames", "8", "--validation-frames", "4", "--test-frames", "5", "--epochs", "1"]
-words = ["supervised", "stacked_digits", "--model", "patches", *frames, "--out", "patches"]
-assert cli.main(words) == 0
+words = ["supervised", "stacked_digits", "--model", "patches", "--patches.stride", "8", *frames]
+assert cli.main([*words, "--out", "patches"]) == 0
 """
 
 

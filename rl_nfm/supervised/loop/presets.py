@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 from rl_nfm.supervised.loop.options import ConfigT, with_nfm_preset
+from rl_nfm.supervised.models import Models
 from rl_nfm.support.configuration import validate
 from rl_nfm.support.yaml_file import read_yaml
 
@@ -27,8 +28,14 @@ class Presets(Mapping[str, ConfigT], Generic[ConfigT]):
     """
 
     def __init__(self, task: str, config: type[ConfigT]):
-        self._folder, self._config = FOLDER / task, config
-        self._read: dict[str, ConfigT] = {}
+        self._folder, self._own = FOLDER / task, config
+        self._read: dict[tuple[str, type[ConfigT]], ConfigT] = {}
+        self.models: Models | None = None
+        """The task's models, whose own options belong to the config; set at its registration."""
+
+    @property
+    def _config(self) -> type[ConfigT]:
+        return self._own if self.models is None else self.models.with_options(self._own)
 
     @cached_property
     def _names(self) -> list[str]:
@@ -42,14 +49,15 @@ class Presets(Mapping[str, ConfigT], Generic[ConfigT]):
             KeyError: neither a known name nor a path.
             ValueError: the file cannot be read, or has options that the task does not have.
         """
-        if preset not in self._read:
+        key = preset, self._config
+        if key not in self._read:
             path = Path(preset)
             if preset in self._names:
                 path = self._folder / f"{preset}.yaml"
             elif path.suffix not in (".yaml", ".yml"):
                 raise KeyError(preset)
-            self._read[preset] = self._of(path, preset)
-        return self._read[preset]
+            self._read[key] = self._of(path, preset)
+        return self._read[key]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

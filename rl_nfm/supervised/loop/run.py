@@ -18,6 +18,7 @@ from rl_nfm.supervised.loop.options import (
     run_folder,
     write_config,
 )
+from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.reporting import versions, write_result
 from rl_nfm.supervised.loop.task import LoopConfig, Task
 from rl_nfm.supervised.loop.trainee import Metrics, Trainee
@@ -49,6 +50,8 @@ def register_loop_task(
         description: the text of its `--help`; by default the summary.
         write_table: see `TaskEntry.write_table`.
     """
+    if isinstance(presets, Presets):
+        presets.models = task.models
 
     def parse(argv: Sequence[str]) -> RunConfig:
         return parse_config(
