@@ -70,24 +70,23 @@ struct Layer {
 template <int64_t n>
 using Fixed = std::integral_constant<int64_t, n>;
 
-template <typename F>
-void with_head_size(int64_t key, int64_t value, F f) {
-  if (key == 32 && value == 32)
-    f(Fixed<32>{}, Fixed<32>{});
-  else if (key == 16 && value == 16)
-    f(Fixed<16>{}, Fixed<16>{});
-  else if (key == 8 && value == 8)
-    f(Fixed<8>{}, Fixed<8>{});
-  else
-    f(key, value);
-}
-
-template <typename F>
-void with_top_k(int64_t k, F f) {
-  if (k == 4)
-    f(Fixed<4>{});
-  else
-    f(k);
+// Double precision is for checks: it takes the general path, and the compiler less time.
+template <typename T, typename F>
+void with_sizes(int64_t key, int64_t value, int64_t k, F f) {
+  const auto with_top_k = [&](auto K, auto V) {
+    if (k == 4)
+      f(K, V, Fixed<4>{});
+    else if (k == 5)
+      f(K, V, Fixed<5>{});
+    else
+      f(K, V, k);
+  };
+  if constexpr (!std::is_same_v<T, double>) {
+    if (key == 32 && value == 32) return with_top_k(Fixed<32>{}, Fixed<32>{});
+    if (key == 16 && value == 16) return with_top_k(Fixed<16>{}, Fixed<16>{});
+    if (key == 8 && value == 8) return with_top_k(Fixed<8>{}, Fixed<8>{});
+  }
+  f(key, value, k);
 }
 
 template <typename T, typename Size>
@@ -113,35 +112,35 @@ inline void widen_row(const T* from, Sum<T> factor, Sum<T>* to, int64_t n) {
 // Heads are ranked so many at a time, each in a lane of a vector.
 constexpr int64_t kLanes = 4;
 
-// Of `kLanes` heads the k highest of `count` scores, `stride` apart, in falling order; of equal ones
-// the first. Fewer leave minus infinity and row -1. No branches: which slots are high is as good as
-// random. `best` and `best_rows` are [k, kLanes].
+// Of `kLanes` heads the k highest of `count` scores, `stride` apart, in falling order, and which they
+// are; of equal ones the first. Fewer leave minus infinity and -1. No branches: which slots are high
+// is as good as random. `best` and `best_slots` are [k, kLanes].
 template <typename A, typename TopK>
-inline void highest(const A* scores, int64_t stride, const int32_t* rows, int64_t count, TopK k,
-                    A* best, int32_t* best_rows) {
+inline void highest(const A* scores, int64_t stride, int64_t count, TopK k, A* best,
+                    int32_t* best_slots) {
   std::fill(best, best + k * kLanes, -std::numeric_limits<A>::infinity());
-  std::fill(best_rows, best_rows + k * kLanes, -1);
-  for (int64_t i = 0; i < count; ++i) {
+  std::fill(best_slots, best_slots + k * kLanes, -1);
+  for (int32_t i = 0; i < count; ++i) {
     A score[kLanes];
-    int32_t row[kLanes];
+    int32_t slot[kLanes];
     int32_t higher[kLanes];  // from the first lower one on, all move down, equal ones too
     for (int64_t h = 0; h < kLanes; ++h) {
       score[h] = scores[i * stride + h];
-      row[h] = rows[i];
+      slot[h] = i;
       higher[h] = 0;
     }
     for (int64_t j = 0; j < k; ++j) {
 #pragma omp simd
       for (int64_t h = 0; h < kLanes; ++h) {
         A& s = best[j * kLanes + h];
-        int32_t& r = best_rows[j * kLanes + h];
+        int32_t& r = best_slots[j * kLanes + h];
         higher[h] |= score[h] > s;
         const A other_score = higher[h] ? s : score[h];
-        const int32_t other_row = higher[h] ? r : row[h];
+        const int32_t other_slot = higher[h] ? r : slot[h];
         s = higher[h] ? score[h] : s;
-        r = higher[h] ? row[h] : r;
+        r = higher[h] ? slot[h] : r;
         score[h] = other_score;
-        row[h] = other_row;
+        slot[h] = other_slot;
       }
     }
   }
@@ -198,20 +197,46 @@ struct Sizes {
   int64_t layers, batch, positions, heads, key, value, top_k;
 };
 
+// e^x for x <= 0 in a loop that the compiler makes vectors of: 2^n times a polynomial on [-ln 2 / 2,
+// ln 2 / 2] (as in Cephes' expf), within 2 units in the last place; 0 below -87.
+inline float exp_negative(float x) {
+  const float n = std::nearbyint(x * 1.44269504f);
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float y = 1.9875691500e-4f;
+  y = y * r + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * r * r + r + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(x < -87.0f ? 0.0f : n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, 4);
+  return x < -87.0f ? 0.0f : y * power;
+}
+inline double exp_negative(double x) { return std::exp(x); }
+
 // query [B, P, H * K], ld apart; read [B, P, H * V]; weights and rows [B, P, H, k].
 template <typename T, typename KeySize, typename ValueSize, typename TopK>
 void forward(const T* query, int64_t ld, const Layer<T>* layers, const Sizes& n, KeySize K,
              ValueSize V, TopK k, bool null_slot, double scale, T* read, Sum<T>* weights,
              int32_t* rows) {
   const int64_t H = n.heads, P = n.positions, lanes = (H + kLanes - 1) / kLanes * kLanes;
-  int64_t slots = null_slot;
+  int64_t slots = 1;
   for (int64_t e = 0; e < n.layers; ++e) slots += layers[e].length;
 #pragma omp parallel
   {
-    std::vector<Sum<T>> q(H * K), sum(V), scores(slots * lanes), nan(H);
-    std::vector<int32_t> slot_rows(slots);
+    const std::vector<T> zeros(H * V);
+    std::vector<Sum<T>> q(H * K), sum(V), scores(slots * lanes), nan(lanes);
+    std::vector<int32_t> slot_rows(slots + 1);
+    std::vector<const T*> slot_values(slots + 1);
     Room<Sum<T>, TopK> best(k);
-    Room<int32_t, TopK> best_rows(k);
+    Room<int32_t, TopK> best_slots(k);
+    // What is chosen where there are fewer than k: slot -1, as the null slot.
+    slot_rows[0] = -1;
+    slot_values[0] = zeros.data();
+    int32_t* const slot_row = slot_rows.data() + 1;
+    const T** const slot_value = slot_values.data() + 1;
 #pragma omp for
     for (int64_t at = 0; at < n.batch * P; ++at) {
       const int64_t b = at / P, p = at % P;
@@ -224,51 +249,89 @@ void forward(const T* query, int64_t ld, const Layer<T>* layers, const Sizes& n,
         for (int64_t l = 0; l < layer.length; ++l) {
           const int32_t row = layer.table[p * layer.length + l];
           if (row < 0) continue;
-          const T* key = layer.keys + (b * layer.count + row) * layer.keys_ld;
+          const int64_t at_row = b * layer.count + row;
+          const T* key = layer.keys + at_row * layer.keys_ld;
           Sum<T>* score = scores.data() + count * lanes;
           for (int64_t h = 0; h < H; ++h) score[h] = dot(q.data() + h * K, key + h * K, K);
-          for (int64_t h = 0; h < H; ++h) nan[h] = score[h] == score[h] ? nan[h] : score[h];
-          slot_rows[count++] = first + row;
+          slot_value[count] = layer.values + at_row * layer.values_ld;
+          slot_row[count++] = first + row;
         }
       }
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t h = 0; h < lanes; ++h) {
+          const Sum<T> score = scores[i * lanes + h];
+          nan[h] = score == score ? nan[h] : score;
+        }
       if (null_slot) {
         std::fill_n(scores.begin() + count * lanes, lanes, Sum<T>(0));
-        slot_rows[count++] = -1;
+        slot_value[count] = zeros.data();
+        slot_row[count++] = -1;
       }
-      for (int64_t h = 0; h < H; ++h) {
-        const int64_t lane = h % kLanes;
-        if (lane == 0)
-          highest(scores.data() + h, lanes, slot_rows.data(), count, k, best.data(),
-                  best_rows.data());
-        const Sum<T>* s = best.data() + lane;
-        Sum<T>* w = weights + (at * H + h) * k;
-        int32_t* r = rows + (at * H + h) * k;
-        Sum<T> total = nan[h];  // 0, or NaN where any score is: then all weights are
-        for (int64_t j = 0; j < k; ++j) total += w[j] = std::exp(s[j * kLanes] - s[0]);
-        std::fill(sum.begin(), sum.end(), nan[h]);
-        for (int64_t j = 0; j < k; ++j) {
-          r[j] = best_rows.data()[j * kLanes + lane];
-          w[j] /= total;
-          if (r[j] < 0) continue;
-          int64_t e = 0, row = r[j];
-          for (; row >= layers[e].count; ++e) row -= layers[e].count;
-          const T* value = layers[e].values + (b * layers[e].count + row) * layers[e].values_ld;
-          add_scaled(sum.data(), w[j], value + h * V, V);
+      for (int64_t first_head = 0; first_head < H; first_head += kLanes) {
+        Sum<T>* const s = best.data();
+        highest(scores.data() + first_head, lanes, count, k, s, best_slots.data());
+        Sum<T> total[kLanes], highest_score[kLanes];
+        for (int64_t h = 0; h < kLanes; ++h) {
+          total[h] = nan[first_head + h];  // 0, or NaN where any score is: then all weights are
+          highest_score[h] = s[h];
         }
-        for (int64_t i = 0; i < V; ++i) narrow(sum[i], read[(at * H + h) * V + i]);
+        for (int64_t j = 0; j < k; ++j) {
+#pragma omp simd
+          for (int64_t h = 0; h < kLanes; ++h) {
+            const Sum<T> w = exp_negative(s[j * kLanes + h] - highest_score[h]);
+            s[j * kLanes + h] = w;
+            total[h] += w;
+          }
+        }
+        for (int64_t lane = 0; lane < std::min(kLanes, H - first_head); ++lane) {
+          const int64_t h = first_head + lane;
+          Sum<T>* w = weights + (at * H + h) * k;
+          int32_t* r = rows + (at * H + h) * k;
+          std::fill(sum.begin(), sum.end(), nan[h]);
+          for (int64_t j = 0; j < k; ++j) {
+            const int32_t slot = best_slots.data()[j * kLanes + lane];
+            r[j] = slot_row[slot];
+            w[j] = s[j * kLanes + lane] / total[lane];
+            add_scaled(sum.data(), w[j], slot_value[slot] + h * V, V);
+          }
+          for (int64_t i = 0; i < V; ++i) narrow(sum[i], read[(at * H + h) * V + i]);
+        }
       }
     }
   }
 }
 
-template <typename T, typename KeySize, typename ValueSize>
+// Rows of the memory counted through all layers: whose they are, and which there.
+class Places {
+ public:
+  template <typename T>
+  Places(const Layer<T>* layers, int64_t count) {
+    for (int64_t e = 0; e < count; ++e) {
+      firsts_.push_back(static_cast<int32_t>(layers_.size()));
+      layers_.insert(layers_.end(), layers[e].count, static_cast<int32_t>(e));
+    }
+  }
+  int32_t layer(int32_t row) const { return layers_[row]; }
+  int32_t row(int32_t row) const { return row - firsts_[layers_[row]]; }
+
+ private:
+  std::vector<int32_t> layers_, firsts_;
+};
+
+template <typename T, typename KeySize, typename ValueSize, typename TopK>
 void backward(const T* grad, int64_t grad_ld, const T* query, int64_t ld, const Layer<T>* layers,
-              const Sizes& n, KeySize K, ValueSize V, double scale, const Sum<T>* weights,
+              const Sizes& n, KeySize K, ValueSize V, TopK k, double scale, const Sum<T>* weights,
               const int32_t* rows, T* grad_query) {
-  const int64_t H = n.heads, P = n.positions, k = n.top_k;
+  const int64_t H = n.heads, P = n.positions;
+  const Places places(layers, n.layers);
 #pragma omp parallel
   {
+    // The null slot is a row of zeros, whose gradient no one reads: cheaper than to ask for it.
+    const std::vector<T> zeros(H * std::max<int64_t>(K, V));
+    std::vector<Sum<T>> nobodys(H * std::max<int64_t>(K, V));
     std::vector<Sum<T>> q(H * K), g(H * V), dq(H * K), dw(k);
+    std::vector<const T*> key(k), value(k);
+    std::vector<Sum<T>*> grad_key(k), grad_value(k);
 #pragma omp for
     for (int64_t b = 0; b < n.batch; ++b) {
       std::vector<Totals<T>> dk, dv;
@@ -285,26 +348,28 @@ void backward(const T* grad, int64_t grad_ld, const T* query, int64_t ld, const 
         for (int64_t h = 0; h < H; ++h) {
           const Sum<T>* w = weights + (at * H + h) * k;
           const int32_t* r = rows + (at * H + h) * k;
-          const auto each = [&](auto use) {
-            for (int64_t j = 0; j < k; ++j) {
-              if (r[j] < 0) continue;
-              int64_t e = 0, row = r[j];
-              for (; row >= layers[e].count; ++e) row -= layers[e].count;
-              use(j, e, row, b * layers[e].count + row);
-            }
-          };
           Sum<T> mean = 0;
-          each([&](int64_t j, int64_t e, int64_t, int64_t at_row) {
-            dw[j] = dot(g.data() + h * V, layers[e].values + at_row * layers[e].values_ld + h * V, V);
+          for (int64_t j = 0; j < k; ++j) {
+            if (r[j] < 0) {
+              key[j] = value[j] = zeros.data();
+              grad_key[j] = grad_value[j] = nobodys.data();
+            } else {
+              const int32_t e = places.layer(r[j]), row = places.row(r[j]);
+              const int64_t at_row = b * layers[e].count + row;
+              key[j] = layers[e].keys + at_row * layers[e].keys_ld;
+              value[j] = layers[e].values + at_row * layers[e].values_ld;
+              grad_key[j] = dk[e].row(row);
+              grad_value[j] = dv[e].row(row);
+            }
+            dw[j] = dot(g.data() + h * V, value[j] + h * V, V);
             mean += w[j] * dw[j];
-          });
-          each([&](int64_t j, int64_t e, int64_t row, int64_t at_row) {
+          }
+          for (int64_t j = 0; j < k; ++j) {
             const Sum<T> ds = w[j] * (dw[j] - mean);
-            const T* key = layers[e].keys + at_row * layers[e].keys_ld + h * K;
-            add_scaled(dq.data() + h * K, static_cast<Sum<T>>(ds * scale), key, K);
-            add_scaled(dk[e].row(row) + h * K, ds, q.data() + h * K, K);
-            add_scaled(dv[e].row(row) + h * V, w[j], g.data() + h * V, V);
-          });
+            add_scaled(dq.data() + h * K, static_cast<Sum<T>>(ds * scale), key[j] + h * K, K);
+            add_scaled(grad_key[j] + h * K, ds, q.data() + h * K, K);
+            add_scaled(grad_value[j] + h * V, w[j], g.data() + h * V, V);
+          }
         }
         for (int64_t i = 0; i < H * K; ++i) narrow(dq[i], grad_query[at * H * K + i]);
       }
@@ -320,17 +385,15 @@ void backward(const T* grad, int64_t grad_ld, const T* query, int64_t ld, const 
   extern "C" void forward_##NAME(const T* query, int64_t ld, const Layer<T>* layers,               \
                                  const Sizes* n, bool null_slot, double scale, T* read,            \
                                  Sum<T>* weights, int32_t* rows) {                                 \
-    with_head_size(n->key, n->value, [&](auto K, auto V) {                                         \
-      with_top_k(n->top_k, [&](auto k) {                                                           \
-        forward(query, ld, layers, *n, K, V, k, null_slot, scale, read, weights, rows);            \
-      });                                                                                          \
+    with_sizes<T>(n->key, n->value, n->top_k, [&](auto K, auto V, auto k) {                        \
+      forward(query, ld, layers, *n, K, V, k, null_slot, scale, read, weights, rows);              \
     });                                                                                            \
   }                                                                                                \
   extern "C" void backward_##NAME(const T* grad, int64_t grad_ld, const T* query, int64_t ld,      \
                                   const Layer<T>* layers, const Sizes* n, double scale,            \
                                   const Sum<T>* weights, const int32_t* rows, T* grad_query) {     \
-    with_head_size(n->key, n->value, [&](auto K, auto V) {                                         \
-      backward(grad, grad_ld, query, ld, layers, *n, K, V, scale, weights, rows, grad_query);      \
+    with_sizes<T>(n->key, n->value, n->top_k, [&](auto K, auto V, auto k) {                        \
+      backward(grad, grad_ld, query, ld, layers, *n, K, V, k, scale, weights, rows, grad_query);   \
     });                                                                                            \
   }
 

@@ -10,6 +10,8 @@ from torch.nn.utils import prune
 
 from rl_nfm.encoders import make_encoder
 from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, NFMWrapper, attention, kernels
+from rl_nfm.nfm.call import Options
+from rl_nfm.nfm.kernel_call import run_forward
 from rl_nfm.nfm.places import Place
 from rl_nfm.nfm.rescale import Grid
 from rl_nfm.support import cpp
@@ -68,11 +70,12 @@ def test_kernels_equal_the_plain_path(mode, dtype, key_size, value_size, packed)
 
 
 @pytest.mark.parametrize("heads", [1, 4, 5, 11])
-@pytest.mark.parametrize("k", [4, 5])
-def test_any_number_of_heads(heads, k):
+@pytest.mark.parametrize("k", [3, 4, 5])
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_any_number_of_heads(heads, k, dtype, rounding):
     """They are ranked several at a time: also where some of these places have no head."""
     torch.manual_seed(heads)
-    query, keys, value = (torch.randn(2, 35, heads * 8, dtype=torch.float64) for _ in range(3))
+    query, keys, value = (torch.randn(2, 35, heads * 8, dtype=dtype) for _ in range(3))
     grid = Grid.of(TARGET, [TARGET], "space_to_depth")
     wide = Grid.of((1, 1), [TARGET], "space_to_depth")
     for one, rows in ((grid, query), (wide, query[:, :1])):
@@ -80,7 +83,22 @@ def test_any_number_of_heads(heads, k):
         plain = attention.mix_values(attention.masked_top_k(scores, k), [value], one)
         options = {"heads": heads, "scale": 0.3, "top_k": k, "null_slot": True}
         fused, *_ = kernels.attend(rows, [keys], [value], one, **options)
-        torch.testing.assert_close(fused, plain, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(fused, plain, rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("spread", [1, 30, 88, 300])
+def test_weights_of_scores_far_apart(spread):
+    """The kernels' own exponential against float64, down to weights that vanish."""
+    torch.manual_seed(spread)
+    scores = torch.randn(500, 3) * spread
+    query = torch.ones(1, 500, 1)
+    layers = [column.contiguous().view(1, 500, 1) for column in scores.T]
+    grid = Grid.of((500,), [(500,)] * 3, "nearest")
+    options = Options.of(grid, heads=1, scale=1.0, top_k=4, null_slot=True)
+    _, weights, _ = run_forward(query, layers, layers, options)
+    every = torch.cat([scores, torch.zeros(500, 1)], dim=1).double()
+    exact = torch.softmax(every, dim=1).sort(dim=1, descending=True).values
+    torch.testing.assert_close(weights[0, :, 0].double(), exact, rtol=2e-5, atol=1e-37)
 
 
 @pytest.mark.parametrize("sizes", [[(4,), (9,), (2,)], [(2, 3, 2), (3, 2, 5), (1, 4, 2)]])
