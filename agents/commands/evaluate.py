@@ -131,6 +131,15 @@ def _check_options(options: Options) -> None:
     for name in ("video", "attention"):
         if (path := getattr(options, name)) is not None:
             check_file(name, path, ".mp4")
+    files = [path.resolve() for path in _written(options).values()]
+    for path in files:
+        if files.count(path) > 1:
+            raise ValueError(
+                f"json, video, attention: {path} would be written twice (a picture is written "
+                "beside the video of attention)"
+            )
+    if options.attention is not None:
+        check_file("attention", options.attention.with_suffix(".png"))
     for name in ("attention", "random_attention"):
         if getattr(options, name) and options.random:
             raise ValueError(f"{name}: not allowed with --random, which has no encoder")
@@ -226,7 +235,7 @@ def score_content(scores: Scores, found: Checkpoint | None) -> dict[str, Any]:
             "encoder": found.config.encoder,
             "checkpoint_steps": found.steps,
             "checkpoint": str(found.path),
-            "which": "best" if found.path.name == "best" else "last",
+            "which": found.which,
             "train_seed": found.config.seed,
             "trained_on": resolve_game(found.config.game),
             "config": to_plain(found.config),

@@ -102,6 +102,7 @@ def _write(out: Path, found: Checkpoint, network: QNetwork, scores: dict[str, An
         "obs_shape": list(found.meta.obs_shape),
         "num_actions": found.meta.num_actions,
         "torch": found.meta.torch,
+        "which": found.which,
     }
     agent = {
         "config": config,

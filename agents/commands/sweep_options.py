@@ -14,7 +14,8 @@ DESCRIPTION = """Train every game with every encoder, setting and seed: a folder
 OUT/GAME/ENCODER/seed-N, each by `rl-nfm train` in a process of its own. The same command again goes
 on with what is unfinished and repeats nothing; with more games, encoders or seeds it adds runs.
 `rl-nfm report OUT` tells the results at any moment. Other options are those of `rl-nfm train
-PRESET`, and hold for all runs.
+PRESET`, and hold for all runs; but where these have sequences, encoders without a state are given
+as many single steps a batch as its sequences have beyond their overlap (see a run's config.yaml).
 
 Games may also be suites: mission, atari5, atari26, atari57 (`rl-nfm games`). Encoders may also be
 baselines as large as another encoder of the preset: resnet_matched (as many parameters as nfm),

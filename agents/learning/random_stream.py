@@ -45,6 +45,10 @@ class RandomStream:
         """The state of the generator, uint8."""
         return self._generator.get_state()
 
+    def takes(self, state: Tensor | None) -> bool:
+        """Whether it can continue from this state, which is of a generator of the same kind."""
+        return state is not None and state.shape == self.state().shape
+
     def load_state(self, state: Tensor) -> None:
         """Continue from a state of `state()`; a captured graph follows."""
         self._generator.set_state(state)

@@ -51,7 +51,7 @@ def keep(sweep: Path, into: Path) -> list[Path]:
             continue
         lines = read_metrics(folder.metrics_path)
         if lines and lines[-1]["steps"] >= config.steps:
-            _keep_run(run, lines, target)
+            _keep_run(run, thinned(lines, config.steps), target)
             new.append(target)
     return new
 
@@ -78,7 +78,7 @@ def _keep_run(run: SweptRun, lines: Sequence[Mapping[str, Any]], target: Path) -
     with written(target / "config.yaml") as partial:
         partial.write_bytes((run.path / "config.yaml").read_bytes())
     with written(target / "metrics.jsonl") as partial:
-        text = "".join(json.dumps(line) + "\n" for line in thinned(lines))
+        text = "".join(json.dumps(line) + "\n" for line in lines)
         partial.write_text(text, encoding="utf-8")
     content = {
         "run": run.name,
@@ -97,15 +97,17 @@ def _code(log: Path) -> list[str]:
     return list(dict.fromkeys(line.removeprefix(LOG_HEADER) for line in starts))
 
 
-def thinned(lines: Sequence[Mapping[str, Any]], count: int = _LINES) -> list[dict[str, Any]]:
+def thinned(
+    lines: Sequence[Mapping[str, Any]], steps: int, count: int = _LINES
+) -> list[dict[str, Any]]:
     """Fewer lines of metrics: each holds the numbers of the last of those that it stands for.
 
     Lists (returns and lengths of episodes) are joined, so no episode is lost; a line with an
     evaluation ends its group, so no evaluation is either, and so does the one before the last
-    tenth, so that the scores of both are the same.
+    tenth of the planned steps, so that the scores of both are the same.
     """
     every = -(-len(lines) // count)
-    border = (1 - LAST_TENTH) * lines[-1]["steps"]
+    border = (1 - LAST_TENTH) * steps
     early = sum(line["steps"] <= border for line in lines)
     kept: list[dict[str, Any]] = []
     lists: dict[str, list[Any]] = {}

@@ -162,6 +162,8 @@ def _read_scores(path: Path) -> Result:
     if isinstance(content.get("config"), dict):
         config = make_config(content["config"], where=f"{path}: config", saved=True)
         settings, encoder = settings_of(config), encoder_of(config)
+    if content.get("random_attention"):
+        encoder += " with random attention"
     return Result(
         source="evaluation",
         game=resolve_game(content["game"]),

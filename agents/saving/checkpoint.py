@@ -12,7 +12,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -63,6 +63,8 @@ class Meta:
     replay: ReplayMeta | None = None
     ranks: Annotated[int, Gt(0)] = 1
     """Processes that trained the run, each with a checkpoint of its own."""
+    which: Literal["last", "best"] | None = None
+    """Of what was exported: which checkpoint of its run it was."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,12 @@ class Checkpoint:
     def steps(self) -> int:
         """Agent steps when it was written."""
         return self.meta.counters["steps"]
+
+    @property
+    def which(self) -> Literal["last", "best"]:
+        """Whether it is that of the best evaluation in training, or one of the last."""
+        in_run = self.path.parent.name == "checkpoints"
+        return self.meta.which or ("best" if in_run and self.path.name == BEST else "last")
 
     def tensors(self, stem: str) -> dict[str, Tensor]:
         """The tensors of one of its files, on the CPU.

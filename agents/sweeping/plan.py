@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from agents.config import Config, make_config, to_plain
-from agents.saving.resumable import changed_fields
-from agents.saving.run_folder import folder_name
+from agents.saving.resumable import changed_fields, check_resumable
+from agents.saving.run_folder import RunFolder, folder_name
 from agents.sweeping.folder import LOCK_FILE
 from agents.sweeping.runs import PlannedRun
 from agents.sweeping.variants import with_encoder
@@ -80,7 +80,10 @@ class Plan:
                 group = group.setdefault(part, {})
                 if not isinstance(group, dict):
                     raise ValueError(f"vary: {option}: {part} is no group of options")
-            group[last] = yaml.safe_load(text)
+            try:
+                group[last] = yaml.safe_load(text)
+            except yaml.YAMLError:
+                raise ValueError(f"vary: {option}: {text!r} is no value") from None
         return with_encoder(make_config(values, where="vary" if setting else ""), encoder)
 
     def runs(self, out: Path, threads: int) -> list[PlannedRun]:
@@ -138,6 +141,7 @@ class Plan:
         asked |= also
         if (out / PRESET_FILE).is_file():
             self._check_same(out / PRESET_FILE, before.get("encoders", []))
+            self._check_runs(out)
         for name, values in ((PRESET_FILE, dataclasses.asdict(self.base)), (SWEEP_FILE, asked)):
             with written(out / name) as partial:
                 partial.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
@@ -153,6 +157,23 @@ class Plan:
                         f"{field}: cannot change within a sweep; {path} has another value. "
                         "Choose another --out, or --vary it"
                     )
+
+    def _check_runs(self, out: Path) -> None:
+        """Refuse to go on with a run whose config is not what would be planned for it today."""
+        configs = self.configs()
+        for run in self.runs(out, threads=1):
+            folder = RunFolder(run.folder)
+            if not folder.config_path.is_file():
+                continue
+            planned = dataclasses.replace(configs[run.method], game=run.game, seed=run.seed)
+            try:
+                check_resumable(folder.config(), planned)
+            except ValueError as error:
+                field = str(error).partition(":")[0]
+                raise ValueError(
+                    f"{field}: {run.folder} was begun with another value, perhaps by another "
+                    "version. Choose another --out"
+                ) from None
 
 
 def read_request(out: Path) -> dict[str, Any]:
@@ -216,10 +237,10 @@ def parse_seeds(words: Sequence[str]) -> tuple[int, ...]:
         first, dots, last = word.partition("..")
         if not first.isdecimal() or (dots and not last.isdecimal()):
             raise ValueError(f"seeds: {word!r} is not allowed, must be a number or FIRST..LAST")
-        chosen = range(int(first), int(last or first) + 1)
-        if not 0 < len(chosen) <= 10_000:
-            raise ValueError(f"seeds: {word!r} is not allowed: {len(chosen)} seeds")
-        seeds += chosen
+        begin, count = int(first), int(last or first) - int(first) + 1
+        if not 0 < count <= 10_000:
+            raise ValueError(f"seeds: {word!r} is not allowed: {max(0, count)} seeds")
+        seeds += range(begin, begin + count)
     return tuple(seeds)
 
 

@@ -52,7 +52,7 @@ def with_encoder(config: Config, name: str) -> Config:
     """The config with that encoder; a matched baseline's group of options is filled in.
 
     What the config says of sequences in replay holds for encoders with a state only; the others are
-    trained on single steps, as many of them as the sequences of a batch hold beyond their overlap.
+    trained on single steps, as many of them as the sequences of a batch have beyond their overlap.
 
     Args:
         config: holds the options of every encoder.
@@ -73,8 +73,9 @@ def with_encoder(config: Config, name: str) -> Config:
 def _without_sequences(config: Config) -> Config:
     """The config for an encoder without a state, which is trained on single steps.
 
-    A batch holds as many of them as its sequences bring that are not also in their neighbours, so
-    that encoders of both kinds draw a step equally often.
+    A batch holds as many of them as its sequences have that their successors do not share. A step
+    is then drawn as often as a sequence is; encoders with a state train on it more often, once for
+    each sequence that it lies in (twice with half of each shared).
     """
     replay = config.replay
     batch_size = replay.batch_size * replay.stride_steps

@@ -181,7 +181,8 @@ class Collector:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore it after the learner and the replay, and act with its present weights."""
-        if self.random is not None and "rng" in state:
+        # A run that goes on on another kind of device has a generator of another kind.
+        if self.random is not None and self.random.takes(state.get("rng")):
             self.random.load_state(state["rng"])
         self.weights.refresh()
         for player in self.players:

@@ -65,12 +65,12 @@ class ReaderAttention:
     def entropy(self) -> float:
         """Entropy of a head's attention over the highest possible one, the mean, in [0, 1].
 
-        1 is even attention to as many slots as a head may attend to, 0 is attention to one slot.
+        1 is even attention to as many slots as any head attends to here, 0 is attention to one.
         """
-        highest = math.log(min(self.top_k, len(self.slots)))
-        if highest == 0:
+        most = int((self.weights > 0).sum(dim=-1).max())
+        if most < 2:
             return 0.0
-        return float(torch.special.entr(self.weights).sum(dim=-1).mean()) / highest
+        return float(torch.special.entr(self.weights).sum(dim=-1).mean()) / math.log(most)
 
     def top_k_frequency(self) -> Float32[Tensor, " L"]:
         """How often each slot is `chosen`, over batch, positions and heads, in [0, 1]."""

@@ -31,6 +31,8 @@ MODELS: dict[tuple[str, str], ModelEntry] = {}
 
 
 ConfigT = TypeVar("ConfigT")
+GROUPS = "groups_of_models"
+"""Attribute of a class of options that names the groups which models have brought."""
 
 
 class Models:
@@ -127,7 +129,12 @@ def _with_groups(config: type[Any], groups: tuple[tuple[str, type[Any]], ...]) -
         raise ValueError(f"model {name!r}: {config.__name__} has an option of that name already")
     fields: list[Any] = [(n, cls, dataclasses.field(default_factory=cls)) for n, cls in groups]
     extended = dataclasses.make_dataclass(
-        config.__name__, fields, bases=(config,), frozen=True, kw_only=True
+        config.__name__,
+        fields,
+        bases=(config,),
+        frozen=True,
+        kw_only=True,
+        namespace={GROUPS: tuple(dict(groups))},
     )
     extended.__doc__ = config.__doc__
     return extended

@@ -7,7 +7,7 @@ those that add models to a task in the group `rl_nfm.models` (see `models`).
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,21 @@ def _load_plugins() -> None:
         return
     _plugins_loaded = True
     load_plugins("rl_nfm.tasks", "task", _TASKS)
-    load_plugins("rl_nfm.models", "model", MODELS, check_reads)
+    load_plugins("rl_nfm.models", "model", MODELS, _check_models)
+
+
+def _check_models(keys: Iterable[tuple[str, str]]) -> None:
+    """Check that added models fit the tasks that they are added to.
+
+    Raises:
+        ValueError: see `check_reads`; or options whose name a task has already.
+    """
+    added = set(keys)
+    check_reads(added)
+    tables = {table for table, name in added}
+    for entry in _TASKS.values():
+        if entry.models is not None and entry.models.name in tables:
+            _ = [*entry.presets.values()]
 
 
 def task_names() -> list[str]:

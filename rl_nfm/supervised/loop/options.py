@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt
 
-from rl_nfm.supervised.models import Models
+from rl_nfm.supervised.models import GROUPS, Models
 from rl_nfm.support.configuration import nearest, validate
 from rl_nfm.support.flags import parse_flags
 from rl_nfm.support.former import with_current_names
@@ -172,8 +172,15 @@ def run_folder(config: RunConfig, *, task: str) -> Path:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A config dataclass as JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    """A config dataclass as JSON values, without the options that other models have brought.
+
+    So a run can be read where those models are not installed.
+    """
+    values = dataclasses.asdict(config)
+    for group in getattr(config, GROUPS, ()):
+        if group != values["model"]:
+            del values[group]
+    return json.loads(json.dumps(values, default=str))
 
 
 def refuse_unused(

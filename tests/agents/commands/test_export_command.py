@@ -188,6 +188,20 @@ def test_it_can_be_exported_again_but_has_no_curve_then(exported, tmp_path):
     assert "+/-" not in (out / "README.md").read_text(), "one episode has no spread"
 
 
+def test_scores_say_which_checkpoint_was_exported(run, tmp_path):
+    """Not by the folder's name, which is the user's."""
+    shutil.copytree(run, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.copytree(next(checkpoints.glob("step_*")), checkpoints / "best")
+    for which, name in (("best", "mine"), ("last", "best")):
+        out, scores = tmp_path / name, tmp_path / f"{which}.json"
+        words = [str(tmp_path / "run"), "--which", which, "--out", str(out), "--episodes", "1"]
+        assert cli.main(["export", *words]) == 0
+        assert json.loads((out / "scores.json").read_text())["which"] == which
+        assert cli.main(["evaluate", str(out), "--episodes", "1", "--json", str(scores)]) == 0
+        assert json.loads(scores.read_text())["which"] == which
+
+
 def test_every_agent_that_comes_with_the_package_is_whole_and_small():
     sizes = 0
     for name in zoo.agent_names():

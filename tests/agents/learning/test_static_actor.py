@@ -28,6 +28,9 @@ def test_actions_states_and_rows_are_those_of_the_plain_actor(
     acted, received = [], []
     copied = {"on_act": copies(acted), "on_receive": copies(received)}
     stream = RandomStream(CPU, 7)
+    assert stream.takes(stream.state())
+    assert not stream.takes(torch.zeros(16, dtype=torch.uint8)), "as a GPU's generator has"
+    assert not stream.takes(None)
     static = StaticActor(actor, toys.obs_shape, HostStream(), graph=True, random=stream, **copied)
     rng = np.random.default_rng(0)
     start, obs = np.ones(3, bool), np.zeros((3, *toys.obs_shape), np.uint8)

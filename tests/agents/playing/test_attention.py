@@ -141,6 +141,14 @@ def test_nothing_to_show(tmp_path, capsys):
     assert not network.encoder.shows
 
 
+@pytest.mark.parametrize("other", ["--video=a.mp4", "--json=a.png", "--json=a.mp4"])
+def test_no_file_is_written_twice(other, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["evaluate", "zoo:ms_pacman-nfm", "--attention", "a.mp4", other]) == 2
+    assert "would be written twice" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_random_play_has_no_encoder(tmp_path, capsys):
     arguments = ["evaluate", "debug", "--random", "--attention", str(tmp_path / "x.mp4")]
     assert cli.main(arguments) == 2

@@ -273,6 +273,15 @@ def test_the_best_checkpoint_is_another_method(tmp_path):
     assert [r.method for r in results] == ["nature", "nature of the best checkpoint"]
 
 
+def test_random_attention_is_another_method(tmp_path):
+    plain = make_scores(tmp_path / "plain.json", [1.0], encoder="nfm", train_seed=1)
+    noise = make_scores(
+        tmp_path / "noise.json", [2.0], encoder="nfm", train_seed=1, random_attention=True
+    )
+    results, _ = read_results([plain, noise])
+    assert [r.method for r in results] == ["nfm", "nfm with random attention"]
+
+
 def test_runs_of_other_settings_are_no_seeds_of_one_method(tmp_path):
     runs = [
         make_run(tmp_path / "a", seed=1),

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import yaml
 
+from agents.config import write_config
 from agents.presets import read_preset
 from agents.reporting.sizes import build_encoder, describe
 from agents.sweeping.plan import Plan, parse_seeds, parse_vary
@@ -56,6 +57,7 @@ def test_runs_are_every_combination_and_the_first_seed_comes_first(debug, tmp_pa
         ({"encoders": ("nfn",)}, "encoders: 'nfn' is unknown; did you mean 'nfm'"),
         ({"vary": {"learner.n_stepss": ("1",)}}, "n_stepss.*did you mean 'n_steps'"),
         ({"vary": {"learner.n_steps": ("0",)}}, "learner.n_steps: 0 is not allowed"),
+        ({"vary": {"learner.n_steps": ("{",)}}, r"vary: learner.n_steps: '\{' is no value"),
         ({"vary": {"game": ("qbert",)}}, "vary: game is not allowed, use --games"),
         ({"vary": {"steps.more": ("1",)}}, "steps is no group"),
     ],
@@ -131,6 +133,21 @@ def test_a_baseline_follows_the_options_of_its_reference(debug):
     assert wider.resnet.depth == 18
     nfm = build_encoder(with_encoder(base, "nfm"))
     assert count_parameters(build_encoder(wider)) == pytest.approx(count_parameters(nfm), rel=0.1)
+
+
+def test_a_run_of_another_version_is_not_gone_on_with(debug, tmp_path):
+    """As when the rule that makes a run's config from the preset has changed in between."""
+    asked = plan(debug, seeds=(3, 4))
+    asked.save(tmp_path)
+    run = asked.runs(tmp_path, threads=1)[0]
+    run.folder.mkdir(parents=True)
+    begun = dataclasses.replace(debug, game=run.game, seed=run.seed)
+    write_config(begun, run.folder / "config.yaml")
+    asked.save(tmp_path)
+    other = dataclasses.replace(debug.replay, batch_size=debug.replay.batch_size + 1)
+    write_config(dataclasses.replace(begun, replay=other), run.folder / "config.yaml")
+    with pytest.raises(ValueError, match=r"^replay.batch_size: .*seed-3 was begun with another"):
+        asked.save(tmp_path)
 
 
 def test_sequences_are_for_encoders_with_a_state():

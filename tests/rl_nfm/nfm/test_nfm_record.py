@@ -51,12 +51,20 @@ def test_summaries_of_hand_made_weights():
     torch.testing.assert_close(reader.by_source()[0, 0], torch.tensor([0.45, 0.35, 0.2]))
     # chosen: slots 0, 2 by the first head and 2, 3 by the second
     torch.testing.assert_close(reader.top_k_frequency(), torch.tensor([0.5, 0.0, 1.0, 0.5]))
-    # (0.6, 0.4) have 0.971 bits, (0.1, 0.2, 0.3, 0.4) have 1.846; two slots can have 1 bit
-    assert reader.entropy() == pytest.approx((0.970951 + 1.846439) / 2, rel=1e-5)
+    # (0.6, 0.4) have 0.971 bits, (0.1, 0.2, 0.3, 0.4) have 1.846; four slots can have 2 bits
+    assert reader.entropy() == pytest.approx((0.970951 + 1.846439) / 4, rel=1e-5)
     only = ReaderAttention(
         pass_index=0, place=0, slots=slots[:1], weights=torch.ones(1, 1, 2, 1), top_k=4, gain=0.0
     )
     assert only.entropy() == 0.0  # one slot leaves no choice
+
+
+@pytest.mark.parametrize("mode", ["masked", "sab", "sab_published", "dense"])
+def test_entropy_is_a_share_of_the_highest_whatever_the_mode(mode):
+    net = make_net(top_k=3, top_k_mode=mode)
+    with record_attention(net) as record:
+        net(torch.randn(2, 3, 6, 4))
+    assert all(0 < reader.entropy() <= 1 for reader in record.readers.values())
 
 
 def test_gain_and_size_of_what_was_read():

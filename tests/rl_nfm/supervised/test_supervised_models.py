@@ -59,6 +59,7 @@ assert main([*mean, "--out", "run"]) == 0
 assert main(["supervised", "adding", "--resume", "run", "--epochs", "2"]) == 0
 assert main(["supervised", "adding", "--model", "gru", "--mean.before", "3", *tiny]) == 2
 assert main([*mean, "--mean.befor", "3"]) == 2
+assert main(["supervised", "adding", "--model", "gru", *tiny, "--out", "built_in"]) == 0
 Path("more.yaml").write_text("mean: {before: 7}")
 assert task_entry("adding").presets["more.yaml"].mean.before == 7
 assert main(["supervised", "evaluate", "run"]) == 0
@@ -86,6 +87,7 @@ def test_an_installed_package_adds_a_model_and_broken_ones_are_left_out(tmp_path
     )
     installed(tmp_path, "taken", TAKEN)
     installed(tmp_path, "common", COMMON)
+    installed(tmp_path, "seed", CORE.replace('"mean"', '"seed"'))
     found = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         cwd=tmp_path,
@@ -103,12 +105,13 @@ def test_an_installed_package_adds_a_model_and_broken_ones_are_left_out(tmp_path
     assert "mean: has no effect on model 'gru' (read by: mean)" in found.stderr
     assert "Zeros that are counted as seen before." in found.stdout, "the help of another task"
     assert "mean       the mean of what was seen" in found.stdout, "the help of another task"
-    for name in ("gone", "last"):
+    for name in ("gone", "last", "seed"):
         assert f"  {name} " not in found.stdout
     for said in (
         "the model plug-in gone (plugin_gone) is left out: RuntimeError: not today",
         "plug-in taken (plugin_taken) is left out: ValueError: model 'gru' of recurrent is already",
         "plug-in common (plugin_common) is left out: ValueError: reads: 'hidden_size' of model",
+        "plug-in seed (plugin_seed) is left out: ValueError: model 'seed': ",
     ):
         assert said in found.stderr
 
