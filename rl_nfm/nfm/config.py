@@ -42,9 +42,9 @@ class NFMConfig(Bounded):
     top_k: Annotated[int, Gt(0)] = 4
     """Slots that a head may attend to, the null slot included (Atari: 4; classification: 5)."""
     top_k_mode: TopKMode = "masked"
-    """How the others are cut: `masked`, softmax over the k highest scores; `sab`, probabilities
-    less the (k+1)-th highest, normalised (Ke et al. 2018); `sab_published`, the same but dense for
-    k + 1 slots, as coded; `dense`, not at all."""
+    """How slots beyond the top k are cut: `masked`, softmax over the k highest scores; `sab`,
+    probabilities less the (k+1)-th highest, normalised (Ke et al. 2018); `sab_published`, the same
+    but dense for k + 1 slots, as coded; `dense`, not at all."""
     temperature: Annotated[float, Gt(0)] = 1.0
     """Divides the scores, besides sqrt(d_k)."""
     null_slot: bool = True
@@ -104,7 +104,7 @@ class TaskNFMConfig(NFMConfig):
     """Options of NFM in a task of its own sizes, which may begin from a published form."""
 
     preset: NFMPreset = "none"
-    """Published form whose values the other options begin from: `paper`, the authors' code
+    """Published form that the other options then change: `paper`, the authors' code
     (`official`, `official_gan`), or none of them; sizes and heads stay the task's."""
 
     def with_preset(self, preset: str) -> Self:

@@ -9,6 +9,7 @@ it. Nothing is unpickled, so CIFAR's "python version" is not supported.
 
 import dataclasses
 import gzip
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -153,11 +154,12 @@ def _idx(folder: Path, name: str, rank: int) -> NDArray[np.uint8]:
         raise ValueError(f"data_folder: {folder} has no {name}[.gz]{_how('mnist', folder)}")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
     start = 4 + 4 * rank
-    sizes = np.frombuffer(content[4:start], dtype=">i4")
-    if content[:4] != bytes([0, 0, 8, rank]) or len(content) != start + int(np.prod(sizes)):
+    sizes = np.frombuffer(content[4:start].ljust(4 * rank, b"\xff"), dtype=">i4")
+    found = start + int(np.prod(sizes, dtype=np.int64))
+    if content[:4] != bytes([0, 0, 8, rank]) or sizes.min() < 0 or len(content) != found:
         raise ValueError(f"{path}: not the IDX file it should be, or truncated")
     return np.frombuffer(content, np.uint8, offset=start).reshape(sizes.tolist()).copy()
 

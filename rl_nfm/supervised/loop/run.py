@@ -27,6 +27,7 @@ from rl_nfm.supervised.registry import TaskEntry, WriteTable, register_task
 from rl_nfm.support.bare_flags import spell_out
 from rl_nfm.support.device import choose_device
 from rl_nfm.support.memory import keep_freed_memory
+from rl_nfm.support.output_files import check_file
 
 __all__ = ["LoopConfig", "Metrics", "Task", "register_loop_task", "run_trials"]
 
@@ -88,6 +89,8 @@ def run_trials(name: str, task: type[Trainee[Any]], config: RunConfig) -> dict[s
         ValueError: a bad option or run folder, or a loss that is not finite.
         OSError: a file cannot be written.
     """
+    if config.json is not None:
+        check_file("json", config.json)
     device = choose_device(config.device)
     keep_freed_memory(device)
     folder = run_folder(config, task=name)

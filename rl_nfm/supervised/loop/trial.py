@@ -193,6 +193,11 @@ class Trial:
             self.task.load_state(load_tensors(folder / "more.safetensors"), meta)
         self.epoch = meta["epoch"] if "epoch" in meta else meta["updates"]
         self.updates, self.seconds = meta.get("updates", 0), meta["seconds"]
+        if self.epoch > self.schedule.epochs:
+            raise ValueError(
+                f"epochs: {self.schedule.epochs} is not allowed: {self.folder} has been trained "
+                f"for {self.epoch}"
+            )
 
 
 def _kind(model: nn.Module) -> str:

@@ -38,7 +38,9 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     options = parse_flags(Options, argv, prog="rl-nfm supervised report", description=DESCRIPTION)
     if not options.path:
-        raise ValueError("path: at least one run is needed, as in: rl-nfm supervised report runs/*")
+        raise ValueError(
+            "path: at least one run is needed, as in: rl-nfm supervised report runs/supervised/*"
+        )
     files = write_report(options.path, options.out)
     print(files[0].read_text(encoding="utf-8"))
     print("written: " + ", ".join(map(str, files)))

@@ -89,7 +89,7 @@ class ModularConfig(RunConfig):
     """Step size for which module works at a slot; 0: moved by the search alone."""
     scheduler: Literal["exp", "cosine"] = "exp"
     """All step sizes are multiplied by `gamma` after each epoch, or fall to 0 along half a cosine
-    over `epochs` (the published code takes the word and goes on with `exp`)."""
+    over `epochs` (the published code accepts the word and still uses `exp`)."""
     gamma: Annotated[float, Gt(0), Le(1)] = 1.0
     """See `scheduler`; 1: step sizes stay."""
     weight_decay: Annotated[float, Ge(0)] = 1e-4

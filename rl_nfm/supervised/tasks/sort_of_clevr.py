@@ -84,8 +84,8 @@ class SortOfClevrConfig(LoopConfig):
     rn_layers: Annotated[int, Gt(0)] = 4
     """Layers of the Relation Network's g (rn)."""
     anneal: bool = False
-    """The step size falls to 0 along half a cosine over `epochs` (published: it stays); a resume
-    with more of them lifts it again."""
+    """The step size falls to 0 along half a cosine over `epochs` (published: it stays);
+    resuming with more epochs raises it again."""
     nfm: TaskNFMConfig = CLEVR_NFM
     """Options of NFM (nfm; cnn_matched takes its size from it)."""
 

@@ -65,7 +65,17 @@ def test_missing_or_damaged_mnist_says_what_to_do(mnist, tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte: not the IDX file"):
         load_images("mnist", mnist)
+    for content in (b"\0\0\x08\x01\0\0\0\x05\x01", b"\0\0\x08\x01\xff\xff\xff\xff", b"\0\0\x08"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte: not the IDX file"):
+            load_images("mnist", mnist)
     path.unlink()
+    packed = bytearray(gzip.compress(bytes(1000)))
+    packed[12:20] = b"\xff" * 8
+    (mnist / "t10k-labels-idx1-ubyte.gz").write_bytes(packed)
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte\.gz: cannot be read"):
+        load_images("mnist", mnist)
+    (mnist / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(ValueError, match=r"has no t10k-labels-idx1-ubyte.*fetch it with: .*curl"):
         load_images("mnist", mnist)
     (mnist / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8bnonsense")

@@ -109,6 +109,22 @@ def test_a_run_is_not_overwritten_and_not_resumed_differently(tmp_path):
         main(["adding", "--resume", str(tmp_path / "a")])
 
 
+def test_a_run_never_claims_fewer_epochs_than_it_has_trained(tmp_path):
+    run(tmp_path, "a", "--epochs", "2")
+    before = (tmp_path / "a" / "result.json").read_text()
+    with pytest.raises(ValueError, match=r"epochs: 1 is not allowed: .* trained for 2"):
+        main(["adding", "--resume", str(tmp_path / "a"), "--epochs", "1"])
+    assert (tmp_path / "a" / "result.json").read_text() == before
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["config"]["epochs"] == 2
+
+
+@pytest.mark.parametrize("json_file", [".", "missing/x.json"])
+def test_a_result_that_cannot_be_written_is_told_before_the_work(json_file, tmp_path):
+    with pytest.raises(ValueError, match=r"^json: "):
+        run(tmp_path, "a", "--json", str(tmp_path / json_file))
+    assert not list(tmp_path.iterdir())
+
+
 def test_damaged_checkpoint_is_refused(tmp_path):
     run(tmp_path, "a", "--epochs", "1")
     weights = tmp_path / "a" / "trial0" / "checkpoint" / "model.safetensors"

@@ -59,7 +59,7 @@ class GanConfig(LoopConfig):
     data_folder: Path | None = None
     """Folder of the IDX files, or of CIFAR's binary version."""
     epochs: Annotated[int, Ge(0)] = 200
-    """Times `generator_updates_per_epoch`; published: 100,000 updates in all."""
+    """Of `generator_updates_per_epoch` updates each; published: 100,000 updates in all."""
     generator_updates_per_epoch: Annotated[int, Gt(0)] = 500
     """Updates of the generator in an epoch."""
     discriminator_updates: Annotated[int, Gt(0)] = 5
