@@ -16,7 +16,7 @@
 //   w_j = exp(s_j) / sum_i exp(s_i)                dq   = scale sum_j ds_j k_j
 //   read = sum_j w_j v_j, the null slot's v = 0    dk_j += scale ds_j q,  dv_j += w_j g
 //
-// Built by `rl_nfm/support/cpp.py`, called by `kernels.py`; `attention.py` is the definition it is tested against.
+// Built by `rl_nfm/support/cpp.py`, called by `kernel_call.py`; `attention.py` is the definition it is tested against.
 
 #include <algorithm>
 #include <cmath>
