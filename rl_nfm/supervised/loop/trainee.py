@@ -217,8 +217,8 @@ class Trainee(ABC, Generic[C]):
         """What `result` needs of this part.
 
         Args:
-            facts: `seed`, `best_epoch`, `parameters` (of one seed), `epochs`, `updates` and
-                `train_seconds`.
+            facts: `seed`, `best_epoch`, `parameters` (of one seed), `epochs`, `updates`,
+                `train_seconds`, and `learning_rates` where they are not those of the config.
             figures: what is reported of each seed.
         """
 

@@ -48,6 +48,8 @@ class Trial:
         self.epoch = 0
         self.updates = 0
         self.seconds = 0.0
+        self.rates: list[list[float]] | None = []
+        """Step sizes trained with, each with the epoch from which it held; none: not known."""
         if (folder / CHECKPOINT).is_dir():
             self._load()
 
@@ -91,7 +93,7 @@ class Trial:
     def _train_epoch(self, progress: Progress) -> Tensor:
         """One epoch; returns its mean loss, a scalar or that of each seed, [S]."""
         self.model.train()
-        self.task.set_learning_rates(self.optimizer, self.epoch)
+        self._set_rate(self.rates, self.epoch)
         total, count = torch.zeros((), device=self.task.device), 0
         for batch in self.task.batches(self.epoch):
             total = total + self.task.update(self.model, self.optimizer, batch)
@@ -103,6 +105,23 @@ class Trial:
         mean = total.double() / max(count, 1)
         self.task.check_losses(mean, self.epoch)
         return mean
+
+    def _set_rate(self, rates: list[list[float]] | None, epoch: int) -> None:
+        """Set the step sizes of an epoch, and note the first one where it is another than before."""
+        self.task.set_learning_rates(self.optimizer, epoch)
+        rate = self.optimizer.param_groups[0]["lr"]
+        if rates is not None and (not rates or rates[-1][1] != rate):
+            rates.append([epoch, rate])
+
+    def _other_rates(self) -> list[list[float]] | None:
+        """The step sizes trained with, where this config alone would not have led to them.
+
+        So it is after a run was resumed with more epochs, if the step size depends on their number.
+        """
+        planned: list[list[float]] = []
+        for epoch in range(self.epoch):
+            self._set_rate(planned, epoch)
+        return None if self.rates in (None, planned) else self.rates
 
     def _evaluate(self) -> Metrics:
         self.model.eval()
@@ -131,6 +150,8 @@ class Trial:
             "updates": self.updates,
             "train_seconds": round(self.seconds, 1),
         }
+        if (rates := self._other_rates()) is not None:
+            facts["learning_rates"] = rates
         return self.task.outcome(facts, figures)
 
     @property
@@ -166,6 +187,7 @@ class Trial:
                 "epoch": self.epoch,
                 "updates": self.updates,
                 "seconds": self.seconds,
+                "learning_rates": self.rates,
                 "optimizer": {"groups": groups, "scalars": scalars},
             },
             tensors=saved,
@@ -193,6 +215,7 @@ class Trial:
             self.task.load_state(load_tensors(folder / "more.safetensors"), meta)
         self.epoch = meta["epoch"] if "epoch" in meta else meta["updates"]
         self.updates, self.seconds = meta.get("updates", 0), meta["seconds"]
+        self.rates = meta.get("learning_rates")
         if self.epoch > self.schedule.epochs:
             raise ValueError(
                 f"epochs: {self.schedule.epochs} is not allowed: {self.folder} has been trained "

@@ -16,6 +16,7 @@ _MAX_PANELS = 6
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", "-.", ":")
+_GREYS = ("0.3", "0.6", "0.45", "0.75")
 
 
 def draw_curves(columns: Columns, rows: Sequence[Row], path: Path) -> bool:
@@ -58,10 +59,14 @@ def draw_by_step(columns: Columns, rows: Sequence[Row], path: Path) -> bool:
             curves = [run.by_step[name] for run in row.runs if name in run.by_step]
             if curves:
                 _draw_mean(axes, range(1, len(curves[0]) + 1), curves, (row.name, index))
-        baselines = (run.baselines_by_step.get(name, {}) for row in rows for run in row.runs)
-        first = next((lines for lines in baselines if lines), {})
-        for grey, (label, values) in zip(("0.3", "0.6"), first.items(), strict=False):
-            axes.plot(range(1, len(values) + 1), values, ":", color=grey, label=label)
+        drawn: list[tuple[str, Sequence[float]]] = []
+        for label, values in (
+            line for row in rows for line in row.runs[0].baselines_by_step.get(name, {}).items()
+        ):
+            if (label, values) not in drawn:  # rows of other data have other baselines
+                grey = _GREYS[len(drawn) % len(_GREYS)]
+                axes.plot(range(1, len(values) + 1), values, ":", color=grey, label=label)
+                drawn.append((label, values))
         axes.set_title(name, fontsize="medium")
         axes.set_xlabel(columns.step)
     _save(figure, path)

@@ -24,6 +24,7 @@ _NO_SETTING = frozenset(
     {"json", "out", "resume", "device", "seed", "trials", "preset", "nfm.preset"}
     | {"result_path", "dataset_path"}
 )
+_FACTS_THAT_SET_APART = ("learning_rates",)  # of a run that was resumed with more epochs
 _MAX_SETTINGS_IN_NAME = 3
 
 Result = Mapping[str, Any]
@@ -126,7 +127,8 @@ def _run(file: Path, result: Result, index: int) -> FinishedRun:
     rows = read_metrics(folder) if each else []
     return FinishedRun(
         task=result["task"],
-        settings=settings_of(result["config"]),
+        settings=settings_of(result["config"])
+        | {name: trial[name] for name in _FACTS_THAT_SET_APART if name in trial},
         seed=trial["seed"],
         parameters=trial.get("parameters"),
         minutes=None if seconds is None else seconds / 60,

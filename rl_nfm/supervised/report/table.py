@@ -128,12 +128,22 @@ def markdown(entry: TaskEntry, rows: Sequence[Row]) -> list[str]:
             cells = [f"*{row.name}, published: {beside.source}*", "", ""]
             cells += [_cell(columns, name, beside.mean, beside.deviation) for name in names]
             lines.append([*cells, ""])
-    baselines = {k: v for row in rows for k, v in row.runs[0].baselines.items()}
-    if baselines:
-        cells = ["*baseline: nothing learned*", "", ""]
-        cells += [_cell(columns, name, baselines, {}) for name in names]
-        lines.append([*cells, ""])
+    lines += _baselines(columns, names, rows)
     return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _baselines(columns: Columns, names: Sequence[str], rows: Sequence[Row]) -> list[list[str]]:
+    """What is reached without learning: one line, or one for each kind of data in the table."""
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        if baselines := row.runs[0].baselines:
+            cells = tuple(_cell(columns, name, baselines, {}) for name in names)
+            kinds.setdefault(cells, []).append(row.name)
+    label = "baseline: nothing learned"
+    return [
+        [f"*{label}*" if len(kinds) == 1 else f"*{label}, for {', '.join(of)}*", "", "", *cells, ""]
+        for cells, of in kinds.items()
+    ]
 
 
 def differences(rows: Sequence[Row]) -> list[str]:

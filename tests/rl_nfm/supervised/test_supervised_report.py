@@ -125,6 +125,34 @@ def test_names_say_what_differs_unless_it_is_too_much():
     assert notes == ["x #1: a=0, b=0, c=0, d=0", "x #2: a=1, b=1, c=1, d=1"]
 
 
+def test_runs_prolonged_under_other_step_sizes_have_a_row_of_their_own(tmp_path):
+    one, two = (write_run(tmp_path / name, [seed], [0.5]) for name, seed in (("a", 0), ("b", 1)))
+    file = tmp_path / "b" / "result.json"
+    content = json.loads(file.read_text())
+    content["trials"][0]["learning_rates"] = [[0, 0.1], [2, 0.05]]
+    file.write_text(json.dumps(content))
+    _, report_content = report(tmp_path, one, two)
+    rows = report_content["supervised"]["stacked_digits"]["rows"]
+    assert [row["seeds"] for row in rows] == [[0], [1]]
+
+
+def test_each_kind_of_data_has_its_own_baseline(tmp_path):
+    paths = []
+    for seed, (train, chance) in enumerate([(60, 0.25), (60, 0.25), (90, 0.5)]):
+        paths.append(write_run(tmp_path / str(seed), [seed], [0.75], train_frames=train))
+        file = tmp_path / str(seed) / "result.json"
+        content = json.loads(file.read_text()) | {"baselines": {"exact_1": chance}}
+        file.write_text(json.dumps(content))
+    text, _ = report(tmp_path, *paths)
+    empty = " | ".join(["-"] * 4)
+    label = "*baseline: nothing learned, for cnn (train_frames={})*"
+    assert f"| {label.format(60)} |  |  | 25.00 | {empty} |  |" in text
+    assert f"| {label.format(90)} |  |  | 50.00 | {empty} |  |" in text
+    assert text.count("nothing learned") == 2
+    text, _ = report(tmp_path, *paths[:2])
+    assert f"| *baseline: nothing learned* |  |  | 25.00 | {empty} |  |" in text
+
+
 def test_the_same_seed_twice_and_nothing_finished_are_refused(tmp_path):
     one, two = (write_run(tmp_path / name, [3], [0.5]) for name in "ab")
     with pytest.raises(ValueError, match=r"seed: 3 twice with equal settings: .*a/.* and .*b/"):

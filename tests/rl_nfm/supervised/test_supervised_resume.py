@@ -55,6 +55,34 @@ def test_a_trial_goes_on_bit_for_bit(tmp_path, task):
         assert torch.equal(a, b)
 
 
+class Annealed(Convolutions):
+    """A step size that falls to 0 at the last planned epoch."""
+
+    def learning_rate(self, epoch):
+        return 0.25 * (1 - epoch / self.config.epochs)
+
+
+def test_a_run_prolonged_under_other_step_sizes_says_so(tmp_path, monkeypatch):
+    def train(task, name, epochs):
+        return Trial(task, LoopConfig(epochs=epochs), CPU, tmp_path / name, 5).run()["trial"]
+
+    assert "learning_rates" not in train(Annealed, "whole", 4)
+    assert "learning_rates" not in train(Annealed, "prolonged", 2)
+    assert "learning_rates" not in train(Annealed, "prolonged", 2)
+    # epochs 0 and 1 of 2, epochs 2 and 3 of 4
+    expected = [[0, 0.25], [1, 0.125], [3, 0.0625]]
+    assert train(Annealed, "prolonged", 4)["learning_rates"] == expected
+    assert train(Annealed, "prolonged", 4)["learning_rates"] == expected
+    train(Convolutions, "constant", 2)
+    assert "learning_rates" not in train(Convolutions, "constant", 4)
+
+    with monkeypatch.context() as patch:  # killed after two epochs, then resumed as it was
+        patch.setattr(Trial, "_outcome", lambda self: {"trial": {}})
+        patch.setattr(Trial, "_has_stopped", lambda self, history: self.epoch == 2)
+        train(Annealed, "killed", 4)
+    assert "learning_rates" not in train(Annealed, "killed", 4)
+
+
 class ManyConvolutions(SeedBatchTask):
     """A batch of seeds, each a convolution in channels_last."""
 
