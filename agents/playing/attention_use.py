@@ -5,7 +5,6 @@ goes to the null slot, or is added with so small a gain that nothing could depen
 """
 
 import dataclasses
-from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +17,8 @@ from rl_nfm.nfm.record import ReaderAttention, Source
 
 @dataclasses.dataclass
 class _Sums:
+    gain: float
+    sources: tuple[Source, ...]
     count: int = 0
     entropy: float = 0.0
     relative_size: float = 0.0
@@ -28,19 +29,17 @@ class AttentionUse:
     """Means over all forwards that were added."""
 
     def __init__(self) -> None:
-        self._sums: defaultdict[str, _Sums] = defaultdict(_Sums)
-        self._last: dict[str, ReaderAttention] = {}
+        self._sums: dict[str, _Sums] = {}
 
     def add(self, readers: Iterable[ReaderAttention]) -> None:
         """Count what the readers of one forward attended to."""
         for reader in readers:
-            name = reader_name(reader)
-            sums = self._sums[name]
+            first = _Sums(gain=reader.gain, sources=reader.sources)
+            sums = self._sums.setdefault(reader_name(reader), first)
             sums.count += 1
             sums.entropy += reader.entropy()
             sums.relative_size += reader.relative_size
             sums.shares = sums.shares + reader.by_source().flatten(0, -2).mean(dim=0)
-            self._last[name] = reader
 
     def rows(self) -> list[dict[str, Any]]:
         """For each reader in the order of reading: gain, size, entropy, and its shares by source.
@@ -48,18 +47,19 @@ class AttentionUse:
         `relative_size` and `entropy` are those of `ReaderAttention`; `shares` add up to 1, by the
         names that written layers and the null slot have in the pictures.
         """
-        return [self._row(name, self._last[name].sources) for name in self._sums]
+        return [_row(name, sums) for name, sums in self._sums.items()]
 
-    def _row(self, name: str, sources: tuple[Source, ...]) -> dict[str, Any]:
-        sums = self._sums[name]
-        shares = torch.as_tensor(sums.shares) / sums.count
-        return {
-            "reader": name,
-            "gain": self._last[name].gain,
-            "relative_size": sums.relative_size / sums.count,
-            "entropy": sums.entropy / sums.count,
-            "shares": {source_name(s): float(v) for s, v in zip(sources, shares, strict=True)},
-        }
+
+def _row(name: str, sums: _Sums) -> dict[str, Any]:
+    shares = torch.as_tensor(sums.shares) / sums.count
+    named = zip(sums.sources, shares, strict=True)
+    return {
+        "reader": name,
+        "gain": sums.gain,
+        "relative_size": sums.relative_size / sums.count,
+        "entropy": sums.entropy / sums.count,
+        "shares": {source_name(source): float(share) for source, share in named},
+    }
 
 
 def use_text(rows: Iterable[dict[str, Any]]) -> str:

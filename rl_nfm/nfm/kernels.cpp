@@ -302,10 +302,10 @@ void forward(const T* query, int64_t ld, const Layer<T>* layers, const Sizes& n,
 }
 
 // Rows of the memory counted through all layers: whose they are, and which there.
-class Places {
+class RowOwners {
  public:
   template <typename T>
-  Places(const Layer<T>* layers, int64_t count) {
+  RowOwners(const Layer<T>* layers, int64_t count) {
     for (int64_t e = 0; e < count; ++e) {
       firsts_.push_back(static_cast<int32_t>(layers_.size()));
       layers_.insert(layers_.end(), layers[e].count, static_cast<int32_t>(e));
@@ -323,7 +323,7 @@ void backward(const T* grad, int64_t grad_ld, const T* query, int64_t ld, const 
               const Sizes& n, KeySize K, ValueSize V, TopK k, double scale, const Sum<T>* weights,
               const int32_t* rows, T* grad_query) {
   const int64_t H = n.heads, P = n.positions;
-  const Places places(layers, n.layers);
+  const RowOwners owners(layers, n.layers);
 #pragma omp parallel
   {
     // The null slot is a row of zeros, whose gradient no one reads: cheaper than to ask for it.
@@ -354,7 +354,7 @@ void backward(const T* grad, int64_t grad_ld, const T* query, int64_t ld, const 
               key[j] = value[j] = zeros.data();
               grad_key[j] = grad_value[j] = nobodys.data();
             } else {
-              const int32_t e = places.layer(r[j]), row = places.row(r[j]);
+              const int32_t e = owners.layer(r[j]), row = owners.row(r[j]);
               const int64_t at_row = b * layers[e].count + row;
               key[j] = layers[e].keys + at_row * layers[e].keys_ld;
               value[j] = layers[e].values + at_row * layers[e].values_ld;

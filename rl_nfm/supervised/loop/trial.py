@@ -107,7 +107,7 @@ class Trial:
         return mean
 
     def _set_rate(self, rates: list[list[float]] | None, epoch: int) -> None:
-        """Set the step sizes of an epoch, and note the first one where it is another than before."""
+        """Set the step sizes of an epoch, and note the first where it is not the one before."""
         self.task.set_learning_rates(self.optimizer, epoch)
         rate = self.optimizer.param_groups[0]["lr"]
         if rates is not None and (not rates or rates[-1][1] != rate):
