@@ -92,6 +92,17 @@ def _check_changes(run: Path, old: RunConfig, new: RunConfig) -> None:
             )
 
 
+def _changeable(run: Path, config: RunConfig) -> str:
+    """What an evaluation of this run may change, with the values that hold unless it does."""
+    values = plain(config)
+    flags = []
+    for name in _task_of(run).free_in_evaluation:
+        value = values[name]
+        words = " ".join(map(str, value)) if isinstance(value, list) else value
+        flags.append(f"  --{name.replace('_', '-')} {words}")
+    return "\n".join([f"Options of what {run} is tested on, with the run's values:", *flags])
+
+
 def _load(run: Path, config: Any, trial: int, weights: Weights | None) -> Loaded:
     parts = dict(enumerate(_task_of(run).parts(config)))
     if trial not in parts:
@@ -119,6 +130,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     run = Path(argv[0])
     config = _read(run)
+    if {"-h", "--help"} & {*argv}:
+        print(f"{HELP}\n\n{_changeable(run, config)}")
+        return 0
     command_flags, task_flags = _split(argv[1:])
     options = parse_flags(Options, command_flags, prog="rl-nfm supervised evaluate RUN")
     if options.json is not None:

@@ -83,6 +83,12 @@ def test_an_evaluation_changes_what_is_tested_on_and_nothing_else(tmp_path, caps
     said = capsys.readouterr().out
     assert "mse_14" in said
     assert "mse_9" not in said
+    for flags in (["--help"], ["--test-steps", "14", "-h"]):
+        assert main(["evaluate", str(tmp_path / "a"), *flags]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith("usage: rl-nfm supervised evaluate RUN")
+        assert "\n  --test-steps 9\n" in said
+        assert "--learning-rate" not in said
     assert "mse_17" in load_trained(tmp_path / "a", test_steps=17).evaluate()
     for flags, message in [
         (["--learning-rate", "1"], r"learning_rate: cannot change .*device, test_steps"),
