@@ -123,7 +123,8 @@ class RunFolder:
     def begin(self, config: Config, steps: int) -> None:
         """Write the config, which a resumed run may have changed, and drop what came after `steps`.
 
-        TensorBoard is written anew: from metrics.jsonl, and with the pictures that were there.
+        TensorBoard is written anew: from metrics.jsonl, and with the pictures that were there. That
+        of a new run begins with its first metrics, as TensorBoard takes long to import.
 
         Raises:
             OSError: config or metrics cannot be written.
@@ -133,6 +134,8 @@ class RunFolder:
         self._shown = to_plain(config)
         self.curves.close()
         earlier = list(self.curves.folder.glob("events.out.tfevents.*"))
+        if not earlier and not steps:
+            return
         pictures = pictures_until(self.curves.folder, steps)
         if self.curves.draw(lambda writer: [writer.add_event(event) for event in pictures]):
             for path in earlier:

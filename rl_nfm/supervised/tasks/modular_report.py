@@ -1,5 +1,7 @@
 """One table and one plot of modular runs: test accuracy over the number of training rows."""
 
+import itertools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,8 +48,42 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {name: sum(row[name] for row in rows) / len(rows) for name in names}
 
 
+def pooled(results: Sequence[Result]) -> list[Result]:
+    """Runs of equal settings as one, with all their seeds.
+
+    Raises:
+        ValueError: a seed occurs twice.
+    """
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        key = json.dumps(settings_of(result["config"]), sort_keys=True)
+        groups.setdefault(key, []).append(result)
+    joined: list[Result] = []
+    for group in groups.values():
+        shares = zip(*(result["splits"] for result in group), strict=True)
+        joined.append({**group[0], "splits": [_joined(parts) for parts in shares]})
+    return joined
+
+
+def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of one share of the rows, from runs with other seeds."""
+    if len(parts) == 1:
+        return parts[0]
+    trials = sorted((t for part in parts for t in part["trials"]), key=lambda trial: trial["seed"])
+    for one, two in itertools.pairwise(trials):
+        if one["seed"] == two["seed"]:
+            raise ValueError(f"seed: {one['seed']} twice with equal settings")
+    baseline = sum(part["baseline"] for part in parts) / len(parts)
+    return {**parts[0], "trials": trials, "mean": means(trials), "baseline": baseline}
+
+
 def write_report(folder: Path, results: Sequence[Result]) -> str:
-    """Write table.md and accuracy.png into `folder`; returns the table."""
+    """Write table.md and accuracy.png into `folder`; returns the table.
+
+    Raises:
+        ValueError: see `pooled`.
+    """
+    results = pooled(results)
     table = format_table(results)
     (folder / "table.md").write_text(table + "\n", encoding="utf-8")
     plot(results, folder / "accuracy.png")

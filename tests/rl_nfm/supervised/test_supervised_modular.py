@@ -16,7 +16,7 @@ from rl_nfm.supervised.report.command import main as report
 from rl_nfm.supervised.tasks.modular import ModularTask, batch_losses, rate_factor
 from rl_nfm.supervised.tasks.modular_config import PRESETS, ModularConfig
 from rl_nfm.supervised.tasks.modular_models import MODELS
-from rl_nfm.supervised.tasks.modular_report import format_table, label, labels
+from rl_nfm.supervised.tasks.modular_report import format_table, label, labels, pooled
 from rl_nfm.support.bare_flags import spell_out
 from rl_nfm.support.configuration import validate
 
@@ -298,6 +298,22 @@ def test_a_report_joins_runs(tmp_path):
         picture = (tmp_path / name / "accuracy.png").read_bytes()
         assert picture.startswith(b"\x89PNG")
         assert len(picture) > 10_000
+
+
+def test_a_report_pools_the_seeds_of_runs_with_equal_settings(tmp_path):
+    flags = ["--epochs", "1", "--dataset_split", "0.25", "0.5"]
+    alone = [run(tmp_path / str(seed), *flags, "--seed", str(seed)) for seed in (3, 4)]
+    other = run(tmp_path / "other", *flags, "--seed", "3", "--learning-rate", "0.5")
+    files = [str(tmp_path / name) for name in ("4", "other", "3")]
+    assert report([*files, "--out", str(tmp_path / "c")]) == 0
+    table = (tmp_path / "c" / "table.md").read_text()
+    assert table.count("| 271 | 16 | 2 |") == table.count("| 271 | 16 | 1 |") == 1
+    together = pooled([alone[0], other, alone[1]])
+    assert [trial["seed"] for trial in together[0]["splits"][1]["trials"]] == [3, 4]
+    tests = [result["splits"][1]["mean"]["test_accuracy"] for result in alone]
+    assert together[0]["splits"][1]["mean"]["test_accuracy"] == pytest.approx(sum(tests) / 2)
+    with pytest.raises(ValueError, match="seed: 3 twice with equal settings"):
+        pooled([alone[0], alone[0]])
 
 
 def test_runs_of_other_settings_have_other_labels():
