@@ -508,7 +508,7 @@ def test_debug_by_torchrun(tmp_path):
     assert told.count("done:") == 1, "one rank speaks for all"
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [(line["steps"], line["updates"]) for line in lines] == [(100, 2), (160, 10)]
-    assert RunFolder.open(out).config().env.num_envs == 4
+    assert RunFolder.open(out).config().env.num_envs == 2, "one for each rank"
 
 
 def test_what_torchrun_needs_is_said_in_one_line(monkeypatch, capsys, tmp_path):

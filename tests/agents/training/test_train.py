@@ -63,7 +63,7 @@ def test_resume_continues_steps_updates_schedules_and_curves(tmp_path):
     assert lines[:2] == before
     assert [line["steps"] for line in lines] == [100, 200, 300]
     assert lines[-1]["updates"] == 27
-    assert lines[-1]["learning_rate"] == pytest.approx(6.25e-5 * (1 - 296 / 300))
+    assert lines[-1]["learning_rate"] == pytest.approx(6.25e-5 * (1 - 298 / 300))
     board = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("train/updates")] == [100, 200, 300]
     assert RunFolder.open(folder).config().steps == 300
@@ -79,7 +79,7 @@ def test_restore_puts_everything_back(tmp_path):
     restore(saved, b.learner, b.replay, b.others)
     for name, value in a.replay.row_stores.items():
         assert torch.equal(value, b.replay.row_stores[name])
-    assert a.replay.added_rows == 75
+    assert a.replay.added_rows == 150
     assert a.replay.episode_start[0].all()
     assert a.replay.frame.any()
     torch.set_rng_state(storage.load_tensors(saved.path / "training.safetensors")["rng.cpu"])
@@ -93,11 +93,11 @@ def test_restore_puts_everything_back(tmp_path):
 
 
 def test_only_changed_chunks_are_written_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "CHUNK_BYTES", 7100 * 4 * 10)  # ten rows of four environments
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 7100 * 2 * 20)  # twenty rows of two environments
     folder = train.train(debug(steps=100), out=tmp_path / "run")
     first = checkpoint.find(folder)
     kept = {p.name: p.stat().st_ino for p in first.glob("replay-*")}
-    assert len(kept) == 3  # 25 rows
+    assert len(kept) == 3  # 50 rows
     train.resume(folder, lambda old: dataclasses.replace(old, steps=200))
     second = {p.name: p.stat().st_ino for p in checkpoint.find(folder).glob("replay-*")}
     assert len(second) == 5  # 50 rows
@@ -200,7 +200,8 @@ def test_resume_refuses_what_does_not_fit(tmp_path):
 def test_exploration_schedule():
     """rltime's: epsilon^(1 + 7 i / 3) for i = 0..3, never below the floor."""
     changes = {"epsilon_start": 0.4, "epsilon_final": 0.1, "epsilon_decay_steps": 100}
-    config = debug(exploration={**changes, "epsilon_power": 7.0, "epsilon_min": 0.01})
+    exploration = {**changes, "epsilon_power": 7.0, "epsilon_min": 0.01}
+    config = debug(env={"num_envs": 4}, exploration=exploration)
     trainer = train.Trainer(config, torch.device("cpu"))
     expected = [max(0.01, 0.25 ** (1 + 7 * i / 3)) for i in range(4)]  # half of 0.4 -> 0.1: 0.25
     steps = config.replay.min_steps
