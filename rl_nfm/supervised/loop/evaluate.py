@@ -11,7 +11,12 @@ from annotated_types import Ge
 from torch import nn
 
 from rl_nfm.supervised.loop.options import CONFIG_FILE, RunConfig, plain, read_config
-from rl_nfm.supervised.loop.reporting import format_metrics, mean_and_deviation, write_result
+from rl_nfm.supervised.loop.reporting import (
+    format_metrics,
+    mean_and_deviation,
+    value_text,
+    write_result,
+)
 from rl_nfm.supervised.loop.seed_batch import SeedBatchTask
 from rl_nfm.supervised.loop.trainee import Metrics, Trainee
 from rl_nfm.supervised.loop.trial import BEST, CHECKPOINT, load_weights
@@ -95,11 +100,10 @@ def _check_changes(run: Path, old: RunConfig, new: RunConfig) -> None:
 def _changeable(run: Path, config: RunConfig) -> str:
     """What an evaluation of this run may change, with the values that hold unless it does."""
     values = plain(config)
-    flags = []
-    for name in _task_of(run).free_in_evaluation:
-        value = values[name]
-        words = " ".join(map(str, value)) if isinstance(value, list) else value
-        flags.append(f"  --{name.replace('_', '-')} {words}")
+    flags = [
+        f"  --{name.replace('_', '-')} {value_text(values[name])}"
+        for name in _task_of(run).free_in_evaluation
+    ]
     return "\n".join([f"Options of what {run} is tested on, with the run's values:", *flags])
 
 

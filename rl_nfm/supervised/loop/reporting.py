@@ -115,3 +115,8 @@ def format_metrics(mean: Metrics, deviation: Metrics, baselines: Metrics) -> str
         beside = f"  (baseline: {baselines[name]:.4f})" if name in baselines else ""
         lines.append(f"{name:{width}}  {value:.4f}{spread}{beside}")
     return "\n".join(lines)
+
+
+def value_text(value: Any) -> str:
+    """An option's plain value as it is typed after its flag."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_nfm.supervised.loop.options import CONFIG_FILE, plain
-from rl_nfm.supervised.loop.reporting import read_metrics
+from rl_nfm.supervised.loop.reporting import read_metrics, value_text
 from rl_nfm.supervised.registry import TaskEntry, task_entry
 from rl_nfm.support.configuration import validate
 from rl_nfm.support.former import with_current_names
@@ -189,7 +189,7 @@ def distinguish(
     for name, setting in zip(names, settings, strict=True):
         others = [s for n, s in zip(names, settings, strict=True) if n == name]
         keys = [k for k in dict.fromkeys(k for s in others for k in s) if _differ(k, others)]
-        text = ", ".join(f"{key}={_value(setting.get(key))}" for key in keys)
+        text = ", ".join(f"{key}={value_text(setting.get(key))}" for key in keys)
         if len(keys) > _MAX_SETTINGS_IN_NAME:
             number = 1 + [_cut(s, keys) for s in others].index(_cut(setting, keys))
             notes.append(f"{name} #{number}: {text}")
@@ -205,7 +205,3 @@ def _differ(key: str, settings: Sequence[Mapping[str, Any]]) -> bool:
 
 def _cut(settings: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
     return [settings.get(key) for key in keys]
-
-
-def _value(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
