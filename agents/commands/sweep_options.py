@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from annotated_types import Ge, Gt
@@ -85,9 +85,17 @@ class Options:
     trials: Annotated[int, Gt(0)] = 20
     """Trials of a search in all; trials that fall behind the median are ended early."""
 
-    metric: str = "return_last_100"
-    """What a search makes large: a number in the runs' metrics.jsonl. Over several games it is
-    human-normalised first."""
+    metric: Literal[
+        "return_last_100",
+        "return_mean",
+        "length_mean",
+        "eval_return_mean",
+        "eval_return_median",
+        "steps_per_second",
+        "updates_per_second",
+    ] = "return_last_100"
+    """What a search makes large: a number in the runs' metrics.jsonl. Over several games returns
+    are human-normalised first."""
 
     def __post_init__(self) -> None:
         for name, default in (("cpus_per_run", 1), ("gpus_per_run", 0.0)):

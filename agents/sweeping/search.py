@@ -163,7 +163,7 @@ class Search:
     def _values(self, runs: Sequence[PlannedRun]) -> dict[int, float]:
         """Step to the mean of the metric over a trial's runs, at steps that all have logged.
 
-        Over several games the metric is human-normalised first.
+        Returns over several games are human-normalised first.
         """
         columns = []
         for run in runs:
@@ -174,7 +174,9 @@ class Search:
         return {step: sum(c[step] for c in columns) / len(columns) for step in common}
 
     def _scaled(self, run: PlannedRun, value: float) -> float:
-        share = human_normalized_score(run.game, value) if len(self._games) > 1 else None
+        if len(self._games) == 1 or "return" not in self._request.metric:
+            return value
+        share = human_normalized_score(run.game, value)
         return value if share is None else share
 
     def _write_best(self) -> None:

@@ -68,8 +68,12 @@ class ArithmeticConfig(RunConfig):
         """Check the ranges.
 
         Raises:
-            ValueError: one is empty.
+            ValueError: one is empty, or `simple` is given options of `subsets`.
         """
+        if self.task == "simple":
+            for name in ("input_size", "subset_ratio", "overlap_ratio"):
+                if getattr(self, name) != getattr(ArithmeticConfig, name):
+                    raise ValueError(f"{name}: has no effect on task 'simple' (read by: subsets)")
         for name in ("interpolation", "extrapolation"):
             low, high = getattr(self, name)
             if not low < high:

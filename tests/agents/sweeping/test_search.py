@@ -12,6 +12,7 @@ import optuna
 import pytest
 import yaml
 
+from agents import cli
 from agents.commands import report as report_command
 from agents.commands import sweep as command
 from agents.presets import read_preset
@@ -83,6 +84,33 @@ def test_values_at_the_ends_are_checked_before_anything_starts(tmp_path):
     with pytest.raises(ValueError, match="n_steps: 0 is not allowed"):
         command.main([*SMALL, "--out", str(tmp_path), "--search", "learner.n_steps=0..4"])
     assert not list(tmp_path.glob("*/*"))
+
+
+def test_a_metric_that_no_run_logs_is_refused_before_anything_starts(tmp_path, capsys):
+    words = [*SMALL, *SPACE, "--metric", "eval_return", "--out", str(tmp_path / "sweep")]
+    assert cli.main(["sweep", *words]) == 2
+    error = capsys.readouterr().err
+    assert "--metric: 'eval_return' is not allowed (allowed: return_last_100," in error
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"),
+    [("eval_return_mean", 0.5), ("updates_per_second", 5.0)],
+)
+def test_returns_of_several_games_are_normalised_and_rates_are_not(tmp_path, debug, metric, value):
+    """Halfway between random play and a human on both: 307.3 and 6951.6, 227.8 and 7127.7."""
+    plan = Plan(base=debug, games=("ms_pacman", "alien"), encoders=("nature",), seeds=(0,))
+    request = SearchRequest(space=(), trials=1, metric=metric)
+    board = Board([], at_once=1, out=io.StringIO())
+    search = Search(plan, request, out=tmp_path, executor=Executor(), board=board)
+    runs = plan.runs(tmp_path, 1)
+    halfway = {"ms_pacman": (307.3 + 6951.6) / 2, "alien": (227.8 + 7127.7) / 2}
+    for run in runs:
+        run.folder.mkdir(parents=True)
+        number = 5.0 if metric == "updates_per_second" else halfway[run.game]
+        (run.folder / "metrics.jsonl").write_text(json.dumps({"steps": 7, metric: number}) + "\n")
+    assert search._values(runs) == {7: pytest.approx(value)}
 
 
 def study(out):

@@ -52,6 +52,15 @@ def test_subsets_are_neighbours_of_a_quarter_that_overlap_by_half():
     assert len({tuple(row.tolist()) for row in a}) > 5
 
 
+@pytest.mark.parametrize("name", ["input_size", "subset_ratio", "overlap_ratio"])
+def test_options_of_subsets_are_refused_elsewhere(name):
+    value = getattr(ArithmeticConfig(), name) / 2
+    value = int(value) if name == "input_size" else value
+    assert getattr(ArithmeticConfig(task="subsets", **{name: value}), name) == value
+    with pytest.raises(ValueError, match=f"^{name}: has no effect on task 'simple'"):
+        ArithmeticConfig(**{name: value})
+
+
 def test_threshold_by_hand():
     # Weights of a: 1 - e, 1 - e, e, e; of b: 1 - e each. The sum is off by
     # e (-x1 - x2 + x3 + x4) + e (-x1 - x2 - x3 - x4) = -2 e (x1 + x2); for U[2, 6] the square of
