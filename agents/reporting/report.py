@@ -24,7 +24,7 @@ from agents.reporting.sources import read_results
 from agents.reporting.tables import TITLES, Row, Tables, make_tables
 from agents.reporting.text import report_text, span
 from rl_nfm.support.configuration import nearest
-from rl_nfm.support.output_files import check_file, write_json, written
+from rl_nfm.support.output_files import check_file, made_folder, write_json, written
 
 _HIDDEN = {"env_id", "seed", "num_envs", *OBSERVATION}
 """Of the protocol block: what the report gives per run or method, or leaves out."""
@@ -88,15 +88,12 @@ def write_report(
 
 def _make_folder(out: Path, force: bool) -> list[str]:
     """Make the folder, or find it empty or with a report; the names of that report's figures."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with made_folder("out", out):
         earlier = _earlier_figures(out)
         if earlier is None and not force and any(out.iterdir()):
             raise ValueError(
                 f"out: {out} is not empty and holds no report; --force writes there anyway"
             )
-    except OSError as error:
-        raise ValueError(f"out: {out} cannot be made ({error.strerror})") from None
     check_file("out", out / "report.md")
     return earlier or []
 

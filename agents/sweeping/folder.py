@@ -9,7 +9,7 @@ from pathlib import Path
 from agents.config import Config
 from agents.sweeping.runs import PlannedRun, saved_steps
 from envs import step_spec
-from rl_nfm.support.output_files import check_file
+from rl_nfm.support.output_files import check_file, made_folder
 
 LOCK_FILE = ".lock"
 
@@ -21,11 +21,8 @@ def held(out: Path) -> Iterator[None]:
     Raises:
         ValueError: another one does, or the folder cannot be made or written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"out: {out} cannot be made ({error.strerror})") from None
-    check_file("out", out / LOCK_FILE)
+    with made_folder("out", out):
+        check_file("out", out / LOCK_FILE)
     with (out / LOCK_FILE).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -39,6 +39,24 @@ def write_json(path: Path, content: Any) -> None:
         partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
+@contextlib.contextmanager
+def made_folder(option: str, path: Path) -> Iterator[None]:
+    """Make a folder and those above it; inside, errors of reading it are told in the same way.
+
+    Args:
+        option: the option to name in the error.
+        path: the folder, which may exist.
+
+    Raises:
+        ValueError: it cannot be made or read.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise ValueError(f"{option}: {path} cannot be made ({error.strerror})") from None
+
+
 def check_file(option: str, path: Path, suffix: str = "") -> None:
     """Check, before hours of work, that a file can be written.
 

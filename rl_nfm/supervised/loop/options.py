@@ -22,6 +22,7 @@ from rl_nfm.supervised.models import GROUPS, Models
 from rl_nfm.support.configuration import nearest, validate
 from rl_nfm.support.flags import parse_flags
 from rl_nfm.support.former import with_current_names
+from rl_nfm.support.output_files import made_folder
 
 CONFIG_FILE = "config.json"
 FREE_ON_RESUME = frozenset(
@@ -136,16 +137,16 @@ def write_config(run: Path, config: RunConfig, *, task: str) -> None:
     """Write `config` as plain JSON into a run folder, which claims the folder for this run.
 
     Raises:
-        ValueError: another run has claimed it.
+        ValueError: another run has claimed it, or it cannot be made or written.
     """
-    run.mkdir(parents=True, exist_ok=True)
     values = plain(dataclasses.replace(config, resume=None))
     content = json.dumps({"task": task, "config": values}, indent=1)
-    try:
-        with (run / CONFIG_FILE).open("w" if config.resume else "x", encoding="utf-8") as file:
-            file.write(content + "\n")
-    except FileExistsError:
-        raise _taken(run) from None
+    with made_folder("out", run):
+        try:
+            with (run / CONFIG_FILE).open("w" if config.resume else "x", encoding="utf-8") as file:
+                file.write(content + "\n")
+        except FileExistsError:
+            raise _taken(run) from None
 
 
 def _taken(run: Path) -> ValueError:

@@ -15,7 +15,7 @@ from rl_nfm.supervised.report.finished import FinishedRun, Result, finished_runs
 from rl_nfm.supervised.report.pictures import copy_pictures, pictures_markdown
 from rl_nfm.supervised.report.table import Row, differences, make_rows, markdown
 from rl_nfm.support.flags import parse_flags
-from rl_nfm.support.output_files import check_file, write_json, written
+from rl_nfm.support.output_files import check_file, made_folder, write_json, written
 
 DESCRIPTION = """Tables of finished runs of supervised tasks: mean ± sample standard deviation over
 seeds, parameters, minutes of training, baselines, the published row where a run has its setting,
@@ -129,12 +129,9 @@ def _section(entry: TaskEntry, rows: Sequence[Row], pictures: Sequence[str]) -> 
 
 def _make_folder(out: Path) -> None:
     """Create the folder, or check that it is empty or holds a report of supervised tasks."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with made_folder("out", out):
         if any(out.iterdir()) and not _is_report(out / _REPORT):
             raise ValueError(f"out: {out} is not empty and holds no report of supervised tasks")
-    except OSError as error:
-        raise ValueError(f"out: {out} cannot be made ({error.strerror})") from None
     check_file("out", out / "report.md")
 
 

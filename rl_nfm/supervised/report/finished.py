@@ -143,8 +143,14 @@ def _run(file: Path, result: Result, index: int) -> FinishedRun:
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option of a config that can change a result, by dotted name."""
-    return {name: value for name, value in _flat(config) if name not in _NO_SETTING}
+    """Every option of a config that can change a result, by dotted name.
+
+    Of the data's folder only its own name: it may lie elsewhere on another machine.
+    """
+    settings = {name: value for name, value in _flat(config) if name not in _NO_SETTING}
+    if folder := settings.get("data_folder"):
+        settings["data_folder"] = Path(folder).name
+    return settings
 
 
 def _flat(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

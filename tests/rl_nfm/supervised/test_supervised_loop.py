@@ -1,9 +1,11 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from agents import cli
 from rl_nfm.supervised.cli import main
 from rl_nfm.supervised.loop import options
 from rl_nfm.supervised.loop.reporting import mean_and_deviation, read_metrics
@@ -116,6 +118,17 @@ def test_a_run_never_claims_fewer_epochs_than_it_has_trained(tmp_path):
         main(["adding", "--resume", str(tmp_path / "a"), "--epochs", "1"])
     assert (tmp_path / "a" / "result.json").read_text() == before
     assert json.loads((tmp_path / "a" / "config.json").read_text())["config"]["epochs"] == 2
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(out, tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    assert cli.main(["supervised", "adding", *TINY, "--out", str(tmp_path / out)]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(
+        r"rl-nfm: out: .*file.* cannot be made \((File exists|Not a directory)\)\n", error
+    )
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 @pytest.mark.parametrize("json_file", [".", "missing/x.json"])

@@ -136,6 +136,20 @@ def test_runs_prolonged_under_other_step_sizes_have_a_row_of_their_own(tmp_path)
     assert [row["seeds"] for row in rows] == [[0], [1]]
 
 
+def test_runs_on_the_same_data_in_other_places_share_a_row_that_names_no_path(tmp_path):
+    paths = [
+        write_run(tmp_path / str(seed), [seed], [0.5], data="mnist", data_folder=folder)
+        for seed, folder in enumerate(["/here/fashion", "there/fashion/", "/here/digits"])
+    ]
+    text, content = report(tmp_path, *paths)
+    rows = content["supervised"]["stacked_digits"]["rows"]
+    assert [(row["name"], row["seeds"]) for row in rows] == [
+        ("cnn (data_folder=fashion)", [0, 1]),
+        ("cnn (data_folder=digits)", [2]),
+    ]
+    assert "here/" not in text
+
+
 def test_each_kind_of_data_has_its_own_baseline(tmp_path):
     paths = []
     for seed, (train, chance) in enumerate([(60, 0.25), (60, 0.25), (90, 0.5)]):
