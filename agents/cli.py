@@ -3,11 +3,15 @@
 User errors end with one line and exit code 2. Set RL_NFM_TRACEBACK=1 to see where they arose.
 """
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from types import FrameType
 
 HELP = """usage: rl-nfm COMMAND ...
 
@@ -47,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rl-nfm {version('rl-nfm')}")
         return 0
     try:
-        return _run(argv[0], argv[1:])
+        with _terminable():
+            return _run(argv[0], argv[1:])
     except BrokenPipeError:
         return 1
     except (ValueError, OSError) as error:
@@ -58,6 +63,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rl-nfm: interrupted", file=sys.stderr)
         return 130
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Inside, a SIGTERM ends the command as an error does, which removes what is half written.
+
+    What trains or sweeps handles the signal itself.
+    """
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _exit(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def one_line(message: str) -> str:

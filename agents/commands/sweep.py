@@ -27,7 +27,8 @@ from rl_nfm.support.flags import parse_flags
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
-    sweep_flags, others = split_flags(argv, [field.name for field in dataclasses.fields(Options)])
+    names = [field.name for field in dataclasses.fields(Options) if field.name != "preset"]
+    sweep_flags, others = split_flags(argv, names)  # --preset is an option of supervised tasks
     options = parse_flags(Options, sweep_flags, prog="rl-nfm sweep PRESET", description=DESCRIPTION)
     if options.ray is not None:
         options = dataclasses.replace(options, out=options.out.resolve())
@@ -74,7 +75,10 @@ def _search(options: Options, plan: Plan, executor: Executor) -> Outcome:
     board = Board([], at_once=executor.at_once)
     work = Search(plan, request, out=options.out, executor=executor, board=board)
     print(f"{options.trials} trials in all, {work.ended} over before; {_room(executor)}")
-    return run_all(work, executor, board, options.retries, keep_replay=bool(options.keep_replay))
+    keep = bool(options.keep_replay)
+    outcome = run_all(work, executor, board, options.retries, keep_replay=keep)
+    print(work.best())
+    return outcome
 
 
 def _supervised(options: Options, others: Sequence[str]) -> int:

@@ -28,19 +28,26 @@ def games_by_methods(runs: Sequence[Row]) -> list[Row]:
     table = []
     for game in sorted({row["game"] for row in runs}):
         cells: Row = {"game": game}
+        rows = [row for row in runs if row["game"] == game]
+        decimals = decimals_of([row["mean"] for row in rows])
         for method in methods:
-            means = [row["mean"] for row in runs if (row["game"], row["method"]) == (game, method)]
-            cells[method] = _cell(means)
+            cells[method] = _cell([r["mean"] for r in rows if r["method"] == method], decimals)
         table.append(cells)
     return table
 
 
-def _cell(means: Sequence[float]) -> str:
+def decimals_of(returns: Sequence[float]) -> int:
+    """With how many decimals returns are printed: one, or two where all are below 10."""
+    return 1 if max(map(abs, returns)) >= 10 else 2
+
+
+def _cell(means: Sequence[float], decimals: int) -> str:
     if not means:
         return "-"
+    mean = f"{statistics.fmean(means):.{decimals}f}"
     if len(means) == 1:
-        return f"{means[0]:.1f} (1)"
-    return f"{statistics.fmean(means):.1f} ± {statistics.stdev(means):.1f} ({len(means)})"
+        return f"{mean} (1)"
+    return f"{mean} ± {statistics.stdev(means):.{decimals}f} ({len(means)})"
 
 
 def method_sizes(results: Iterable[Result]) -> list[Row]:

@@ -76,11 +76,17 @@ def make_tables(
         groups.setdefault((result.game, result.method), []).append(result)
     strata = _normalized(groups, TITLES[results[0].source], notes)
     _note_steps(results, notes)
+    improvements = _improvements(groups, against)
+    if against is not None and not improvements:
+        notes.append(
+            f"{TITLES[results[0].source]}: no probability of improvement over {against}: it takes "
+            "two seeds each of it and of another method on one game"
+        )
     return Tables(
         runs=[_run_row(result) for group in groups.values() for result in group],
         scores=[_score_row(group) for group in groups.values()],
         aggregates=[_aggregate_row(method, games) for method, games in strata.items()],
-        improvements=_improvements(groups, against),
+        improvements=improvements,
         strata=strata,
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agents.reporting.blocks import Block, Bullets, Heading, Link, Paragraph, Picture, Table
-from agents.reporting.comparison import ESTIMATE, atari5_rows, games_by_methods
+from agents.reporting.comparison import ESTIMATE, atari5_rows, decimals_of, games_by_methods
 from agents.reporting.results import Source
 from agents.reporting.tables import TITLES, Row, Tables
 
@@ -98,16 +98,18 @@ def span(value: Any) -> Any:
 
 
 def _score_cells(row: Row) -> dict[str, str]:
+    shown = [row[name] for name in ("mean", "median", "iqm", "iqm_high")]
+    digits = decimals_of([value for value in shown if value is not None])
     return {
         "game": row["game"],
         "method": row["method"],
         "steps": span(row["steps"]) or "-",
         "over": row["over"],
-        "mean": f"{row['mean']:.1f}",
-        "median": f"{row['median']:.1f}",
+        "mean": f"{row['mean']:.{digits}f}",
+        "median": f"{row['median']:.{digits}f}",
         "HNS": "-" if row["hns"] is None else f"{row['hns']:.3f}",
-        "IQM": f"{row['iqm']:.1f}",
-        "95 % interval": _bounds(row["iqm_low"], row["iqm_high"], 1),
+        "IQM": f"{row['iqm']:.{digits}f}",
+        "95 % interval": _bounds(row["iqm_low"], row["iqm_high"], digits),
     }
 
 

@@ -155,8 +155,10 @@ def find(path: Path, which: str = "last") -> Path:
     folder = path / "checkpoints"
     last = list_checkpoints(folder)[-1:]
     found = (last[0] if last else None) if which == "last" else storage.present(folder / BEST)
+    if found is None and not folder.is_dir() and not (path / "config.yaml").is_file():
+        raise CheckpointError(f"{path}: neither a run nor an exported agent nor a checkpoint")
     if found is None:
-        raise CheckpointError(f"{path}: no {which} checkpoint in it")
+        raise CheckpointError(f"{path}: no {which} checkpoint in it yet")
     return found
 
 

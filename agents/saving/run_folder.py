@@ -176,6 +176,8 @@ def _new_folder(config: Config) -> Path:
 
 
 def _not_empty(path: Path) -> ValueError:
+    if not RunFolder(path).config_path.exists():
+        return ValueError(f"out: {path} is not empty (allowed: a new folder, or an empty one)")
     return ValueError(
         f"out: {path} is not empty; a run is never overwritten (go on: --resume {path})"
     )

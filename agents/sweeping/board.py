@@ -111,8 +111,9 @@ class Board:
         """A table of games and encoders, and a line for each run that is under way."""
         methods = list(dict.fromkeys(run.method for run in self.runs))
         games = dict.fromkeys(run.game for run in self.runs)
+        returns = any(state.last_return is not None for state in states.values())
         rows = [
-            ["", *methods],
+            ["runs done, mean of return_last_100" if returns else "runs done", *methods],
             *([game, *(self._cell(game, m, states, failed) for m in methods)] for game in games),
         ]
         if len(methods) > _MAX_COLUMNS:
@@ -189,7 +190,7 @@ def _describe(run: PlannedRun, state: Progress) -> str:
         seconds = (run.steps - state.steps) / state.steps_per_second
         parts += [f"{state.steps_per_second:.1f} steps/s", f"{duration(seconds)} left"]
     if state.last_return is not None:
-        parts.append(f"return {state.last_return:.1f}{_reference(run.game)}")
+        parts.append(f"return {_points(state.last_return)}{_reference(run.game)}")
     return ", ".join(parts)
 
 
@@ -201,7 +202,11 @@ def _reference(game: str) -> str:
 def _against_human(game: str, score: float) -> str:
     """The return, and where a human score is published, the human-normalised one."""
     share = human_normalized_score(game, score)
-    return f"{score:.{0 if abs(score) >= 10 else 1}f}" + ("" if share is None else f" {share:.1%}")
+    return _points(score) + ("" if share is None else f" {share:.1%}")
+
+
+def _points(score: float) -> str:
+    return f"{score:.{0 if abs(score) >= 10 else 2}f}"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -18,17 +18,26 @@ LOCK_FILE = ".lock"
 def held(out: Path) -> Iterator[None]:
     """Make the folder; inside, no other sweep can work on it.
 
+    Where an error comes before anything was written into a new folder, it is removed again.
+
     Raises:
         ValueError: another one does, or the folder cannot be made or written.
     """
+    lock_path, is_new = out / LOCK_FILE, not (out / LOCK_FILE).exists()
     with made_folder("out", out):
-        check_file("out", out / LOCK_FILE)
-    with (out / LOCK_FILE).open("a") as lock:
+        check_file("out", lock_path)
+    with lock_path.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"out: another sweep is working on {out}") from None
-        yield
+        try:
+            yield
+        except BaseException:
+            if is_new and [*out.iterdir()] == [lock_path]:
+                lock_path.unlink()
+                out.rmdir()
+            raise
 
 
 def check_space(

@@ -84,6 +84,17 @@ class Search:
         """How many trials are over, those of earlier commands included."""
         return sum(trial.state.is_finished() for trial in self._study.get_trials(deepcopy=False))
 
+    def best(self) -> str:
+        """A line about the best trial that is done."""
+        if not any(t.state.name == "COMPLETE" for t in self._study.get_trials(deepcopy=False)):
+            return "no trial is done"
+        return f"{self._best_text()}; {self._out / BEST_FILE}"
+
+    def _best_text(self) -> str:
+        best = self._study.best_trial
+        values = ", ".join(f"{d.option} {best.params[d.option]}" for d in self._request.space)
+        return f"Trial {best.number}, best by {self._request.metric} ({best.value:g}): {values}"
+
     def begin(self) -> Sequence[PlannedRun]:
         """See `Work.begin`."""
         if time.monotonic() < self._next_look:
@@ -187,9 +198,7 @@ class Search:
         with written(self._out / BEST_FILE) as partial:
             write_config(config, partial)
             text = partial.read_text(encoding="utf-8")
-            setting_text = ", ".join(f"{option} {value}" for option, value in setting.items())
-            header = f"# Trial {best.number}, best by {self._request.metric} ({best.value:g}): "
-            partial.write_text(f"{header}{setting_text}\n{text}", encoding="utf-8")
+            partial.write_text(f"# {self._best_text()}\n{text}", encoding="utf-8")
 
 
 def _has(line: Mapping[str, Any], name: str) -> bool:

@@ -74,6 +74,8 @@ def resume(path: Path, override: Callable[[Config], Config]) -> Path:
     ):
         found: Path | None = ranks.of_first(lambda: _newest(folder, config))
         last = None if found is None else checkpoint.open_checkpoint(found, replay=ranks.first)
+        if last is not None and last.steps >= config.steps and ranks.first:
+            print(f"note: all {config.steps:,} steps are done; --steps N goes on up to step N")
         trainer = Trainer(config, device, ranks=ranks)
         if last is None:
             initialize(trainer)

@@ -172,8 +172,13 @@ def check_observations(obs: Tensor) -> None:
     """Check that observations are a sequence of batches of stacked frames.
 
     Raises:
-        ValueError: if `obs` is not [T, B, C, H, W].
+        ValueError: if `obs` is not [T, B, C, H, W], or not of whole numbers.
     """
+    if obs.is_floating_point():  # pixels that were scaled before would be scaled again
+        raise ValueError(
+            f"observations: {obs.dtype} is not allowed: must be uint8, from 0 to 255 (an encoder "
+            "scales them itself)"
+        )
     if obs.dim() != 5:
         raise ValueError(
             f"observations: shape {tuple(obs.shape)} is not allowed: must be [T, B, C, H, W], time "

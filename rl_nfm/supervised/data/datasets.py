@@ -46,16 +46,21 @@ class ImageData:
     classes: int
 
     def __post_init__(self):
-        for images, labels in (
-            (self.train_images, self.train_labels),
-            (self.test_images, self.test_labels),
+        for part, images, labels in (
+            ("training", self.train_images, self.train_labels),
+            ("test", self.test_images, self.test_labels),
         ):
+            where = f"data, {part} set"
             if not len(images):
-                raise ValueError("data: holds no images")
+                raise ValueError(f"{where}: holds no images")
             if len(images) != len(labels):
-                raise ValueError(f"data: {len(images)} images but {len(labels)} labels")
-            if int(labels.min()) < 0 or int(labels.max()) >= self.classes:
-                raise ValueError(f"data: labels must be 0 .. {self.classes - 1}")
+                raise ValueError(f"{where}: {len(images)} images but {len(labels)} labels")
+            wrong = labels[(labels < 0) | (labels >= self.classes)]
+            if len(wrong):
+                allowed = f"0 to {self.classes - 1}"
+                raise ValueError(
+                    f"{where}: label {int(wrong[0])} is not allowed (allowed: {allowed})"
+                )
 
 
 def constant_accuracy(train: Tensor, test: Tensor) -> float:

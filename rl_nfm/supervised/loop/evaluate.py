@@ -72,10 +72,12 @@ def load_trained(
 
 
 def _read(run: Path) -> RunConfig:
+    if not (run / CONFIG_FILE).is_file():
+        raise ValueError(f"run: {run} holds no supervised run (no {CONFIG_FILE})")
     try:
         name = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))["task"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"run: {run} holds no supervised run (no {CONFIG_FILE})") from None
+        raise ValueError(f"run: {run / CONFIG_FILE} is damaged, or of no supervised run") from None
     entry = task_entry(name)
     if entry.task is None:
         raise ValueError(f"run: a run of task {name!r} is not evaluated again: see its result.json")

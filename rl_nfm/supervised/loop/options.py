@@ -123,11 +123,14 @@ def read_config(run: Path, cls: type[ConfigT], *, task: str) -> ConfigT:
     Raises:
         ValueError: the folder holds no run of this task.
     """
+    if not (run / CONFIG_FILE).is_file():
+        raise ValueError(f"resume: {run} holds no supervised run (no {CONFIG_FILE})")
     try:
         content = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))
         found, values = content["task"], content["config"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"resume: {run} holds no supervised run (no {CONFIG_FILE})") from None
+        where = run / CONFIG_FILE
+        raise ValueError(f"resume: {where} is damaged, or of no supervised run") from None
     if found != task:
         raise ValueError(f"resume: {run} holds a run of task {found!r}, not {task!r}")
     return validate(cls, with_current_names(cls, values), where=str(run / CONFIG_FILE))

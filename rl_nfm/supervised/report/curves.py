@@ -12,7 +12,7 @@ from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.report.table import Row
 from rl_nfm.support.output_files import written
 
-_MAX_PANELS = 6
+_MAX_PANELS = 12
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", "-.", ":")
@@ -121,7 +121,10 @@ def _draw_mean(
     values, (name, index) = np.array(curves), label
     color, style = _COLORS[index % len(_COLORS)], _STYLES[index % len(_STYLES)]
     mean = values.mean(0)
-    axes.plot(x, mean, style, color=color, label=name)
+    marker = "o" if len(mean) == 1 else None  # of a single point a line shows nothing
+    axes.plot(x, mean, style, color=color, label=name, marker=marker)
     if len(curves) > 1:
         spread = values.std(0, ddof=1)
+        if marker:
+            axes.errorbar(x, mean, spread, color=color, alpha=0.4)
         axes.fill_between(x, mean - spread, mean + spread, color=color, alpha=0.2, lw=0)

@@ -69,6 +69,8 @@ def read_results(paths: Sequence[Path], notes: list[str]) -> dict[Path, Result]:
     """
     found: dict[Path, Result] = {}
     for path in paths:
+        if not path.exists():
+            raise ValueError(f"nothing to report: {path} does not exist")
         if path.is_dir() and not (path / CONFIG_FILE).is_file():
             begun = {file.parent for file in path.glob(f"{_SWEPT}/{CONFIG_FILE}")}
             done = sorted(path.glob(f"{_SWEPT}/{RESULT_FILE}"))

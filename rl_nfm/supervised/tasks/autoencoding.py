@@ -19,7 +19,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -181,6 +181,7 @@ class AutoencodingTask(Task[AutoencodingConfig]):
     """One trial of the autoencoder."""
 
     models = MODELS
+    free_in_evaluation: ClassVar = ("importance_samples",)
     lower_is_better = True
 
     def __init__(self, config: AutoencodingConfig, device: torch.device):

@@ -87,7 +87,7 @@ class ClassificationConfig(LoopConfig):
     """Share of the training images that is held out to choose `best/`, and to stop early; the
     published runs train on all of them and report the mean of the last epochs."""
     average_epochs: Annotated[int, Gt(0)] = 10
-    """The reported accuracy is the mean over so many last epochs."""
+    """The reported accuracy is the mean over the evaluations of so many last epochs."""
     occlusion: Annotated[int, Ge(0)] = 16
     """Side in pixels of the black box of the occlusion test; 0: no such test."""
     nfm: TaskNFMConfig = CLASSIFICATION_NFM
@@ -231,13 +231,16 @@ class ClassificationTask(Task[ClassificationConfig]):
             metrics["accuracy_occluded"] = self._accuracy(model, occlusion=config.occlusion)
         if any(isinstance(module, NeuralFunctionModule) for module in model.modules()):
             set_random_attention(model, True)
-            metrics["accuracy_random_attention"] = self._accuracy(model, occlusion=0)
+            with torch.random.fork_rng():  # the same noise at every test of the same weights
+                torch.manual_seed(0)
+                metrics["accuracy_random_attention"] = self._accuracy(model, occlusion=0)
             set_random_attention(model, config.nfm.random_attention)
         return metrics
 
     def summarise(self, history: Sequence[Metrics]) -> Metrics:
-        """The mean accuracy of the last epochs."""
-        last = [row["accuracy"] for row in history[-self.config.average_epochs :]]
+        """The mean accuracy of the evaluations in the last epochs, the last one at least."""
+        evaluations = -(-self.config.average_epochs // self.config.eval_every_epochs)
+        last = [row["accuracy"] for row in history[-evaluations:]]
         return {**history[-1], "accuracy": sum(last) / len(last)}
 
     def _normalise(self, images: Tensor) -> Tensor:

@@ -145,6 +145,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
     zeros = {split["train_rows"]: 100 * split["baseline"] for s in lines.values() for split in s}
     axes.plot(sorted(zeros), [zeros[rows] for rows in sorted(zeros)], "--_k", label="always 0")
     axes.set_xlabel("training rows")
+    axes.ticklabel_format(axis="y", useOffset=False)  # of equal values
     axes.set_ylabel("accuracy on test rows, % (mean and range over seeds)")
     figure.legend(fontsize="small", loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)

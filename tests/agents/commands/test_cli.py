@@ -1,6 +1,9 @@
 """The command line as a user types it: one message, exit code 2, nothing lost."""
 
 import json
+import signal
+import sys
+import types
 from importlib.metadata import version
 
 import pytest
@@ -12,6 +15,7 @@ from agents.config import make_config
 from agents.presets import read_preset
 from agents.saving import checkpoint
 from rl_nfm.encoders import encoder_names
+from rl_nfm.support.output_files import written
 
 
 def run(capsys, *argv):
@@ -52,6 +56,28 @@ BAD = [
     (["evaluate", "/nonexistent"], "/nonexistent"),
     (["supervised", "no_such_task"], "no_such_task"),
 ]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_removes_what_is_half_written(number, code, tmp_path, monkeypatch):
+    """As a video is that `timeout`, a batch system or Ctrl-C ends."""
+
+    def main(argv):
+        with written(tmp_path / argv[0]) as partial:
+            partial.write_text("half")
+            signal.raise_signal(number)
+            raise AssertionError("went on")
+
+    monkeypatch.setitem(sys.modules, "half", types.SimpleNamespace(main=main))
+    monkeypatch.setitem(cli.COMMANDS, "half", "half")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        found = cli.main(["half", "video.mp4"])
+    except SystemExit as end:
+        found = end.code
+    assert found == code
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize(("argv", "message"), BAD, ids=[" ".join(a) or "-" for a, _ in BAD])

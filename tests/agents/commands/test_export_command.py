@@ -164,7 +164,8 @@ def test_another_encoder_is_refused_before_a_folder_is_made(exported, tmp_path, 
 
 def test_a_folder_with_something_in_it_is_never_written_over(run, exported, capsys):
     before = (exported / "README.md").read_bytes()
-    assert "is not empty" in fails(capsys, "export", str(run), "--out", str(exported))
+    error = fails(capsys, "export", str(run), "--out", str(exported))
+    assert "is not empty (allowed: a new folder, or an empty one)" in error
     assert (exported / "README.md").read_bytes() == before
 
 

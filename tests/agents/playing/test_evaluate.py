@@ -245,8 +245,8 @@ def test_a_game_without_a_human_score(tmp_path, capsys):
 
 BAD = [
     (["{tmp}/nothing"], "nothing: does not exist"),
-    (["{tmp}"], "no last checkpoint in it"),
-    (["{tmp}", "--random"], "no last checkpoint in it"),
+    (["{tmp}"], "neither a run nor an exported agent nor a checkpoint"),
+    (["{tmp}", "--random"], "neither a run nor an exported agent nor a checkpoint"),
     (["debugg", "--random"], "debugg: does not exist"),
     ([], "path: must be given"),
     (["{run}", "--episods", "3"], "--episodes"),

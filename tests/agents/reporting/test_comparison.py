@@ -54,6 +54,26 @@ def test_probability_of_improvement_over_a_baseline(sweep, tmp_path):
     assert rows["nature"]["probability"] == pytest.approx((2 / 9 + 0) / 2)
 
 
+def test_returns_below_ten_have_two_decimals():
+    rows = [
+        {"game": game, "method": method, "mean": mean}
+        for game, method, mean in (("cue", "a", 0.274), ("cue", "b", 9.99), ("pong", "a", -12.34))
+    ]
+    assert games_by_methods([*rows, {**rows[0], "mean": 0.25}]) == [
+        {"game": "cue", "a": "0.26 ± 0.02 (2)", "b": "9.99 (1)"},
+        {"game": "pong", "a": "-12.3 (1)", "b": "-"},
+    ]
+
+
+def test_single_seeds_beside_a_baseline_are_noted(sweep, tmp_path):
+    runs = [sweep / "qbert" / method / "seed-1" for method in ("nature", "resnet")]
+    write_report(runs, tmp_path, against="nature")
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert [table["improvements"] for table in content["tables"].values()] == [[]]
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("no probability of improvement over nature: it takes two seeds") == 1
+
+
 def test_an_unknown_baseline_is_refused(sweep, tmp_path):
     with pytest.raises(ValueError, match="against: 'resnet_match' is unknown; did you mean"):
         write_report([sweep], tmp_path / "report", against="resnet_match")
@@ -80,8 +100,8 @@ def test_a_game_that_a_method_has_not_played_is_a_dash():
         {"game": "qbert", "method": "rim", "mean": 5.0},
     ]
     assert games_by_methods(runs) == [
-        {"game": "pong", "nfm": "1.5 ± 0.7 (2)", "rim": "-"},
-        {"game": "qbert", "nfm": "-", "rim": "5.0 (1)"},
+        {"game": "pong", "nfm": "1.50 ± 0.71 (2)", "rim": "-"},
+        {"game": "qbert", "nfm": "-", "rim": "5.00 (1)"},
     ]
 
 

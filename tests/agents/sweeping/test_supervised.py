@@ -8,6 +8,8 @@ from agents.commands import report as report_command
 from agents.commands import sweep as command
 from agents.sweeping.runs import Progress, progress
 from agents.sweeping.supervised import SupervisedPlan
+from agents.sweeping.sweep import Outcome
+from rl_nfm.supervised.registry import task_entry
 
 TINY = ["supervised:adding", "--epochs", "1"]
 
@@ -85,6 +87,35 @@ def test_other_flags_or_another_task_are_refused_in_the_same_folder(tmp_path):
         plan(flags=("--epochs", "4")).save(tmp_path)
     with pytest.raises(ValueError, match="supervised: adding cannot change"):
         plan(task="adding").save(tmp_path)
+
+
+@pytest.mark.parametrize("flag", [["--preset", "paper"], ["--preset=paper"]])
+def test_a_preset_of_the_task_is_passed_on(flag, tmp_path, monkeypatch):
+    begun = []
+
+    def note(work, *_, **__):
+        begun.extend(work.begin())
+        return Outcome(failed={}, signal=None)
+
+    monkeypatch.setattr(command, "run_all", note)
+    assert (
+        command.main(["supervised:copying", *flag, "--seeds", "0..1", "--out", str(tmp_path)]) == 0
+    )
+    assert [run.begin[2 : 2 + len(flag)] for run in begun] == [tuple(flag)] * 2
+    assert begun[0].steps == task_entry("copying").presets["paper"].epochs
+
+
+@pytest.mark.parametrize("flags", [["--models", "lsmt"], ["--vary", "hidden_size=0,4"]])
+def test_a_refused_sweep_leaves_nothing(flags, tmp_path):
+    out = tmp_path / "sweep"
+    for kept in (False, True):
+        if kept:
+            out.mkdir()
+            (out / "mine.txt").touch()
+        with pytest.raises(ValueError, match=r"lsmt|hidden_size: 0"):
+            command.main([*TINY, *flags, "--out", str(out)])
+        assert out.exists() == kept
+    assert (out / "mine.txt").exists()
 
 
 def test_options_of_agents_are_refused(tmp_path):

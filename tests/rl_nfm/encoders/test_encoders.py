@@ -201,6 +201,10 @@ def test_observations_without_time_or_batch_are_refused(name):
     encoder = make_encoder(name, **SMALL.get(name, {}))
     with pytest.raises(ValueError, match=r"shape \(2, 4, 84, 84\) is not allowed: must be \[T, B"):
         encoder(torch.zeros(2, 4, 84, 84, dtype=torch.uint8))
+    with pytest.raises(
+        ValueError, match=r"observations: torch.float32 is not allowed: must be uint8"
+    ):
+        encoder(torch.zeros(1, 2, 4, 84, 84))
 
 
 def test_entries_have_a_summary():

@@ -60,6 +60,18 @@ def test_mnist_is_read_from_idx_files(mnist):
     assert data.test_labels.tolist() == list(range(7))
 
 
+def test_labels_that_do_not_fit_name_the_part_and_the_value(mnist):
+    path = mnist / "t10k-labels-idx1-ubyte"
+    content = bytearray(path.read_bytes())
+    path.write_bytes(bytes([*content[:7], 6, *content[8:-1]]))
+    with pytest.raises(ValueError, match=r"^data, test set: 7 images but 6 labels$"):
+        load_images("mnist", mnist)
+    content[-2] = 199
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"test set: label 199 is not allowed \(allowed: 0 to 9\)"):
+        load_images("mnist", mnist)
+
+
 def test_missing_or_damaged_mnist_says_what_to_do(mnist, tmp_path):
     path = mnist / "t10k-labels-idx1-ubyte"
     path.write_bytes(path.read_bytes()[:-1])
@@ -289,9 +301,11 @@ def test_learning_rate_schedule():
 
 def test_reported_accuracy_is_the_mean_of_the_last_epochs():
     task = object.__new__(classification.ClassificationTask)
-    task.config = classification.ClassificationConfig(average_epochs=2)
     history = [{"accuracy": 0.9}, {"accuracy": 0.5}, {"accuracy": 0.6}]
-    assert task.summarise(history)["accuracy"] == pytest.approx(0.55)
+    for epochs, every, mean in ((2, 1, 0.55), (10, 5, 0.55), (9, 3, 2 / 3), (1, 5, 0.6)):
+        options = {"average_epochs": epochs, "eval_every_epochs": every}
+        task.config = classification.ClassificationConfig(**options)
+        assert task.summarise(history)["accuracy"] == pytest.approx(mean)
 
 
 CLASSIFICATION = ["classification", "--epochs", "1", "--width", "2", "--batch-size", "800"]
@@ -307,6 +321,10 @@ def test_classification_smoke(tmp_path, model):
     metrics = result_of(out)["mean"]
     assert {"accuracy", "accuracy_occluded"} <= set(metrics)
     assert ("accuracy_random_attention" in metrics) == (model == "nfm")
+    again = tmp_path / "again.json"
+    assert main(["evaluate", str(out), "--json", str(again)]) == 0
+    found = json.loads(again.read_text())["mean"]
+    assert {name: found[name] for name in found} == {name: metrics[name] for name in found}
 
 
 def test_random_attention_is_a_switch_of_the_places():

@@ -106,6 +106,10 @@ def test_a_run_is_not_overwritten_and_not_resumed_differently(tmp_path):
     with pytest.raises(ValueError, match=r"out: .*elsewhere.* differs from the resumed run's"):
         main(["adding", "--resume", str(tmp_path / "a"), "--out", str(tmp_path / "elsewhere")])
     content = json.loads((tmp_path / "a" / "config.json").read_text())
+    (tmp_path / "a" / "config.json").write_text("{")
+    for words in (["adding", "--resume", str(tmp_path / "a")], ["evaluate", str(tmp_path / "a")]):
+        with pytest.raises(ValueError, match=r"a/config\.json is damaged, or of no supervised run"):
+            main(words)
     (tmp_path / "a" / "config.json").write_text(json.dumps({**content, "task": "copying"}))
     with pytest.raises(ValueError, match="a run of task 'copying', not 'adding'"):
         main(["adding", "--resume", str(tmp_path / "a")])

@@ -463,5 +463,11 @@ def test_known_outputs_are_fixed_and_the_rest_is_learned(tmp_path, model):
         run(tmp_path / "rate", *words, "--gamma", "0.5", "--scheduler", "cosine")
 
 
-def test_by_default_there_is_no_noise_as_published():
-    assert PRESETS["small"].dataset_noise == PRESETS["paper"].dataset_noise == 0
+def test_presets_are_the_published_programs_defaults_and_its_readme_s_commands():
+    """`main.py` and README.md of ShreyasMalakarjunPatil/modular-NNs at 1e76e9a, `boolean/`."""
+    small, paper = PRESETS["small"], PRESETS["paper"]
+    names = ("dataset_noise", "dataset_split", "tau", "weight_decay", "batch_size", "epochs")
+    assert [getattr(small, name) for name in names] == [0.0, (0.8,), 1.0, 1e-4, 64, 1000]
+    assert [getattr(paper, name) for name in names] == [0.1, (0.5,), 2.0, 1e-3, 64, 1000]
+    rates = ("learning_rate", "learning_rate_module_input", "learning_rate_module_location")
+    assert [getattr(paper, name) for name in rates] == [0.01, 0.1, 0.1]

@@ -175,6 +175,8 @@ def test_the_same_seed_twice_and_nothing_finished_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no supervised run in .*empty is finished"):
         report(tmp_path, str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match=r"nothing to report: .*nowhere does not exist"):
+        report(tmp_path, str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="path: at least one run is needed"):
         main(["report"])
 
@@ -227,6 +229,9 @@ def test_a_picture_has_a_panel_for_each_figure_and_no_empty_one(tmp_path, monkey
     assert titles == ["train_loss", "validation %", "exact_1 %", "exact_2 %"]
     (line,) = figure.axes[2].lines
     assert (line.get_xdata(), line.get_ydata()) == (pytest.approx([4, 8]), pytest.approx([50, 50]))
+    file.write_text(json.dumps(rows[0]) + "\n")  # of a single point a line shows nothing
+    report(tmp_path, run)
+    assert {line.get_marker() for axes in drawn[1].axes for line in axes.lines} == {"o"}
 
 
 def test_table_8_stands_beside_its_twelve_settings_alone():
