@@ -21,6 +21,20 @@ T = TypeVar("T")
 MAX_ERROR_LINES = 10
 MAX_INTEGER = 2**53
 """Largest integer option; JSON, float64 and a 64-bit counter all represent it exactly."""
+_ALLOWED = {
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+    "finite_number": "must be a finite number",
+    "string_type": "must be text",
+    "dataclass_type": "must be a group of options",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be an integer"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+}
+"""Our words for pydantic's kinds of error, as in the checks that are not pydantic's."""
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 100
 
@@ -114,7 +128,8 @@ def _explain(error: dict[str, Any]) -> str:
     name = ".".join(path) or "config"
     if error["type"] == "value_error":  # of a __post_init__, which names field and value itself
         return ".".join([*path, error["msg"].removeprefix("Value error, ")])
-    return f"{name}: {short(error['input'])} is not allowed: {error['msg']}"
+    allowed = _ALLOWED.get(error["type"], error["msg"]).format(**error.get("ctx", {}))
+    return f"{name}: {short(error['input'])} is not allowed: {allowed}"
 
 
 def nearest(field: str, value: str, allowed: Sequence[str]) -> str:
