@@ -21,7 +21,7 @@ T = TypeVar("T")
 MAX_ERROR_LINES = 10
 MAX_INTEGER = 2**53
 """Largest integer option; JSON, float64 and a 64-bit counter all represent it exactly."""
-_ALLOWED = {
+_ALLOWED: Mapping[str, str] = {
     "greater_than": "must be above {gt}",
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be below {lt}",
@@ -128,7 +128,8 @@ def _explain(error: dict[str, Any]) -> str:
     name = ".".join(path) or "config"
     if error["type"] == "value_error":  # of a __post_init__, which names field and value itself
         return ".".join([*path, error["msg"].removeprefix("Value error, ")])
-    allowed = _ALLOWED.get(error["type"], error["msg"]).format(**error.get("ctx", {}))
+    words = _ALLOWED.get(error["type"])
+    allowed = error["msg"] if words is None else words.format(**error.get("ctx", {}))
     return f"{name}: {short(error['input'])} is not allowed: {allowed}"
 
 
