@@ -45,7 +45,9 @@ def test_annotated_modules_are_checked(name: str) -> None:
         lambda: mix_values(
             torch.ones(2, 4, 3, 1), [torch.ones(1, 4, 6)], Grid.of((4,), [(4,)], "nearest")
         ),
-        lambda: make_encoder("nature")(torch.zeros(2, 1, 4, 84, 84)),
+        lambda: make_encoder("nature")(
+            torch.zeros(2, 1, 4, 84, 84, dtype=torch.uint8), (), torch.zeros(1, 2) > 0
+        ),
         lambda: lstm_backward(torch.zeros(2, 1, 4), *torch.zeros(3, 2, 1, 1), torch.zeros(1)),
     ],
 )  # fmt: skip
