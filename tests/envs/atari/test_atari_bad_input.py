@@ -49,7 +49,11 @@ def test_bad_arguments_of_make(arguments, message):
 
 @pytest.mark.parametrize(
     ("game", "message"),
-    [("MsPacmn", "did you mean 'ms_pacman'"), ("warlords", "single-player"), ("memory_cue", "use")],
+    [
+        ("MsPacmn", "did you mean 'ms_pacman'"),
+        ("warlords", "single-player"),
+        ("memory_cue", "by make_env: memory_cue"),
+    ],
 )
 def test_bad_games(game, message):
     with pytest.raises(ValueError, match=message):
