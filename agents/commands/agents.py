@@ -12,7 +12,8 @@ from rl_nfm.support.configuration import nearest
 HELP = """usage: rl-nfm agents [--json]
 
 List the trained agents that come with the package: name, encoder, agent steps of training, mean
-return with its 95 % interval over episodes, and the published scores of random play and of a human.
+return with its 95 % interval over episodes, and the published scores of random play and of a human;
+below it how many episodes were alike, where most were.
 Use one as zoo:NAME: `rl-nfm evaluate zoo:NAME`, `agents.load("zoo:NAME")`, and `rl-nfm train PRESET
 --init zoo:NAME` to start from its weights. `rl-nfm export` makes more.
 
@@ -40,6 +41,9 @@ def main(argv: Sequence[str]) -> int:
         published = [row["random"], row["human"]]
         known = " / ".join("-" if score is None else f"{score:,.1f}" for score in published)
         print(f"{row['name']:{width}}  {row['encoder']:10} {row['steps']:>11,}  {mean:26} {known}")
+        if row["repeated"] is not None:
+            count, score = row["repeated"]
+            print(f"{'':{width}}  {count} of {row['episodes']} episodes returned exactly {score:g}")
     return 0
 
 
@@ -53,7 +57,7 @@ def _described(name: str) -> dict[str, Any]:
         "game": scores["game"],
         "encoder": found.config.encoder,
         "steps": found.steps,
-        **{key: scores[key] for key in ("episodes", "mean", "mean_interval", "hns")},
+        **{key: scores[key] for key in ("episodes", "mean", "mean_interval", "hns", "repeated")},
         "random": random,
         "human": human,
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),

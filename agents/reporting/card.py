@@ -41,6 +41,9 @@ def model_card(name: str, scores: Mapping[str, Any], agent: Mapping[str, Any]) -
         "median return": f"{scores['median']:.2f}",
         **_references(scores),
     }
+    if scores["repeated"] is not None:
+        count, _ = scores["repeated"]  # more than half of the episodes, so it is the median
+        rows["median return"] += f"; {count} of {scores['episodes']} episodes returned exactly this"
     protocol = "\n".join(f"- {key}: {value}" for key, value in scores["protocol"].items())
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     return "\n\n".join(

@@ -12,6 +12,7 @@ import agents
 from agents import cli
 from agents.config import make_config, to_plain
 from agents.presets import read_preset
+from agents.reporting.card import model_card
 from agents.saving import checkpoint, zoo
 from agents.training.train import train
 from envs import random_and_human_score
@@ -94,6 +95,19 @@ def test_the_card_has_the_metadata_of_model_hubs(exported):
     assert metric["value"] == f"{scores['mean']:.2f} +/- {scores['standard_deviation']:.2f}"
     assert "95 % interval" in text
     assert "repeat_action_probability: 0.25" in text
+
+
+@pytest.mark.usefixtures("in_zoo")
+def test_episodes_that_are_alike_are_told(exported, capsys):
+    scores = json.loads((exported / "scores.json").read_text())
+    agent = {"obs_shape": (4, 84, 84), "updates": 1, "parameters": 2, "config": to_plain(config())}
+    for repeated in (None, [61, 20.0]):
+        content = {**scores, "episodes": 100, "repeated": repeated}
+        told = "; 61 of 100 episodes returned exactly this |" in model_card("x", content, agent)
+        (zoo.ZOO / "tiny-nature" / "scores.json").write_text(json.dumps(content))
+        assert cli.main(["agents"]) == 0
+        listed = "  61 of 100 episodes returned exactly 20\n" in capsys.readouterr().out
+        assert (told, listed) == (repeated is not None,) * 2
 
 
 def test_it_plays_as_the_run_does(run, exported, tmp_path):
