@@ -1,7 +1,6 @@
 """`rl-nfm supervised evaluate RUN`: metrics of trained weights, also on other test data."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +9,7 @@ import torch
 from annotated_types import Ge
 from torch import nn
 
-from rl_nfm.supervised.loop.options import CONFIG_FILE, RunConfig, plain, read_config
+from rl_nfm.supervised.loop.options import RunConfig, plain, read_config, read_saved
 from rl_nfm.supervised.loop.reporting import (
     format_metrics,
     mean_and_deviation,
@@ -72,12 +71,7 @@ def load_trained(
 
 
 def _read(run: Path) -> RunConfig:
-    if not (run / CONFIG_FILE).is_file():
-        raise ValueError(f"run: {run} holds no supervised run (no {CONFIG_FILE})")
-    try:
-        name = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))["task"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"run: {run / CONFIG_FILE} is damaged, or of no supervised run") from None
+    name, _ = read_saved(run, option="run")
     entry = task_entry(name)
     if entry.task is None:
         raise ValueError(f"run: a run of task {name!r} is not evaluated again: see its result.json")
@@ -85,7 +79,7 @@ def _read(run: Path) -> RunConfig:
 
 
 def _task_of(run: Path) -> type[Trainee[Any]]:
-    name = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))["task"]
+    name, _ = read_saved(run, option="run")
     return task_entry(name).task
 
 

@@ -117,20 +117,33 @@ def with_nfm_preset(config: ConfigT, preset: str) -> ConfigT:
     return dataclasses.replace(config, **{"nfm": vars(config)["nfm"].with_preset(preset)})
 
 
+def read_saved(run: Path, *, option: str) -> tuple[Any, Any]:
+    """The task and the options in a run's folder, as they were written.
+
+    Args:
+        run: the folder.
+        option: to name in errors.
+
+    Raises:
+        ValueError: it holds no supervised run, or a damaged one.
+    """
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f"{option}: {run} holds no supervised run (no {CONFIG_FILE})")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content["task"], content["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{option}: {path} is damaged, or of no supervised run") from None
+
+
 def read_config(run: Path, cls: type[ConfigT], *, task: str) -> ConfigT:
     """The config that a run was started with, perhaps by an earlier version.
 
     Raises:
         ValueError: the folder holds no run of this task.
     """
-    if not (run / CONFIG_FILE).is_file():
-        raise ValueError(f"resume: {run} holds no supervised run (no {CONFIG_FILE})")
-    try:
-        content = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))
-        found, values = content["task"], content["config"]
-    except (OSError, ValueError, KeyError, TypeError):
-        where = run / CONFIG_FILE
-        raise ValueError(f"resume: {where} is damaged, or of no supervised run") from None
+    found, values = read_saved(run, option="resume")
     if found != task:
         raise ValueError(f"resume: {run} holds a run of task {found!r}, not {task!r}")
     return validate(cls, with_current_names(cls, values), where=str(run / CONFIG_FILE))
