@@ -16,7 +16,7 @@ from rl_nfm.nfm.call import Options, slot_rows, split_sizes
 from rl_nfm.support.cpp import library
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-SUFFIX = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
 
 
 class _Layer(ctypes.Structure):

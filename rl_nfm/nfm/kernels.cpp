@@ -4,7 +4,7 @@
 // row of the layer that slot l stands for, or -1 for padding. Rows hold all heads side by side and
 // lie `ld` apart. Of each position and head the forward notes the k rows it attends to (counted
 // through all layers; -1 for the null slot and for fewer than k) and their weights; the backward
-// touches no others. Sums run in float (double for double inputs). The forward is parallel over
+// touches no others. Half precision comes here as float. The forward is parallel over
 // positions, the backward over the batch, so that no two threads add to one row: results do not
 // depend on timing.
 //
@@ -27,31 +27,6 @@
 #include <vector>
 
 namespace {
-
-struct bfloat16 {
-  uint16_t bits;
-};
-
-inline float widen(float x) { return x; }
-inline double widen(double x) { return x; }
-inline float widen(bfloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float result;
-  std::memcpy(&result, &bits, 4);
-  return result;
-}
-
-inline void narrow(float x, float& to) { to = x; }
-inline void narrow(double x, double& to) { to = x; }
-inline void narrow(float x, bfloat16& to) {  // to the nearest, ties to even; NaN stays NaN
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  to.bits = nan ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-template <typename T>
-using Sum = decltype(widen(T{}));
 
 template <typename T>
 struct Layer {
@@ -90,23 +65,23 @@ void with_sizes(int64_t key, int64_t value, int64_t k, F f) {
 }
 
 template <typename T, typename Size>
-inline Sum<T> dot(const Sum<T>* a, const T* b, Size n) {
-  Sum<T> sum = 0;
+inline T dot(const T* a, const T* b, Size n) {
+  T sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += a[i] * widen(b[i]);
+  for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
   return sum;
 }
 
-template <typename A, typename T, typename Size>
-inline void add_scaled(A* to, A factor, const T* from, Size n) {
+template <typename T, typename Size>
+inline void add_scaled(T* to, T factor, const T* from, Size n) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) to[i] += factor * widen(from[i]);
+  for (int64_t i = 0; i < n; ++i) to[i] += factor * from[i];
 }
 
 template <typename T>
-inline void widen_row(const T* from, Sum<T> factor, Sum<T>* to, int64_t n) {
+inline void scale_row(const T* from, T factor, T* to, int64_t n) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) to[i] = factor * widen(from[i]);
+  for (int64_t i = 0; i < n; ++i) to[i] = factor * from[i];
 }
 
 // Heads are ranked so many at a time, each in a lane of a vector.
@@ -160,39 +135,6 @@ struct Room<A, Fixed<k>> {
   A* data() { return all; }
 };
 
-// Where the backward adds: in place, or for halves in a row of sums that `flush` rounds and adds.
-template <typename T>
-class Totals {
- public:
-  Totals(T* to, int64_t rows, int64_t width) : to_(to), width_(width) {
-    if constexpr (!std::is_same_v<T, Sum<T>>) {
-      sums_.assign(rows * width, 0);
-      touched_.assign(rows, false);
-    }
-  }
-  inline Sum<T>* row(int64_t r) {
-    if constexpr (std::is_same_v<T, Sum<T>>) {
-      return to_ + r * width_;
-    } else {
-      touched_[r] = true;
-      return sums_.data() + r * width_;
-    }
-  }
-  void flush() {
-    if constexpr (!std::is_same_v<T, Sum<T>>)
-      for (size_t r = 0; r < touched_.size(); ++r)
-        if (touched_[r])
-          for (int64_t i = r * width_; i < int64_t(r + 1) * width_; ++i)
-            narrow(widen(to_[i]) + sums_[i], to_[i]);
-  }
-
- private:
-  T* to_;
-  int64_t width_;
-  std::vector<Sum<T>> sums_;
-  std::vector<char> touched_;
-};
-
 struct Sizes {
   int64_t layers, batch, positions, heads, key, value, top_k;
 };
@@ -219,7 +161,7 @@ inline double exp_negative(double x) { return std::exp(x); }
 // query [B, P, H * K], ld apart; read [B, P, H * V]; weights and rows [B, P, H, k].
 template <typename T, typename KeySize, typename ValueSize, typename TopK>
 void forward(const T* query, int64_t ld, const Layer<T>* layers, const Sizes& n, KeySize K,
-             ValueSize V, TopK k, bool null_slot, double scale, T* read, Sum<T>* weights,
+             ValueSize V, TopK k, bool null_slot, double scale, T* read, T* weights,
              int32_t* rows) {
   const int64_t H = n.heads, P = n.positions, lanes = (H + kLanes - 1) / kLanes * kLanes;
   int64_t slots = 1;
@@ -227,10 +169,10 @@ void forward(const T* query, int64_t ld, const Layer<T>* layers, const Sizes& n,
 #pragma omp parallel
   {
     const std::vector<T> zeros(H * V);
-    std::vector<Sum<T>> q(H * K), sum(V), scores(slots * lanes), nan(lanes);
+    std::vector<T> q(H * K), sum(V), scores(slots * lanes), nan(lanes);
     std::vector<int32_t> slot_rows(slots + 1);
     std::vector<const T*> slot_values(slots + 1);
-    Room<Sum<T>, TopK> best(k);
+    Room<T, TopK> best(k);
     Room<int32_t, TopK> best_slots(k);
     // What is chosen where there are fewer than k: slot -1, as the null slot.
     slot_rows[0] = -1;
@@ -240,8 +182,8 @@ void forward(const T* query, int64_t ld, const Layer<T>* layers, const Sizes& n,
 #pragma omp for
     for (int64_t at = 0; at < n.batch * P; ++at) {
       const int64_t b = at / P, p = at % P;
-      widen_row(query + at * ld, static_cast<Sum<T>>(scale), q.data(), H * K);
-      std::fill(nan.begin(), nan.end(), Sum<T>(0));
+      scale_row(query + at * ld, static_cast<T>(scale), q.data(), H * K);
+      std::fill(nan.begin(), nan.end(), T(0));
       int64_t count = 0;
       int32_t first = 0;
       for (int64_t e = 0; e < n.layers; first += layers[e].count, ++e) {
@@ -251,7 +193,7 @@ void forward(const T* query, int64_t ld, const Layer<T>* layers, const Sizes& n,
           if (row < 0) continue;
           const int64_t at_row = b * layer.count + row;
           const T* key = layer.keys + at_row * layer.keys_ld;
-          Sum<T>* score = scores.data() + count * lanes;
+          T* score = scores.data() + count * lanes;
           for (int64_t h = 0; h < H; ++h) score[h] = dot(q.data() + h * K, key + h * K, K);
           slot_value[count] = layer.values + at_row * layer.values_ld;
           slot_row[count++] = first + row;
@@ -259,18 +201,18 @@ void forward(const T* query, int64_t ld, const Layer<T>* layers, const Sizes& n,
       }
       for (int64_t i = 0; i < count; ++i)
         for (int64_t h = 0; h < lanes; ++h) {
-          const Sum<T> score = scores[i * lanes + h];
+          const T score = scores[i * lanes + h];
           nan[h] = score == score ? nan[h] : score;
         }
       if (null_slot) {
-        std::fill_n(scores.begin() + count * lanes, lanes, Sum<T>(0));
+        std::fill_n(scores.begin() + count * lanes, lanes, T(0));
         slot_value[count] = zeros.data();
         slot_row[count++] = -1;
       }
       for (int64_t first_head = 0; first_head < H; first_head += kLanes) {
-        Sum<T>* const s = best.data();
+        T* const s = best.data();
         highest(scores.data() + first_head, lanes, count, k, s, best_slots.data());
-        Sum<T> total[kLanes], highest_score[kLanes];
+        T total[kLanes], highest_score[kLanes];
         for (int64_t h = 0; h < kLanes; ++h) {
           total[h] = nan[first_head + h];  // 0, or NaN where any score is: then all weights are
           highest_score[h] = s[h];
@@ -278,14 +220,14 @@ void forward(const T* query, int64_t ld, const Layer<T>* layers, const Sizes& n,
         for (int64_t j = 0; j < k; ++j) {
 #pragma omp simd
           for (int64_t h = 0; h < kLanes; ++h) {
-            const Sum<T> w = exp_negative(s[j * kLanes + h] - highest_score[h]);
+            const T w = exp_negative(s[j * kLanes + h] - highest_score[h]);
             s[j * kLanes + h] = w;
             total[h] += w;
           }
         }
         for (int64_t lane = 0; lane < std::min(kLanes, H - first_head); ++lane) {
           const int64_t h = first_head + lane;
-          Sum<T>* w = weights + (at * H + h) * k;
+          T* w = weights + (at * H + h) * k;
           int32_t* r = rows + (at * H + h) * k;
           std::fill(sum.begin(), sum.end(), nan[h]);
           for (int64_t j = 0; j < k; ++j) {
@@ -294,7 +236,7 @@ void forward(const T* query, int64_t ld, const Layer<T>* layers, const Sizes& n,
             w[j] = s[j * kLanes + lane] / total[lane];
             add_scaled(sum.data(), w[j], slot_value[slot] + h * V, V);
           }
-          for (int64_t i = 0; i < V; ++i) narrow(sum[i], read[(at * H + h) * V + i]);
+          std::copy_n(sum.begin(), int64_t(V), read + (at * H + h) * V);
         }
       }
     }
@@ -320,7 +262,7 @@ class RowOwners {
 
 template <typename T, typename KeySize, typename ValueSize, typename TopK>
 void backward(const T* grad, int64_t grad_ld, const T* query, int64_t ld, const Layer<T>* layers,
-              const Sizes& n, KeySize K, ValueSize V, TopK k, double scale, const Sum<T>* weights,
+              const Sizes& n, KeySize K, ValueSize V, TopK k, double scale, const T* weights,
               const int32_t* rows, T* grad_query) {
   const int64_t H = n.heads, P = n.positions;
   const RowOwners owners(layers, n.layers);
@@ -328,27 +270,22 @@ void backward(const T* grad, int64_t grad_ld, const T* query, int64_t ld, const 
   {
     // The null slot is a row of zeros, whose gradient no one reads: cheaper than to ask for it.
     const std::vector<T> zeros(H * std::max<int64_t>(K, V));
-    std::vector<Sum<T>> nobodys(H * std::max<int64_t>(K, V));
-    std::vector<Sum<T>> q(H * K), g(H * V), dq(H * K), dw(k);
+    std::vector<T> nobodys(H * std::max<int64_t>(K, V));
+    std::vector<T> q(H * K), dw(k);
     std::vector<const T*> key(k), value(k);
-    std::vector<Sum<T>*> grad_key(k), grad_value(k);
+    std::vector<T*> grad_key(k), grad_value(k);
 #pragma omp for
     for (int64_t b = 0; b < n.batch; ++b) {
-      std::vector<Totals<T>> dk, dv;
-      for (int64_t e = 0; e < n.layers; ++e) {
-        const int64_t count = layers[e].count;
-        dk.emplace_back(layers[e].grad_keys + b * count * H * K, count, H * K);
-        dv.emplace_back(layers[e].grad_values + b * count * H * V, count, H * V);
-      }
       for (int64_t p = 0; p < P; ++p) {
         const int64_t at = b * P + p;
-        widen_row(query + at * ld, static_cast<Sum<T>>(scale), q.data(), H * K);
-        widen_row(grad + at * grad_ld, Sum<T>(1), g.data(), H * V);
-        std::fill(dq.begin(), dq.end(), Sum<T>(0));
+        scale_row(query + at * ld, static_cast<T>(scale), q.data(), H * K);
+        const T* const g = grad + at * grad_ld;
+        T* const dq = grad_query + at * H * K;
+        std::fill_n(dq, H * K, T(0));
         for (int64_t h = 0; h < H; ++h) {
-          const Sum<T>* w = weights + (at * H + h) * k;
+          const T* w = weights + (at * H + h) * k;
           const int32_t* r = rows + (at * H + h) * k;
-          Sum<T> mean = 0;
+          T mean = 0;
           for (int64_t j = 0; j < k; ++j) {
             if (r[j] < 0) {
               key[j] = value[j] = zeros.data();
@@ -358,23 +295,20 @@ void backward(const T* grad, int64_t grad_ld, const T* query, int64_t ld, const 
               const int64_t at_row = b * layers[e].count + row;
               key[j] = layers[e].keys + at_row * layers[e].keys_ld;
               value[j] = layers[e].values + at_row * layers[e].values_ld;
-              grad_key[j] = dk[e].row(row);
-              grad_value[j] = dv[e].row(row);
+              grad_key[j] = layers[e].grad_keys + at_row * H * K;
+              grad_value[j] = layers[e].grad_values + at_row * H * V;
             }
-            dw[j] = dot(g.data() + h * V, value[j] + h * V, V);
+            dw[j] = dot(g + h * V, value[j] + h * V, V);
             mean += w[j] * dw[j];
           }
           for (int64_t j = 0; j < k; ++j) {
-            const Sum<T> ds = w[j] * (dw[j] - mean);
-            add_scaled(dq.data() + h * K, static_cast<Sum<T>>(ds * scale), key[j] + h * K, K);
+            const T ds = w[j] * (dw[j] - mean);
+            add_scaled(dq + h * K, static_cast<T>(ds * scale), key[j] + h * K, K);
             add_scaled(grad_key[j] + h * K, ds, q.data() + h * K, K);
-            add_scaled(grad_value[j] + h * V, w[j], g.data() + h * V, V);
+            add_scaled(grad_value[j] + h * V, w[j], g + h * V, V);
           }
         }
-        for (int64_t i = 0; i < H * K; ++i) narrow(dq[i], grad_query[at * H * K + i]);
       }
-      for (auto& totals : dk) totals.flush();
-      for (auto& totals : dv) totals.flush();
     }
   }
 }
@@ -384,14 +318,14 @@ void backward(const T* grad, int64_t grad_ld, const T* query, int64_t ld, const 
 #define EXPORT(NAME, T)                                                                            \
   extern "C" void forward_##NAME(const T* query, int64_t ld, const Layer<T>* layers,               \
                                  const Sizes* n, bool null_slot, double scale, T* read,            \
-                                 Sum<T>* weights, int32_t* rows) {                                 \
+                                 T* weights, int32_t* rows) {                                 \
     with_sizes<T>(n->key, n->value, n->top_k, [&](auto K, auto V, auto k) {                        \
       forward(query, ld, layers, *n, K, V, k, null_slot, scale, read, weights, rows);              \
     });                                                                                            \
   }                                                                                                \
   extern "C" void backward_##NAME(const T* grad, int64_t grad_ld, const T* query, int64_t ld,      \
                                   const Layer<T>* layers, const Sizes* n, double scale,            \
-                                  const Sum<T>* weights, const int32_t* rows, T* grad_query) {     \
+                                  const T* weights, const int32_t* rows, T* grad_query) {     \
     with_sizes<T>(n->key, n->value, n->top_k, [&](auto K, auto V, auto k) {                        \
       backward(grad, grad_ld, query, ld, layers, *n, K, V, k, scale, weights, rows, grad_query);   \
     });                                                                                            \
@@ -399,4 +333,3 @@ void backward(const T* grad, int64_t grad_ld, const T* query, int64_t ld, const 
 
 EXPORT(float32, float)
 EXPORT(float64, double)
-EXPORT(bfloat16, bfloat16)

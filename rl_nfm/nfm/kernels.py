@@ -51,18 +51,30 @@ _built._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAcc
 def supports(query: Tensor, keys: Sequence[Tensor] = (), values: Sequence[Tensor] = ()) -> bool:
     """Whether the kernels take such tensors: on the CPU, of one type and batch size.
 
+    Beside a query in half precision, keys and values may also be the float32 of an earlier reader.
+
     Under `torch.compile` they are an operator in its graph. What else records, transforms or fakes
     operations takes the plain path; so does `torch.export`, whose graph is to run without us.
     """
     return (
         query.device.type == "cpu"
-        and query.dtype in SUFFIX
+        and _wide(query.dtype) in SUFFIX
         and all(
-            x.dtype == query.dtype and x.device == query.device and x.shape[0] == query.shape[0]
+            x.dtype in (query.dtype, _wide(query.dtype))
+            and x.device == query.device
+            and x.shape[0] == query.shape[0]
             for x in (*keys, *values)
         )
         and (_is_compiled() or runs_eagerly(query, *keys, *values))
     )
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """In what is computed; half precision as float32, as in the plain path.
+
+    To convert rows while they are read took the kernels twice the time (Xeon with AVX-512).
+    """
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def _is_compiled() -> bool:
@@ -95,18 +107,22 @@ def attend(
     Returns:
         What each position reads, and keys and values for the next reader, which must take these;
         they are for no one else, because the gradient that comes back with them is written to.
+        They are float32 where they came in half precision.
 
     Raises:
         ValueError: tensors that `supports` refuses, or whose sizes do not fit each other.
     """
     _check(query, keys, values, grid, heads)
+    dtype, wide = query.dtype, _wide(query.dtype)
+    query, *memory = (x.to(wide) for x in (query, *keys, *values))
+    keys, values = memory[: len(keys)], memory[len(keys) :]
     options = Options.of(grid, heads=heads, scale=scale, top_k=top_k, null_slot=null_slot)
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         # Nothing to hand on: what is made without gradients would cut the memory for later readers.
-        read, *_ = operators.attend(query, list(keys), list(values), *options)
-        return read, list(keys), list(values)
-    read, *memory = _Attend.apply(options, query, *keys, *values)
-    return read, memory[: len(keys)], memory[len(keys) :]
+        read, *_ = operators.attend(query, keys, values, *options)
+        return read.to(dtype), keys, values
+    read, *memory = _Attend.apply(options, query, *memory)
+    return read.to(dtype), memory[: len(keys)], memory[len(keys) :]
 
 
 def _check(

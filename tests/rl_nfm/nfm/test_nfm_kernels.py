@@ -69,6 +69,32 @@ def test_kernels_equal_the_plain_path(mode, dtype, key_size, value_size, packed)
         torch.testing.assert_close(actual, expected, rtol=rounding, atol=rounding)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_widened_once_for_all_readers(dtype):
+    """Computed in float32; results and gradients are rounded once, whatever the readers."""
+    torch.manual_seed(0)
+    grid = Grid.of(TARGET, SOURCES, "space_to_depth")
+    options = {"heads": HEADS, "scale": 0.3, "top_k": 4, "null_slot": True}
+    query = make(TARGET, 8, dtype, packed=False)
+    memory = [make(s, 8, dtype, packed=False) for s in (*SOURCES, *SOURCES)]
+    found = []
+    for tensors in ((query, *memory), [x.float() for x in (query, *memory)]):
+        inputs = [x.detach().requires_grad_() for x in tensors]
+        split, total = 1 + len(SOURCES), torch.zeros(())
+        keys, values = inputs[1:split], inputs[split:]
+        for _ in range(3):
+            read, keys, values = kernels.attend(inputs[0], keys, values, grid, **options)
+            assert read.dtype == inputs[0].dtype
+            assert {x.dtype for x in (*keys, *values)} == {torch.float32}
+            total = total + read.float().sum()
+        found.append([read, *torch.autograd.grad(total, inputs)])
+    halves, full = found
+    for half, expected in zip(halves[:1] + halves[2:], full[:1] + full[2:], strict=True):
+        assert torch.equal(half, expected.to(dtype))
+    # The query's gradient comes back from each reader by itself.
+    torch.testing.assert_close(halves[1].float(), full[1], rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("heads", [1, 4, 5, 11])
 @pytest.mark.parametrize("k", [3, 4, 5])
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
