@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
         config = _with_game(config, options.game, found)
     network = None if found is None else checkpoint.load_network(found, device)
     if network is not None and options.random_attention:
-        randomise(network)
+        randomise(network, config.encoder)
     with contextlib.ExitStack() as stack:
         scores, use = _play(options, config, network, stack)
         content = score_content(scores, found)
@@ -183,16 +183,16 @@ def _written(options: Options) -> dict[str, Path]:
     return {name: path for name, path in files.items() if path is not None}
 
 
-def randomise(network: QNetwork) -> None:
-    """Replace attention scores by noise.
+def randomise(network: QNetwork, name: str) -> None:
+    """Replace the attention scores of a network, whose encoder has this name, by noise.
 
     Raises:
         ValueError: the encoder has no attention.
     """
     if "attention" not in network.encoder.shows:
         raise ValueError(
-            f"random_attention: encoder {type(network.encoder).__name__} has no attention "
-            "(allowed: nfm, or a recurrent encoder on the trunk nfm)"
+            f"random_attention: encoder {name!r} has no attention (allowed: nfm, or a recurrent "
+            "encoder on the trunk nfm)"
         )
     set_random_attention(network, True)
 

@@ -23,6 +23,8 @@ from rl_nfm.support.near import did_you_mean
 T = TypeVar("T")
 _BREAK = re.compile(r"(?<!\n)\n(?![\n*-])")
 """Between two lines of one paragraph that is no list."""
+_OR_NONE = re.compile(r"\{None\}\|(\S+)")
+"""tyro's way to write "a path, say, or None"; what takes its place in `--help` is as wide."""
 
 
 class _Refused(Exception):
@@ -60,7 +62,7 @@ def parse_flags(
     except _Refused as refused:
         raise ValueError(str(refused)) from None
     except SystemExit:
-        sys.stdout.write(out.getvalue())
+        sys.stdout.write(_OR_NONE.sub(r"\1|None  ", out.getvalue()))
         raise
     return validate(cls, parsed)
 

@@ -68,7 +68,8 @@ class ArithmeticConfig(RunConfig):
         """Check the ranges.
 
         Raises:
-            ValueError: one is empty, or `simple` is given options of `subsets`.
+            ValueError: one is empty, `simple` is given options of `subsets`, or the training ends
+                before a given regulariser begins to count.
         """
         if self.task == "simple":
             for name in ("input_size", "subset_ratio", "overlap_ratio"):
@@ -81,6 +82,11 @@ class ArithmeticConfig(RunConfig):
         if self.ramp_end <= self.ramp_start:
             raise ValueError(
                 f"ramp_end: {self.ramp_end} must be above ramp_start {self.ramp_start}"
+            )
+        if self.regularizer != ArithmeticConfig.regularizer and self.updates <= self.ramp_start:
+            raise ValueError(
+                f"regularizer: has no effect in {self.updates} updates, since it begins to count "
+                f"at ramp_start {self.ramp_start} (allowed: a lower ramp_start, or more updates)"
             )
 
 

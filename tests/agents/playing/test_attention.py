@@ -83,7 +83,7 @@ def test_random_attention_plays_with_noise(tmp_path, capsys):
         zeros = torch.zeros(1, 2, dtype=torch.int64)
         extras = {"last_action": zeros, "last_reward": zeros, "episode_step": zeros}
         before = [network.features(obs, (), None, extras)[0] for _ in range(2)]
-        randomise(network)
+        randomise(network, "nfm")
         after = [network.features(obs, (), None, extras)[0] for _ in range(2)]
     torch.testing.assert_close(before[0], before[1])
     assert not torch.allclose(after[0], before[0]), "noise chooses other slots"
@@ -95,7 +95,7 @@ def test_random_attention_plays_with_noise(tmp_path, capsys):
     assert "with random attention" in capsys.readouterr().out
     plain = debug_run(tmp_path / "plain", "nature", nature={"width": 4})
     assert cli.main(["evaluate", str(plain), "--random-attention"]) == 2
-    assert "random_attention: encoder NatureEncoder has no att" in capsys.readouterr().err
+    assert "random_attention: encoder 'nature' has no att" in capsys.readouterr().err
     assert cli.main(["evaluate", "debug", "--random", "--random-attention"]) == 2
 
 

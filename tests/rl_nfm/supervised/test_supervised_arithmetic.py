@@ -222,6 +222,7 @@ def test_nmu_solves_multiplication(tmp_path, capsys):
         (["--interpolation", "2", "1"], r"interpolation: \(2.0, 1.0\) is no range"),
         (["--ramp-start", "5", "--ramp-end", "5"], "ramp_end: 5 must be above ramp_start 5"),
         (["--input-size", "3"], "input_size"),
+        (["--regularizer", "1"], "regularizer: has no effect in 50000 updates"),
     ],
 )
 def test_bad_options_are_refused(tmp_path, flags, message):

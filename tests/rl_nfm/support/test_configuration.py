@@ -378,3 +378,16 @@ def test_help_fills_its_lines_however_docstrings_are_broken(capsys):
     for line, following in itertools.pairwise(lines[begin : end + 1]):
         assert len(line) + 1 + len(following.split()[0]) > 79, "the next word would have fitted"
     assert any(line.strip() == "- one" for line in lines)
+
+
+def test_help_writes_or_none_behind_the_type(capsys):
+    @dataclasses.dataclass
+    class Optional:
+        path: Path | None = None
+        """Where."""
+
+    with pytest.raises(SystemExit):
+        parse_flags(Optional, ["--help"], prog="prog")
+    out = capsys.readouterr().out
+    assert "--path PATH|None" in out
+    assert "{None}" not in out
