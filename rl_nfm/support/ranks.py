@@ -145,6 +145,11 @@ class Ranks:
         several machines may count their restarts differently; they need a rendezvous like c10d,
         which makes a store for each try.
         """
+        # Its functions keep, as a default argument, the group that there is at the first import,
+        # which Adam makes if no one else. The threads of a kept group would live on until Python
+        # ends, and now and then abort it.
+        import torch.distributed.nn  # noqa: F401
+
         if self.local_size < self.size:
             dist.init_process_group(backend, timeout=limit)
             return

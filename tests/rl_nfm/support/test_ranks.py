@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from datetime import timedelta
 
@@ -91,6 +93,39 @@ def test_they_speak(in_ranks, size):
         kind, text = found["failure"]
         assert kind is (FirstRankError if rank else ValueError)
         assert text.startswith(f"env.num_envs: 5 is not allowed with {size} ranks")
+
+
+LEAVING = """
+import os, torch
+from rl_nfm.support.ranks import Ranks
+
+ranks = Ranks.of_torchrun()
+with ranks.joined(torch.device("cpu")):
+    net = torch.nn.Linear(2, 2)
+    net(torch.ones(1, 2)).sum().backward()
+    torch.optim.Adam(net.parameters(), fused=True).step()  # imports the compiler
+    ranks.average_([net.weight])
+names = [open(f"/proc/self/task/{t}/comm").read().strip() for t in os.listdir("/proc/self/task")]
+assert not any("gloo" in name for name in names), names
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads")
+def test_threads_of_the_group_end_with_it(tmp_path):
+    """Those that lived on until Python ended aborted the process now and then."""
+    script = tmp_path / "leaving.py"
+    script.write_text(LEAVING)
+    options = ["--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *options, str(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def lose(victim):
