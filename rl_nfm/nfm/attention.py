@@ -142,4 +142,9 @@ def mix_values(
 def _by_head(x: Tensor, heads: int) -> Tensor:
     """[.., H * K] as [.., H, K], half precision as float32."""
     x = x.unflatten(-1, (heads, -1))
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    return x.to(wide_type(x.dtype))
+
+
+def wide_type(dtype: torch.dtype) -> torch.dtype:
+    """The type in which scores and sums of such tensors are computed: half precision in float32."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype

@@ -318,14 +318,14 @@ void backward(const T* grad, int64_t grad_ld, const T* query, int64_t ld, const 
 #define EXPORT(NAME, T)                                                                            \
   extern "C" void forward_##NAME(const T* query, int64_t ld, const Layer<T>* layers,               \
                                  const Sizes* n, bool null_slot, double scale, T* read,            \
-                                 T* weights, int32_t* rows) {                                 \
+                                 T* weights, int32_t* rows) {                                      \
     with_sizes<T>(n->key, n->value, n->top_k, [&](auto K, auto V, auto k) {                        \
       forward(query, ld, layers, *n, K, V, k, null_slot, scale, read, weights, rows);              \
     });                                                                                            \
   }                                                                                                \
   extern "C" void backward_##NAME(const T* grad, int64_t grad_ld, const T* query, int64_t ld,      \
                                   const Layer<T>* layers, const Sizes* n, double scale,            \
-                                  const T* weights, const int32_t* rows, T* grad_query) {     \
+                                  const T* weights, const int32_t* rows, T* grad_query) {          \
     with_sizes<T>(n->key, n->value, n->top_k, [&](auto K, auto V, auto k) {                        \
       backward(grad, grad_ld, query, ld, layers, *n, K, V, k, scale, weights, rows, grad_query);   \
     });                                                                                            \

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rl_nfm.nfm import operators
+from rl_nfm.nfm.attention import wide_type
 from rl_nfm.nfm.call import Options, plain_read
 from rl_nfm.nfm.kernel_call import SOURCE, SUFFIX, run_backward, run_forward
 from rl_nfm.nfm.rescale import Grid
@@ -58,23 +59,15 @@ def supports(query: Tensor, keys: Sequence[Tensor] = (), values: Sequence[Tensor
     """
     return (
         query.device.type == "cpu"
-        and _wide(query.dtype) in SUFFIX
+        and wide_type(query.dtype) in SUFFIX
         and all(
-            x.dtype in (query.dtype, _wide(query.dtype))
+            x.dtype in (query.dtype, wide_type(query.dtype))
             and x.device == query.device
             and x.shape[0] == query.shape[0]
             for x in (*keys, *values)
         )
         and (_is_compiled() or runs_eagerly(query, *keys, *values))
     )
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """In what is computed; half precision as float32, as in the plain path.
-
-    To convert rows while they are read took the kernels twice the time (Xeon with AVX-512).
-    """
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def _is_compiled() -> bool:
@@ -113,7 +106,8 @@ def attend(
         ValueError: tensors that `supports` refuses, or whose sizes do not fit each other.
     """
     _check(query, keys, values, grid, heads)
-    dtype, wide = query.dtype, _wide(query.dtype)
+    # Once for all readers: to convert rows while they are read took the kernels twice the time.
+    dtype, wide = query.dtype, wide_type(query.dtype)
     query, *memory = (x.to(wide) for x in (query, *keys, *values))
     keys, values = memory[: len(keys)], memory[len(keys) :]
     options = Options.of(grid, heads=heads, scale=scale, top_k=top_k, null_slot=null_slot)
