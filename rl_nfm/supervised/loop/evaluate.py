@@ -116,7 +116,7 @@ def _load(run: Path, config: Any, trial: int, weights: Weights | None) -> Loaded
     device = choose_device(config.device)
     torch.manual_seed(part.seed)  # the data that the trial was trained on
     task = _task_of(run)(part.config, device)
-    model = task.build_model().to(device).eval()
+    model = task.place_model().eval()
     meta = load_weights(place, model)
     seeds = task.seeds if isinstance(task, SeedBatchTask) else [part.seed]
     epoch = meta["epoch"] if "epoch" in meta else meta["updates"]

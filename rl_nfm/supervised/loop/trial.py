@@ -42,7 +42,7 @@ class Trial:
         self.config = config
         self.folder = folder
         self.task = task(config, device)
-        self.model = self.task.build_model().to(device)
+        self.model = self.task.place_model()
         self.optimizer = self.task.build_optimizer(self.model)
         self.schedule = self.task.schedule
         self.epoch = 0
