@@ -119,6 +119,43 @@ def bootstrap_interval(
             scores[generator.integers(len(scores), size=(count, len(scores)))] for scores in strata
         ]
         values.append(statistic(drawn))
-    tail = 50 * (1 - level)
-    low, high = np.percentile(np.concatenate(values), [tail, 100 - tail], axis=0)
+    low, high = np.percentile(np.concatenate(values), _tails(level), axis=0)
     return low, high
+
+
+def nested_interval(
+    runs: Strata, *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the mean over runs of the mean in each, by a two-level bootstrap.
+
+    Runs are resampled and, in every run drawn, its scores: the spread of runs and that of the
+    episodes of each count (Davison and Hinkley 1997, "Bootstrap Methods and their Application",
+    section 3.8, strategy 2). Of a single run it is the interval over its scores.
+
+    Args:
+        runs: one array [episodes] per run, of any lengths.
+        resamples: bootstrap samples.
+        level: probability that the interval holds.
+        seed: of the resampling, so that a report comes out the same again.
+
+    Raises:
+        ValueError: no run, a run without scores, or one run with one score.
+    """
+    sizes = [len(scores) for scores in runs]
+    if not sizes or min(sizes) < 1 or sizes == [1]:
+        raise ValueError(f"runs: {sizes} scores, two runs or two scores are needed")
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(len(runs), size=(resamples, len(runs)))
+    means = np.empty(drawn.shape)
+    for run, scores in enumerate(runs):
+        places = drawn == run
+        draws = generator.integers(len(scores), size=(int(places.sum()), len(scores)))
+        means[places] = scores[draws].mean(1)
+    low, high = np.percentile(means.mean(1), _tails(level))
+    return float(low), float(high)
+
+
+def _tails(level: float) -> list[float]:
+    """Percentiles outside which an interval of that level leaves equal shares."""
+    tail = 50 * (1 - level)
+    return [tail, 100 - tail]

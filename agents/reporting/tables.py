@@ -1,7 +1,8 @@
 """The numbers of a report: per run, per game and method, over games, and method against method.
 
 Statistics are over seeds where there are several. Those of a single run are over its episodes, and
-each row says which: an interval over episodes tells nothing about other seeds.
+each row says which: an interval over episodes tells nothing about other seeds. The interval of a
+game's mean is over both, seeds and the episodes of each.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from agents.reporting.statistics import (
     interquartile_mean,
     mean_of_means,
     median_of_means,
+    nested_interval,
     probability_of_improvement,
 )
 from agents.reporting.swept import LAST_EVALUATIONS
@@ -130,6 +132,9 @@ def _score_row(group: Sequence[Result]) -> Row:
         what = "evaluations" if first.source == "last_evaluations" else "episodes"
         over = f"{len(values)} {what} of one run"
     mean = float(values.mean())
+    low = high = None
+    if len(values) > 1:
+        low, high = nested_interval([np.array(result.returns) for result in group])
     return {
         "source": first.source,
         "game": first.game,
@@ -137,6 +142,8 @@ def _score_row(group: Sequence[Result]) -> Row:
         "steps": sorted({result.steps for result in group if result.steps is not None}),
         "over": over,
         "mean": mean,
+        "mean_low": low,
+        "mean_high": high,
         "median": float(np.median(values)),
         "hns": human_normalized_score(first.game, mean),
         "iqm": float(interquartile_mean([values])),

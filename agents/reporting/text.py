@@ -29,6 +29,10 @@ _SOURCES = {
 }
 
 
+_WITHIN: dict[Source, str] = {"last_evaluations": "evaluations"}
+"""What a run's mean is over, where not over episodes."""
+
+
 def report_text(
     protocol: Mapping[str, Any],
     sizes: Sequence[Row],
@@ -75,7 +79,8 @@ def _source_text(source: Source, table: Tables) -> Iterable[Block]:
         yield Table(games_by_methods(table.runs))
     yield Paragraph(
         "Mean, median and interquartile mean (IQM) of the return over what the column `over` "
-        "says, with a 95 % bootstrap interval of the IQM over the same. HNS: the mean, "
+        "says, with 95 % bootstrap intervals: that of the IQM over the same, that of the mean over "
+        f"runs and, within each, {_WITHIN.get(source, 'episodes')}. HNS: the mean, "
         "human-normalised. Steps are agent steps."
     )
     yield Table([_score_cells(row) for row in table.scores])
@@ -98,18 +103,17 @@ def span(value: Any) -> Any:
 
 
 def _score_cells(row: Row) -> dict[str, str]:
-    shown = [row[name] for name in ("mean", "median", "iqm", "iqm_high")]
+    shown = [row[name] for name in ("mean_high", "mean", "median", "iqm", "iqm_high")]
     digits = decimals_of([value for value in shown if value is not None])
     return {
         "game": row["game"],
         "method": row["method"],
         "steps": span(row["steps"]) or "-",
         "over": row["over"],
-        "mean": f"{row['mean']:.{digits}f}",
+        "mean": _with_bounds("mean", row, digits),
         "median": f"{row['median']:.{digits}f}",
         "HNS": "-" if row["hns"] is None else f"{row['hns']:.3f}",
-        "IQM": f"{row['iqm']:.{digits}f}",
-        "95 % interval": _bounds(row["iqm_low"], row["iqm_high"], digits),
+        "IQM": _with_bounds("iqm", row, digits),
     }
 
 
@@ -125,8 +129,7 @@ def _size_cells(row: Row) -> dict[str, str]:
 def _aggregate_cells(row: Row) -> dict[str, str]:
     cells = {"method": row["method"], "games": str(row["games"]), "runs": str(row["runs"])}
     for name, head in (("iqm", "IQM"), ("mean", "mean"), ("median", "median")):
-        bounds = _bounds(row[f"{name}_low"], row[f"{name}_high"], 3)
-        cells[head] = f"{row[name]:.3f} {bounds}"
+        cells[head] = _with_bounds(name, row, 3)
     return cells
 
 
@@ -137,6 +140,13 @@ def _improvement_cells(row: Row) -> dict[str, str]:
         "games": str(row["games"]),
         "probability": f"{row['probability']:.2f} {_bounds(row['low'], row['high'], 2)}",
     }
+
+
+def _with_bounds(name: str, row: Row, digits: int) -> str:
+    """A number and, where there is one, its interval."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    value = f"{row[name]:.{digits}f}"
+    return value if low is None else f"{value} {_bounds(low, high, digits)}"
 
 
 def _bounds(low: float | None, high: float | None, digits: int) -> str:

@@ -87,7 +87,10 @@ def test_scores_over_seeds_by_hand(tmp_path):
     assert row["steps"] == [300]
     assert [r["mean"] for r in content["tables"]["evaluation"]["runs"]] == [5, 10, 30, 200, 5]
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "| ms_pacman | nature | 300 | 5 seeds | 50.0 | 10.0 | -0.039 | 15.0 | [5.0," in text
+    assert "| ms_pacman | nature | 300 | 5 seeds | 50.0 [" in text
+    assert "] | 10.0 | -0.039 | 15.0 [5.0, " in text
+    # wider than over seeds alone, whose means are 5 to 200: episodes count too
+    assert 5 <= row["mean_low"] < 50 < row["mean_high"]
     with (tmp_path / "out" / "scores.csv").open(newline="") as file:
         (line,) = csv.DictReader(file)
     assert (line["game"], line["over"], float(line["iqm"])) == ("ms_pacman", "5 seeds", 15)
@@ -110,6 +113,8 @@ def test_one_episode_has_no_interval(tmp_path):
     file = make_scores(tmp_path / "s.json", [10])
     (row,) = report([file], tmp_path / "out")["tables"]["evaluation"]["scores"]
     assert (row["iqm"], row["iqm_low"], row["iqm_high"]) == (10, None, None)
+    assert row["mean_low"] is row["mean_high"] is None
+    assert "| 10.0 | 10.0 | -0.045 | 10.0 |" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_training_counts_its_last_100_episodes(tmp_path):

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from agents.reporting import statistics
 from agents.reporting.statistics import (
@@ -12,6 +13,7 @@ from agents.reporting.statistics import (
     interquartile_mean,
     mean_of_means,
     median_of_means,
+    nested_interval,
     performance_profile,
     probability_of_improvement,
 )
@@ -129,3 +131,37 @@ def test_improvement_interval():
 def test_nothing_to_resample_is_refused(games):
     with pytest.raises(ValueError, match="at least 2"):
         bootstrap_interval(mean_of_means, arrays(*games))
+
+
+def test_nested_interval_of_runs_without_spread_by_hand():
+    # the mean of two runs drawn is 0, 5 or 10 with probabilities 1/4, 1/2, 1/4
+    assert nested_interval(arrays([0, 0, 0], [10, 10])) == (0, 10)
+    assert nested_interval(arrays([3], [3, 3])) == (3, 3)
+
+
+def test_nested_interval_of_one_run_is_scipys():
+    scores = np.random.default_rng(3).exponential(100, 40)
+    low, high = nested_interval([scores], resamples=20_000)
+    theirs = scipy.stats.bootstrap(
+        [scores], np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(4)
+    ).confidence_interval
+    assert (low, high) == pytest.approx(theirs, abs=1.0)
+
+
+def test_nested_interval_has_the_width_of_the_two_level_variance():
+    """The spread of the runs' means and the mean spread within a run's mean add up."""
+    rng = np.random.default_rng(5)
+    runs = [rng.normal(center, 20, 25) for center in rng.normal(0, 10, 40)]
+    between = np.var([run.mean() for run in runs])
+    within = np.mean([run.var() / len(run) for run in runs])
+    low, high = nested_interval(runs, resamples=20_000)
+    sigma = np.sqrt((between + within) / len(runs))
+    assert (high - low) == pytest.approx(2 * 1.96 * sigma, rel=0.03)
+    over_runs = bootstrap_interval(mean_of_means, [np.array([run.mean() for run in runs])])
+    assert low < over_runs[0] < over_runs[1] < high
+
+
+@pytest.mark.parametrize("runs", [[], [[1.0]], [[1.0, 2.0], []]])
+def test_nested_interval_needs_something_to_resample(runs):
+    with pytest.raises(ValueError, match=r"runs: .* are needed"):
+        nested_interval(arrays(*runs))
