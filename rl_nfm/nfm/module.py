@@ -88,6 +88,7 @@ class Places(nn.Module):
         if not all(0 <= rank <= 3 for rank in ranks):
             raise ValueError(f"ranks: {tuple(ranks)} is not allowed: each 0, 1, 2 or 3")
         self.num_places = len(channels)
+        self.channels, self.ranks = tuple(channels), tuple(ranks)
         self.schedule = make_schedule(config, len(channels))
         self.num_needed = tuple(map(self._num_needed, range(config.passes)))
         """Of each pass, how many layers matter: all of the last, others up to their last write."""
@@ -125,7 +126,16 @@ class Places(nn.Module):
     def forward(
         self, x: Float[Tensor, "B C *T"], memory: Memory, *, pass_index: int, place: int
     ) -> Float[Tensor, "B C *T"]:
-        """The output x of a layer, after writing and reading."""
+        """The output x of a layer, after writing and reading.
+
+        Raises:
+            ValueError: for an output of another shape than was said.
+        """
+        if x.dim() - 2 != self.ranks[place] or x.shape[1] != self.channels[place]:
+            raise ValueError(
+                f"the layer at place {place} gave {tuple(x.shape)}, not {self.channels[place]} "
+                f"channels and {self.ranks[place]} further sizes, as was said at the start"
+            )
         if min(x.shape[1:]) == 0:
             raise ValueError(f"the layer at place {place} gave {tuple(x.shape)}: a size of zero")
         visit = self.schedule[pass_index * self.num_places + place]

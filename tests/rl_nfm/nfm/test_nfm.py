@@ -440,6 +440,20 @@ def test_bad_options_are_named(options, message):
         make_net(**options)
 
 
+@pytest.mark.parametrize(
+    ("layers", "rank", "shape", "given"),
+    [
+        ([nn.Conv2d(3, 8, 3), nn.Conv2d(8, 9, 3)], 2, (2, 3, 9, 9), r"place 1 gave \(2, 9, 5, 5\)"),
+        ([nn.Linear(3, 8), nn.Linear(8, 8)], 2, (2, 3), r"place 0 gave \(2, 8\), not 8 channels"),
+        ([nn.Linear(3, 8), nn.Linear(8, 8)], 0, (3,), r"place 0 gave \(8,\)"),
+    ],
+)
+def test_an_output_of_another_shape_than_said_is_refused(layers, rank, shape, given):
+    net = NeuralFunctionModule(layers, channels=[8, 8], rank=rank)
+    with pytest.raises(ValueError, match=given):
+        net(torch.zeros(shape))
+
+
 def test_sizes_of_zero_are_refused():
     with pytest.raises(ValueError, match=r"place 1 gave .*size of zero"):
         Places(NFMConfig(), channels=[4, 6], ranks=[2, 2])(
