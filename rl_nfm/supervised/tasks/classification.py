@@ -71,6 +71,9 @@ class ClassificationConfig(LoopConfig):
     """Of the PreActResNet; 10 has one block a stage."""
     width: Annotated[int, Gt(0)] = 64
     """Channels of the first stage."""
+    stem: Literal["auto", "pixel", "halving"] = "auto"
+    """Before the stages: pixel, as published for 32x32 images; halving, with stride 2, as for
+    64x64, which costs a quarter; auto: halving from 64x64 on."""
     epochs: Annotated[int, Ge(0)] = 600
     """Passes over the training set."""
     batch_size: Annotated[int, Gt(0)] = 100
@@ -262,7 +265,8 @@ class ClassificationTask(Task[ClassificationConfig]):
 
 def _make(task: ClassificationTask, nfm: NFMConfig | None) -> Classifier:
     config, images = task.config, task.data.train_images
-    stem = "halving" if min(images.shape[2:]) >= 64 else "pixel"
+    fine = min(images.shape[2:]) < 64
+    stem = config.stem if config.stem != "auto" else "pixel" if fine else "halving"
     return Classifier(
         ResNetConfig(depth=config.depth, width=config.width, stem=stem),
         nfm,
