@@ -337,6 +337,25 @@ def test_classifier_without_nfm_is_the_shared_resnet():
     torch.testing.assert_close(ours(images), shared(images), atol=0, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("stem", "side", "of_first_stage"),
+    [("auto", 8, 8), ("auto", 64, 32), ("pixel", 64, 64), ("halving", 8, 4)],
+)
+def test_the_stem_is_chosen_by_size_or_as_asked(tmp_path, stem, side, of_first_stage):
+    for split in ("train", "test"):
+        folder = tmp_path / split / "only"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (side, side)).save(folder / "0.png")
+    config = classification.ClassificationConfig(
+        data="folder", data_folder=tmp_path, model="nfm", depth=10, width=2, stem=stem, occlusion=0
+    )
+    model = classification.ClassificationTask(config, torch.device("cpu")).place_model().eval()
+    sizes = []
+    model.trunk.passes[0][0].register_forward_hook(lambda *args: sizes.append(args[2].shape[2:]))
+    model(torch.zeros(1, 3, side, side))
+    assert sizes == [(of_first_stage, of_first_stage)]
+
+
 def test_learning_rate_schedule():
     config = classification.PRESETS["paper"]
     task = object.__new__(classification.ClassificationTask)  # the schedule needs no data
