@@ -13,6 +13,7 @@ Names and calls are those of a widely copied public implementation; its semantic
 
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def check_sizes(name: str, dims: Sequence[int]) -> None:
     Raises:
         ValueError: fewer than two, or not positive.
     """
-    if len(dims) < 2 or any(not isinstance(size, int) or size < 1 for size in dims):
+    if len(dims) < 2 or any(not isinstance(size, Integral) or size < 1 for size in dims):
         raise ValueError(f"{name}: sizes must be at least two positive integers, got {dims}")
 
 

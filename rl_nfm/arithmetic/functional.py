@@ -26,19 +26,27 @@ def log_space_product(
     """The product of |x_i| ** w_i over the inputs, as exp(weight @ log(|x| + eps)).
 
     Deviation from Trask et al.: the exponent is cut at `max_log`, since large inputs
-    otherwise overflow to inf and then to nan gradients.
+    otherwise overflow to inf and then to nan gradients. It is never in half precision, whose
+    rounding of it would be a relative error of the result.
 
     Args:
         x: [..., I].
         weight: [O, I].
         eps: keeps the logarithm finite at zero.
-        max_log: largest exponent; its gradient is zero beyond.
+        max_log: largest exponent, less where the type cannot hold so much; its gradient is zero
+            beyond.
 
     Returns:
         [..., O], never negative.
     """
-    exponent = torch.log(x.abs() + eps) @ weight.transpose(-1, -2)
-    return exponent.clamp(max=max_log).exp()
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    limit = min(max_log, math.log(torch.finfo(dtype).max))
+    with torch.autocast(
+        x.device.type, enabled=False
+    ):  # half of an exponent's digits are the result's
+        exponent = torch.log(x.to(wide).abs() + eps) @ weight.to(wide).transpose(-1, -2)
+        return exponent.clamp(max=limit).exp().to(dtype)
 
 
 def product_sign(x: Tensor, weight: Tensor) -> Tensor:
@@ -53,7 +61,11 @@ def product_sign(x: Tensor, weight: Tensor) -> Tensor:
 
     Returns:
         [..., O].
+
+    Raises:
+        ValueError: another number of inputs than the weight has.
     """
+    _check_inputs(x, weight)
     magnitude = weight.abs()
     return (x.sign().unsqueeze(-2) * magnitude + 1 - magnitude).prod(-1)
 
@@ -67,8 +79,18 @@ def multiplication_unit(x: Tensor, weight: Tensor) -> Tensor:
 
     Returns:
         [..., O].
+
+    Raises:
+        ValueError: another number of inputs than the weight has.
     """
+    _check_inputs(x, weight)
     return (x.unsqueeze(-2) * weight + 1 - weight).prod(-1)
+
+
+def _check_inputs(x: Tensor, weight: Tensor) -> None:
+    """Refuse what a product element by element would stretch to the width of the weight."""
+    if x.shape[-1] != weight.shape[-1]:
+        raise ValueError(f"x: {x.shape[-1]} inputs, but the weight has {weight.shape[-1]}")
 
 
 def sparsity_error(weight: Tensor) -> Tensor:

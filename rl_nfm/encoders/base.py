@@ -150,8 +150,8 @@ class FeedForwardEncoder(Encoder):
         """See `Encoder.forward`."""
         del reset, extras
         check_observations(obs)
-        steps, batch = obs.shape[:2]
-        return self.embed(scale_pixels(obs.flatten(0, 1))).view(steps, batch, -1), state
+        features = self.embed(scale_pixels(obs.flatten(0, 1)))
+        return self._unfolded(features, obs), state
 
     def forward_with_maps(
         self,
@@ -163,9 +163,21 @@ class FeedForwardEncoder(Encoder):
         """See `Encoder.forward_with_maps`."""
         del reset, extras
         check_observations(obs)
-        leading = obs.shape[:2]
         maps = self.feature_maps(scale_pixels(obs.flatten(0, 1)))
-        return self.pool(maps).unflatten(0, leading), state, maps.unflatten(0, leading)
+        return self._unfolded(self.pool(maps), obs), state, maps.unflatten(0, obs.shape[:2])
+
+    def _unfolded(self, features: Float[Tensor, "N D"], obs: Tensor) -> Float[Tensor, "T B D"]:
+        """Features of each step of each sequence.
+
+        Raises:
+            ValueError: not as many features as the encoder said, for images of another size.
+        """
+        if features.shape[1] != self.feature_dim:
+            raise ValueError(
+                f"observations: images of {tuple(obs.shape[2:])} give {features.shape[1]} "
+                f"features, but this encoder was built for a size that gives {self.feature_dim}"
+            )
+        return features.unflatten(0, obs.shape[:2])
 
 
 def check_observations(obs: Tensor) -> None:

@@ -132,13 +132,20 @@ def make_encoder(
         options: fields of the config, when `config` is not given.
 
     Raises:
-        ValueError: unknown name or option, or a value out of range.
+        ValueError: unknown name or option, a value out of range, another encoder's config, or
+            options beside a config.
     """
     from rl_nfm.support.configuration import validate
 
     entry = encoder_entry(name)
     if config is None:
         config = validate(entry.config, options, where=name)
+    elif options:
+        raise ValueError(f"{', '.join(options)}: not allowed beside config, which has all options")
+    elif not isinstance(config, entry.config):
+        raise ValueError(
+            f"config: encoder {name!r} takes {entry.config.__name__}, got {type(config).__name__}"
+        )
     if entry.takes_trunk:
         return entry.build(
             config, obs_shape=obs_shape, num_actions=num_actions, trunk_config=trunk_config

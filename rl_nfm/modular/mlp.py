@@ -21,7 +21,7 @@ class PrunedMLP(nn.Module):
         num_tasks: T.
 
     Raises:
-        ValueError: a ratio outside [0, 100).
+        ValueError: a ratio outside [0, 100), or fewer than two sizes.
     """
 
     def __init__(self, arch: Sequence[int], pruning_ratio: float = 0.0, *, num_tasks: int = 1):
@@ -30,6 +30,8 @@ class PrunedMLP(nn.Module):
             raise ValueError(
                 f"pruning_ratio: {pruning_ratio} is not allowed (allowed: 0 to below 100 percent)"
             )
+        if len(arch) < 2:
+            raise ValueError(f"arch: {tuple(arch)} is not allowed: sizes of an input and an output")
         self.num_tasks = num_tasks
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(arch))
         scores = [torch.rand(o, i) for i, o in pairwise(arch)]

@@ -13,8 +13,10 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 
 from rl_nfm.modular.placement import Routing
@@ -73,7 +75,7 @@ class RoutingConfig(Bounded):
 
     use_gumbel: bool = False
     """Add Gumbel(0, 1) noise to routing logits."""
-    tau: float = 1.0
+    tau: Annotated[float, Gt(0)] = 1.0
     """Logits (with their noise) are divided by this."""
     per_sample_routing: bool = False
     """Noise of its own for each row, not one for the batch."""

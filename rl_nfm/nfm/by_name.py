@@ -40,6 +40,8 @@ class NFMWrapper(nn.Module):
 
     Raises:
         ValueError: for names that do not exist, do not run once, or do not return one tensor.
+        RuntimeError: in backward, when activation checkpointing runs a named submodule again, where
+            the memory is gone. The wrapper as a whole may be checkpointed.
     """
 
     def __init__(
@@ -86,6 +88,11 @@ class NFMWrapper(nn.Module):
         """What the network goes on with instead of a place's output."""
         now = self._now
         if now.memory is None:  # a pass's network called on its own
+            if torch._C._current_graph_task_id() != -1:
+                raise RuntimeError(
+                    f"{self.names[place]!r} runs again inside a backward pass, without the memory: "
+                    "checkpoint the whole NFMWrapper, not a part of the network that holds a place"
+                )
             return output
         x = output.movedim(self.channel_dim, 1)
         x = self.places(x, now.memory, pass_index=now.pass_index, place=place)

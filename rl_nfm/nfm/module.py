@@ -129,8 +129,10 @@ class Places(nn.Module):
         """The output x of a layer, after writing and reading.
 
         Raises:
-            ValueError: for an output of another shape than was said.
+            ValueError: for an output of another shape than was said, or that is no tensor.
         """
+        if not isinstance(x, Tensor):
+            raise ValueError(f"the layer at place {place} gave {type(x).__name__}, not one tensor")
         if x.dim() - 2 != self.ranks[place] or x.shape[1] != self.channels[place]:
             raise ValueError(
                 f"the layer at place {place} gave {tuple(x.shape)}, not {self.channels[place]} "
@@ -197,7 +199,7 @@ def _lists_of_passes(
     layers: Sequence[nn.Module] | Sequence[Sequence[nn.Module]], config: NFMConfig
 ) -> list[list[nn.Module]]:
     copies = 1 if config.share_passes else config.passes
-    if len(layers) and isinstance(layers[0], nn.Module):
+    if len(layers) and not isinstance(layers[0], Sequence | nn.ModuleList):
         first: list[nn.Module] = list(layers)  # pyright: ignore[reportAssignmentType]
         return [first, *(copy.deepcopy(first) for _ in range(copies - 1))]
     if len(layers) != copies:

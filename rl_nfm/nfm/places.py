@@ -135,7 +135,9 @@ class Place(nn.Module):
         elif visit.writes:
             memory.append(Entry(visit.pass_index, visit.place, sizes, state, None, None))
         if not visit.reads:
-            return x
+            # The memory, or the projection's backward, keeps x; the next layer may work in place.
+            kept = visit.writes and (torch.is_grad_enabled() or self.config.kv_owner == "reader")
+            return x.clone() if kept else x
         read = self._attend(projected, sizes, memory, visit)
         read = torch.cat([read, state], dim=-1) if self.config.cat_input else read
         y = self._add(x, read, sizes)

@@ -30,7 +30,7 @@ class ReaderAttention:
     slots: tuple[Slot, ...]
     """What each slot stands for; the null slot is the last where there is one."""
     weights: Float32[Tensor, "B *T H L"]
-    """On the CPU, as used: after top-k."""
+    """On the CPU, as used: after top-k. A layer without sizes (rank 0) has one place, T = 1."""
     top_k: int
     """Slots that a head may attend to."""
     gain: float
@@ -124,10 +124,11 @@ def record_attention(module: nn.Module) -> Iterator[AttentionRecorder]:
     if not places:
         raise ValueError(f"{type(module).__name__} holds no Neural Function Module to record")
     recorder = AttentionRecorder()
+    before = [place.recorder for place in places]
     for place in places:
         place.recorder = recorder
     try:
         yield recorder
     finally:
-        for place in places:
-            place.recorder = None
+        for place, former in zip(places, before, strict=True):
+            place.recorder = former

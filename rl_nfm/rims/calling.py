@@ -45,6 +45,7 @@ class SequenceLayers(nn.Module):
             Output, state, and for each of `cells` bool [T, B, n] (also when `batch_first`; without
             B where the input has none; in the order of the caller's sequences when packed).
         """
+        self._check_parts(state)
         if isinstance(x, PackedSequence):
             return self._run_packed(x, state, reset)
         self._check_input(x, reset)
@@ -80,6 +81,18 @@ class SequenceLayers(nn.Module):
         )
         return repacked, state, active
 
+    def _check_parts(self, state: State | None) -> None:
+        """Refuse a state that is not (h, c), or not h alone, as the blocks have it."""
+        names = ("h", "c") if self.cells[0].kind == "lstm" else ("h",)
+        if state is None:
+            return
+        parts = state if isinstance(state, tuple | list) else (state,)
+        tensors = all(isinstance(part, Tensor) for part in parts)
+        if parts is not state or len(parts) != len(names) or not tensors:
+            given = [type(part).__name__ for part in parts]
+            must = "(h, c), two tensors" if len(names) == 2 else "h, one tensor"
+            raise ValueError(f"state: {', '.join(given)} is not allowed, must be {must}")
+
     def _check_input(
         self, x: Tensor, reset: Tensor | None, batch_first: bool | None = None
     ) -> None:
@@ -107,7 +120,7 @@ class SequenceLayers(nn.Module):
         valid: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         shape = (len(self.cells), x.shape[1], self.hidden_size)
-        for part in state or ():
+        for part in () if state is None else state:
             if part.shape != shape:
                 raise ValueError(
                     f"state: shape {tuple(part.shape)} is not allowed, must be {shape}"

@@ -137,8 +137,19 @@ class _RIMCell(nn.Module):
             and which RIMs were updated.
 
         Raises:
-            ValueError: another type than the parameters', except under autocast.
+            ValueError: a wrong shape, or another type than the parameters', except under autocast.
         """
+        if x.dim() != 3 or x.shape[-1] != self.input_size:
+            raise ValueError(
+                f"input: shape {tuple(x.shape[1:])} of a step is not allowed, must be "
+                f"[B, {self.input_size}]"
+            )
+        for part in (hidden, cell):
+            if part is not None and part.shape != (x.shape[1], self.hidden_size):
+                raise ValueError(
+                    f"state: shape {tuple(part.shape)} is not allowed, must be "
+                    f"{(x.shape[1], self.hidden_size)}"
+                )
         x = take_input(x, self.query.dtype, valid)
         if hidden is None:
             hidden = x.new_zeros(x.shape[1], self.hidden_size)
@@ -278,6 +289,11 @@ def dropout_mask(shape: tuple[int, ...], p: float, device: torch.device) -> tupl
     they would take a tenth of the layer's time on the CPU.
     """
     count, drop = math.prod(shape), min(round(p * 2**16), 2**16 - 1)
-    words = torch.empty(-(-count // 4), dtype=torch.int64, device=device)
-    chances = words.random_(-(2**63), None).view(torch.int16)[:count].view(shape)
+    size = -(-count // 4)
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        # What compiler and vmap can follow; it leaves out one of the 2^64 words.
+        words = torch.randint(-(2**63), 2**63 - 1, (size,), dtype=torch.int64, device=device)
+    else:
+        words = torch.empty(size, dtype=torch.int64, device=device).random_(-(2**63), None)
+    chances = words.view(torch.int16)[:count].view(shape)
     return chances >= drop - 2**15, 2**16 / (2**16 - drop)

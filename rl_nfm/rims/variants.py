@@ -11,13 +11,16 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt
 
+from rl_nfm.support.bounds import Bounded
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Variant:
+class Variant(Bounded):
     """What distinguishes the forms; the defaults are the authors' code.
 
     Raises:
-        ValueError: a gradient blocked where nothing is handed on, or slots in a form without them.
+        ValueError: a value that is not allowed, a gradient blocked where nothing is handed on, or
+            slots in a form without them.
     """
 
     input_gate: Literal["null", "across"] = "null"
@@ -57,6 +60,7 @@ class Variant:
     """Size of one head's values; None: s."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.block_inactive_gradient and not self.pass_inactive:
             raise ValueError("block_inactive_gradient: has no effect without pass_inactive")
         plain = self.input_gate == "null" and not self.input_bias and self.input_heads == 1
@@ -90,7 +94,7 @@ VARIANTS = MappingProxyType(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BRIMVariant:
+class BRIMVariant(Bounded):
     """Sizes of bidirectional RIMs (`rl_nfm.rims.bidirectional`); the defaults are `mnist`.
 
     What all heads together read of the input is 4 s wide.

@@ -1,14 +1,15 @@
 """When a module's result may be computed from its parameters instead of by calling it."""
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 
 def is_untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Whether `module` is exactly of one of `kinds`, and nothing changes what calling it does.
 
     Users replace a layer by an adapter or a subclass, parametrise or quantise its weights, register
-    hooks on it or give it another `forward`. All of these take effect only when the module is
-    called.
+    hooks on it (or on all modules) or give it another `forward`. All of these take effect only when
+    the module is called.
     """
     return (
         type(module) in kinds
@@ -18,6 +19,7 @@ def is_untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
             or module._forward_pre_hooks
             or module._backward_hooks
             or module._backward_pre_hooks
+            or _has_any_global_hook()
         )
         and all(
             type(x) in (Tensor, nn.Parameter) for x in module._parameters.values() if x is not None

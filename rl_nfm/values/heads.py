@@ -9,7 +9,7 @@ Shapes: B batch, N quantiles, D features, A actions.
 
 import dataclasses
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 import torch
 from annotated_types import Gt
@@ -51,6 +51,7 @@ class HeadConfig(Bounded):
 
 
 Noise = Literal["off", "batch", "rows"]
+NOISES = get_args(Noise)
 """off: the means of noisy layers alone; batch: one draw for the whole batch, for learning; rows:
 one draw for each row of the first dimension, for acting, where a row is an environment."""
 
@@ -113,8 +114,9 @@ class Stream(nn.Module):
         self.out = linear(config.hidden_size, out_features)
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
-        """Outputs [*B, O], in fp32."""
-        hidden = F.relu(self.hidden(x, noise)).float()
+        """Outputs [*B, O], in fp32 (or wider parameters' type)."""
+        hidden = F.relu(self.hidden(x, noise))
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         with torch.autocast(x.device.type, enabled=False):  # bf16 would round values of 10 to 1/16
             return self.out(hidden, noise)
 
@@ -154,7 +156,15 @@ class ValueHead(nn.Module):
             features: of the encoder.
             tau: quantile fractions in [0, 1]; None for `distribution="none"`, where N is 1.
             noise: of noisy layers, drawn afresh at every call.
+
+        Raises:
+            ValueError: fractions without quantiles, quantiles without fractions, or another noise.
         """
+        if (tau is None) != (self.config.distribution == "none"):
+            need = "no tau" if tau is not None else "tau [B, N]"
+            raise ValueError(f"tau: distribution {self.config.distribution!r} takes {need}")
+        if noise not in NOISES:
+            raise ValueError(f"noise: {noise!r} is not allowed: one of {', '.join(NOISES)}")
         if self.torso is not None:
             features = F.relu(self.torso(features))
         x = features.unsqueeze(1)  # [B, 1, D]

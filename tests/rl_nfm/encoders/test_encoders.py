@@ -226,3 +226,36 @@ def test_nfm_passes_that_share_convolutions():
     assert torch.equal(encoder.eval()(x)[0], again.eval()(x)[0])
     with pytest.raises(ValueError, match="share_convolutions: has no effect"):
         make_encoder("nfm", **sizes, share_convolutions=True, nfm={"share_passes": True})
+
+
+def test_a_config_of_another_encoder_and_options_beside_a_config_are_refused():
+    config = encoder_entry("nature").config()
+    with pytest.raises(ValueError, match=r"config: encoder 'impala' takes .*, got NatureConfig"):
+        make_encoder("impala", config=config)
+    with pytest.raises(ValueError, match="wdth: not allowed beside config"):
+        make_encoder("nature", config=config, wdth=64)
+
+
+@pytest.mark.parametrize("name", encoder_names())
+def test_an_empty_batch_has_no_features(name):
+    encoder = make_encoder(name, obs_shape=(1, 40, 44), num_actions=3)
+    extras = {
+        "last_action": torch.zeros(2, 0, dtype=torch.int64),
+        "last_reward": torch.zeros(2, 0),
+        "episode_step": torch.zeros(2, 0, dtype=torch.int64),
+    }
+    obs = torch.zeros(2, 0, 1, 40, 44, dtype=torch.uint8)
+    assert encoder(obs, extras=extras)[0].shape == (2, 0, encoder.feature_dim)
+
+
+@pytest.mark.parametrize("name", ["nature", "lstm"])
+def test_images_of_another_size_are_refused(name):
+    encoder = make_encoder(name, obs_shape=(1, 40, 44), num_actions=3, **no_extras(name))
+    with pytest.raises(
+        ValueError, match=r"observations: images of \(1, 48, 48\) give 256 features"
+    ):
+        encoder(torch.zeros(1, 2, 1, 48, 48, dtype=torch.uint8))
+
+
+def no_extras(name: str) -> dict[str, Any]:
+    return {"last_action": False, "last_reward": False} if name == "lstm" else {}

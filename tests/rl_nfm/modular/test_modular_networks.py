@@ -294,3 +294,10 @@ def test_the_task_is_appended_one_hot():
 def test_a_pruning_ratio_out_of_range_is_refused(ratio):
     with pytest.raises(ValueError, match=r"pruning_ratio: .*allowed: 0 to below 100 percent"):
         PrunedMLP((6, 4, 2), ratio)
+
+
+def test_sizes_and_temperatures_that_make_no_network_are_refused():
+    with pytest.raises(ValueError, match=r"arch: \(6,\) is not allowed"):
+        PrunedMLP([6])
+    with pytest.raises(ValueError, match=r"tau: 0\.0 is not allowed: must be above 0"):
+        RoutingConfig(tau=0.0)

@@ -479,3 +479,16 @@ def test_passes_may_write_behind_places_of_their_own():
         make_schedule(NFMConfig(passes=1, early_write_places=(1,)), 4)
     with pytest.raises(ValueError, match=r"early_write_places: 9"):
         make_schedule(NFMConfig(early_write_places=(9,)), 4)
+
+
+def test_a_module_list_for_each_pass_is_a_list():
+    lists = [nn.ModuleList([nn.Linear(3, 3)]) for _ in range(2)]
+    net = NeuralFunctionModule(lists, channels=[3], rank=0)
+    assert [len(one) for one in net.passes] == [1, 1]
+    assert net(torch.randn(2, 3)).shape == (2, 3)
+
+
+def test_a_layer_that_returns_no_tensor_is_named():
+    net = NeuralFunctionModule([nn.LSTM(3, 3)], channels=[3], rank=1)
+    with pytest.raises(ValueError, match="place 0 gave tuple, not one tensor"):
+        net(torch.randn(2, 5, 3))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, NFMWrapper, record_attention
 
@@ -270,3 +271,69 @@ def test_a_failed_forward_leaves_nothing_behind():
     x = torch.randn(2, 6)
     assert torch.equal(copy.deepcopy(net)(x), net(x))
     assert net.passes[1](x).shape == (2, 6)  # on its own, without NFM
+
+
+def vgg_style(inplace: bool) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=inplace), nn.Conv2d(8, 8, 3, padding=1)
+    )
+
+
+@pytest.mark.parametrize("kv_owner", ["source", "reader"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("grad", [True, False])
+def test_what_comes_after_a_place_may_work_in_place(kv_owner, layout, grad):
+    """The earlier pass only writes; its memory must not be what the ReLU overwrites."""
+    config = NFMConfig(initial_gamma=0.5, kv_owner=kv_owner)
+    x = torch.randn(2, 3, 8, 8).to(memory_format=layout)
+    found = []
+    for inplace in (False, True):
+        example = torch.zeros(1, 3, 8, 8)
+        model = NFMWrapper(vgg_style(inplace), ["0", "2"], example=example, config=config)
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        model = model.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+        with torch.set_grad_enabled(grad):
+            y = model(x)
+        if grad:
+            y.square().sum().backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append([y.detach(), *grads])
+    assert (len(found[0]) > 1) == grad
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_a_part_that_holds_a_place_is_refused(use_reentrant):
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            h = self.first(x)
+            return checkpoint(self.second, h, use_reentrant=use_reentrant)
+
+    model = NFMWrapper(Checkpointed(), ["first", "second"], example=torch.zeros(1, 4))
+    loss = model(torch.randn(2, 4, requires_grad=True)).sum()
+    with pytest.raises(RuntimeError, match="'second' runs again inside a backward pass"):
+        loss.backward()
+
+
+def test_the_whole_wrapper_may_be_checkpointed():
+    torch.manual_seed(0)
+    model = NFMWrapper(
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)),
+        ["0", "2"],
+        example=torch.zeros(1, 4),
+        config=NFMConfig(initial_gamma=0.5),
+    )
+    x, grads = torch.randn(2, 4), []
+    for run in (model, lambda x: checkpoint(model, x, use_reentrant=False)):
+        model.zero_grad()
+        run(x).square().sum().backward()
+        grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(grads[1], grads[0], atol=0, rtol=0)

@@ -142,3 +142,15 @@ def test_networks_without_nfm_are_refused():
         record_attention(nn.Linear(2, 2)),
     ):
         pass
+
+
+def test_a_recording_inside_a_recording_ends_alone():
+    torch.manual_seed(0)
+    net = NeuralFunctionModule([nn.Linear(3, 3), nn.Linear(3, 3)], channels=[3, 3], rank=0)
+    with record_attention(net) as outer:
+        with record_attention(net) as inner:
+            net(torch.randn(2, 3))
+        assert len(inner.readers) == 2
+        assert not outer.readers
+        net(torch.randn(2, 3))
+    assert len(outer.readers) == 2

@@ -140,3 +140,14 @@ def test_hooks_of_all_four_kinds_count():
         getattr(layer, name)(lambda *_: None)
         assert not is_untouched(layer, nn.Linear)
     assert not is_untouched(SubclassAdapter(2, 2), nn.Linear)
+
+
+def test_hooks_on_all_modules_see_the_layers():
+    net = NeuralFunctionModule([nn.Linear(3, 3), nn.Linear(3, 3)], channels=[3, 3], rank=0)
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda *args: seen.append(args[0]))
+    try:
+        net(torch.randn(2, 3))
+    finally:
+        handle.remove()
+    assert all(place.project in seen for place in net.places.places)

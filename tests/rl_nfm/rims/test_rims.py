@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rl_nfm.rims import VARIANTS, RIMGRUCell, RIMLSTMCell, Variant
+from rl_nfm.rims import VARIANTS, BRIMVariant, RIMGRUCell, RIMLSTMCell, Variant
 from rl_nfm.rims.cells import dropout_mask
 from rl_nfm.rims.products import SequenceInputs
 from rl_nfm.rims.sparse import select_active, sparse_softmax, sparse_softmax_backward
@@ -584,3 +584,40 @@ def test_slots_are_refused_where_the_form_has_none():
     for wrong in ({"input_gate": "across"}, {"input_bias": True}, {"input_heads": 2}):
         with pytest.raises(ValueError, match="input_slots: 3 is only allowed"):
             Variant(input_slots=3, **wrong)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"communication": "liner"}, {"source": "prevous"}, {"input_gate": "nul"}, {"heads": 0}],
+)
+def test_a_variant_checks_its_values(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"^{name}: .* is not allowed"):
+        Variant(**options)
+    if name == "heads":
+        with pytest.raises(ValueError, match=r"^heads: 0 is not allowed"):
+            BRIMVariant(heads=0)
+
+
+def test_a_step_checks_its_shapes():
+    lstm, gru = RIMLSTMCell(5, 12, 3, 2), RIMGRUCell(5, 12, 3, 2)
+    with pytest.raises(ValueError, match=r"input: shape \(4, 6\) .* must be \[B, 5\]"):
+        lstm(torch.zeros(4, 6))
+    with pytest.raises(ValueError, match=r"input: shape \(2, 4, 5\)"):
+        lstm(torch.zeros(2, 4, 5))
+    with pytest.raises(ValueError, match=r"state: shape \(1, 12\) .* must be \(4, 12\)"):
+        gru(torch.zeros(4, 5), torch.zeros(1, 12))
+
+
+def test_dropout_in_training_compiles_as_one_graph_and_runs_under_vmap():
+    torch.manual_seed(0)
+    cell = RIMLSTMCell(5, 12, 3, 2, rim_dropout=0.5).train()
+    x = torch.randn(2, 4, 5)
+    hidden, _ = torch.vmap(cell, randomness="different")(x[:1].expand(2, -1, -1))
+    assert not torch.equal(hidden[0], hidden[1])
+
+    def keep(x):
+        return x * dropout_mask((64, 64), 0.25, x.device)[0]
+
+    kept = torch.compile(keep, fullgraph=True, backend="eager")(torch.ones(64, 64))
+    assert float(kept.mean()) == pytest.approx(0.75, abs=0.03)

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from rl_nfm.rims import RIM_GRU, RIM_LSTM, VARIANTS, BlocksWrapper, Variant, kernels
+from rl_nfm.rims import (
+    BRIM_LSTM,
+    RIM_GRU,
+    RIM_LSTM,
+    VARIANTS,
+    BlocksWrapper,
+    Variant,
+    kernels,
+)
 
 MODELS: dict[type[nn.Module], Any] = {RIM_LSTM: nn.LSTM, RIM_GRU: nn.GRU}
 F64 = torch.float64
@@ -377,3 +385,18 @@ def test_an_input_of_another_type_is_refused_as_in_torch(model):
             net(x)
     with torch.autocast("cpu", torch.bfloat16):
         assert rims(x.bfloat16())[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("layer", [RIM_LSTM, BRIM_LSTM])
+def test_a_state_that_is_not_h_and_c_is_refused(layer):
+    rims = layer(5, 12, 3, 2) if layer is RIM_LSTM else layer(5, 12, num_rims=3, num_active=2)
+    x, h = torch.zeros(7, 4, 5), torch.zeros(1, 4, 12)
+    for state in (h, (h,), (h, h, h), (h, None)):
+        with pytest.raises(ValueError, match=r"state: .* must be \(h, c\), two tensors"):
+            rims(x, state)
+
+
+def test_a_tuple_as_the_state_of_a_gru_is_refused():
+    rims, h = RIM_GRU(5, 12, 3, 2), torch.zeros(1, 4, 12)
+    with pytest.raises(ValueError, match="state: tuple is not allowed, must be h, one tensor"):
+        rims(torch.zeros(7, 4, 5), (h,))

@@ -185,3 +185,22 @@ def test_fractions_are_not_saved_as_weights() -> None:
     head = make_head()
     assert "frequencies" not in head.state_dict()
     assert head.frequencies.tolist() == pytest.approx([math.pi * i for i in (1, 2, 3, 4)])  # pyright: ignore
+
+
+def test_a_head_of_doubles_has_the_gradient_of_finite_differences():
+    torch.manual_seed(0)
+    head = ValueHead(6, 3, HeadConfig(hidden_size=5, num_cosines=4, noisy=False)).double()
+    features = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+    tau = torch.rand(2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(head, (features, tau))
+
+
+def test_fractions_and_noise_must_fit_the_head():
+    iqn, dqn = ValueHead(6, 3, HeadConfig()), ValueHead(6, 3, HeadConfig(distribution="none"))
+    features = torch.zeros(2, 6)
+    with pytest.raises(ValueError, match="tau: distribution 'iqn' takes tau"):
+        iqn(features, None)
+    with pytest.raises(ValueError, match="tau: distribution 'none' takes no tau"):
+        dqn(features, torch.rand(2, 4))
+    with pytest.raises(ValueError, match="noise: False is not allowed: one of off, batch, rows"):
+        dqn(features, None, False)

@@ -271,3 +271,12 @@ def test_soft_value_of_equal_actions_adds_their_entropy() -> None:
     z = torch.full((1, 3, 5), 2.0, dtype=torch.float64)
     value = losses.munchausen_value(z, 0.5)
     assert value.tolist() == [pytest.approx([2 + 0.5 * math.log(5)] * 3)]
+
+
+def test_gradient_of_the_inverse_rescaling_is_that_of_finite_differences():
+    """At 0 too, where a value of an untrained network may be: 1 / h'(0) = 1 / (1/2 + eps)."""
+    x = torch.tensor([-300.0, -1.0, 0.0, 1e-3, 2.0, 500.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(losses.signed_parabolic, (x,))
+    zero = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    losses.signed_parabolic(zero).backward()
+    assert float(zero.grad) == pytest.approx(1 / 0.501)
