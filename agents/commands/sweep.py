@@ -3,7 +3,7 @@
 import dataclasses
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,10 @@ def _search(options: Options, plan: Plan, executor: Executor) -> Outcome:
     before = read_request(options.out)
     if before:
         same_space(space, before.get("search", {}))
+        _same_trials(plan, options.metric, before)
     import_optuna()
     check_ends(plan, space)
-    plan.save(options.out, {"search": {d.option: d.text for d in space}})
+    plan.save(options.out, {"search": {d.option: d.text for d in space}, "metric": options.metric})
     request = SearchRequest(space=space, trials=options.trials, metric=options.metric)
     board = Board([], at_once=executor.at_once)
     work = Search(plan, request, out=options.out, executor=executor, board=board)
@@ -79,6 +80,21 @@ def _search(options: Options, plan: Plan, executor: Executor) -> Outcome:
     outcome = run_all(work, executor, board, options.retries, keep_replay=keep)
     print(work.best())
     return outcome
+
+
+def _same_trials(plan: Plan, metric: str, before: Mapping[str, Any]) -> None:
+    """Refuse trials that could not be compared with those that the search has.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    now = {"metric": metric, **{k: list(getattr(plan, k)) for k in ("games", "encoders", "seeds")}}
+    for name, value in now.items():
+        if (former := before.get(name, value)) != value:
+            raise ValueError(
+                f"{name}: {value} differs from what this search began with ({former}); choose "
+                "another --out"
+            )
 
 
 def _supervised(options: Options, others: Sequence[str]) -> int:

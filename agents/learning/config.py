@@ -56,6 +56,10 @@ class LearnerConfig(Bounded):
     num_action_quantiles: Annotated[int, Gt(0)] = 32
     """K: fractions averaged to choose an action, in selection, acting and evaluation."""
 
+    sequence_loss: Literal["mean", "sum"] = "mean"
+    """The loss of a sequence, over its steps that count: their mean, or their sum as in R2D2's code
+    (where clipping and Adam's epsilon are absolute, it decides how much they do)."""
+
     kappa: Annotated[float, Ge(0)] = 1.0
     """Huber threshold; 0: plain quantile loss, or squared error without quantiles."""
 

@@ -188,7 +188,9 @@ class Learner:
         terms = self.objective(batch)
         mask, auxiliary = batch.mask, terms.auxiliary.values()
         loss = sum(auxiliary, start=terms.loss)
-        per_sequence = (loss * mask).sum(0) / mask.sum(0).clamp(min=1)
+        per_sequence = (loss * mask).sum(0)
+        if self.config.sequence_loss == "mean":
+            per_sequence = per_sequence / mask.sum(0).clamp(min=1)
         total = (per_sequence * batch.weight).mean()
         count = mask.sum().clamp(min=1)
         recorded = (terms.td_error, terms.q_value, *auxiliary)

@@ -20,7 +20,8 @@ class Curve:
     """A training run over its agent steps."""
 
     episode_steps: NDArray[np.int64]
-    """Steps of the log line that tells of each training episode, not decreasing."""
+    """Steps at which each training episode ended, not decreasing; in runs of versions that did not
+    log them, those of the log line that tells of it."""
     episode_returns: NDArray[np.float64]
     """Return of each."""
     eval_steps: NDArray[np.int64]

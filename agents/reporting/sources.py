@@ -128,7 +128,9 @@ def _read_curve(metrics: MetricsFile, notes: list[str]) -> Curve:
         known = [line["steps"], *([] if evaluated is None else [evaluated])]
         if not isinstance(new, list) or not all(map(_is_number, [*known, *new])):
             raise ValueError(f"{metrics.path}: line {number} holds other than numbers")
-        steps += [line["steps"]] * len(new)
+        ends = line.get("episode_ends", [])
+        known_ends = isinstance(ends, list) and len(ends) == len(new) and all(map(_is_number, ends))
+        steps += ends if known_ends else [line["steps"]] * len(new)
         returns += new
         if evaluated is not None:
             eval_steps.append(line["steps"])

@@ -200,7 +200,11 @@ def build_network(config: Config, obs_shape: tuple[int, int, int], num_actions: 
         trunk_config=None if trunk is None else getattr(config, trunk),
     )
     auxiliary = make_auxiliaries(
-        config.learner.auxiliary, encoder, obs_shape=obs_shape, num_actions=num_actions
+        config.learner.auxiliary,
+        encoder,
+        obs_shape=obs_shape,
+        num_actions=num_actions,
+        frame_channels=obs_shape[0] // config.protocol.stack_num,
     )
     return QNetwork(encoder, num_actions, config.head, auxiliary)
 

@@ -15,13 +15,14 @@ from typing import Any
 
 import yaml
 
-from agents.config import Config, make_config, to_plain
+from agents.config import Config, chosen_encoders, make_config, to_plain
 from agents.saving.resumable import changed_fields, check_resumable
 from agents.saving.run_folder import RunFolder, folder_name
 from agents.sweeping.folder import LOCK_FILE
 from agents.sweeping.runs import PlannedRun
-from agents.sweeping.variants import with_encoder
+from agents.sweeping.variants import reference_of, with_encoder
 from envs import games_of
+from rl_nfm.encoders import encoder_names
 from rl_nfm.support.output_files import written
 from rl_nfm.support.yaml_file import read_yaml
 
@@ -62,17 +63,30 @@ class Plan:
     def configs(self) -> dict[str, Config]:
         """Method to its config on the first game with the first seed.
 
+        An option of an encoder is varied for the encoders that read it, and for those whose size is
+        matched to one that does.
+
         Raises:
             ValueError: an unknown encoder or option, or a value that is not allowed.
         """
-        return {
-            self.name or method_name(encoder, setting): self._config(encoder, setting)
-            for encoder in self.encoders
-            for setting in self.settings()
-        }
+        found: dict[str, Config] = {}
+        read: set[str] = set()
+        for encoder, setting in itertools.product(self.encoders, self.settings()):
+            config = self._config(encoder, setting)
+            groups = {*chosen_encoders(config), reference_of(encoder)}
+            unread = set(encoder_names()) - groups
+            own = {k: value for k, value in setting.items() if k.split(".")[0] not in unread}
+            read |= set(own)
+            found.setdefault(self.name or method_name(encoder, own), config)
+        for option in set(self.vary) - read:
+            raise ValueError(
+                f"vary: {option}: no encoder of this sweep has it ({', '.join(self.encoders)})"
+            )
+        return found
 
     def _config(self, encoder: str, setting: Mapping[str, str]) -> Config:
-        values = dataclasses.asdict(self.base)
+        first = {"game": games_of(self.games)[0], "seed": self.seeds[0]}
+        values = dataclasses.asdict(self.base) | first
         for option, text in setting.items():
             *path, last = option.split(".")
             group: Any = values
@@ -84,7 +98,9 @@ class Plan:
                 group[last] = yaml.safe_load(text)
             except yaml.YAMLError:
                 raise ValueError(f"vary: {option}: {text!r} is no value") from None
-        return with_encoder(make_config(values, where="vary" if setting else ""), encoder)
+        config = with_encoder(make_config(values, where="vary" if setting else ""), encoder)
+        unread = set(encoder_names()) - set(chosen_encoders(config))
+        return dataclasses.replace(config, **{name: getattr(self.base, name) for name in unread})
 
     def runs(self, out: Path, threads: int) -> list[PlannedRun]:
         """All runs, those of the first seed first.

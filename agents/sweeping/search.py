@@ -76,6 +76,10 @@ class Search:
             sampler=self._optuna.samplers.TPESampler(seed=plan.base.seed, constant_liar=True),
             pruner=self._optuna.pruners.MedianPruner(n_warmup_steps=plan.base.steps // 10),
         )
+        begun = len(self._study.get_trials(deepcopy=False))
+        if begun:  # the storage does not hold the sampler's state: the same seed, the same values
+            seed = (plan.base.seed + 1_000_003 * begun) % 2**32
+            self._study.sampler = self._optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         self._live: dict[int, _Trial] = {}
         self._next_look = 0.0
 

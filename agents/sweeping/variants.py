@@ -48,6 +48,11 @@ def variant_names() -> list[str]:
     return [*encoder_names(), *MATCHES]
 
 
+def reference_of(name: str) -> str:
+    """The encoder whose options decide on that one's size: its reference, or itself."""
+    return MATCHES[name].reference if name in MATCHES else name
+
+
 def with_encoder(config: Config, name: str) -> Config:
     """The config with that encoder; a matched baseline's group of options is filled in.
 

@@ -45,6 +45,7 @@ class Counters:
     last_returns: list[float] = dataclasses.field(default_factory=list)
     new_returns: list[float] = dataclasses.field(default_factory=list)
     new_lengths: list[int] = dataclasses.field(default_factory=list)
+    new_ends: list[int] = dataclasses.field(default_factory=list)
 
     @classmethod
     def of(cls, saved: Mapping[str, Any], where: str) -> "Counters":
@@ -61,6 +62,7 @@ class Counters:
         returns = [episode.total for episode in ended]
         self.new_returns += returns
         self.new_lengths += [episode.steps for episode in ended]
+        self.new_ends += [episode.ended_at for episode in ended]
         self.last_returns = (self.last_returns + returns)[-100:]
         self.episodes += len(returns)
 
@@ -142,6 +144,7 @@ class Recorder:
             "updates_per_second": (now[2] - self._begun[2]) / seconds,
             "episode_returns": counters.new_returns,
             "episode_lengths": counters.new_lengths,
+            "episode_ends": counters.new_ends,
             **more,
         }
         if counters.new_returns:
@@ -152,5 +155,5 @@ class Recorder:
         self._evaluation = line.get("eval_return_mean", self._evaluation)
         if not self.silent:
             self.folder.log(line)
-        counters.new_returns, counters.new_lengths = [], []
+        counters.new_returns, counters.new_lengths, counters.new_ends = [], [], []
         self._begun, self.begun_steps = now, counters.steps

@@ -102,9 +102,10 @@ class Trainer:
             with contextlib.closing(self.turns):
                 self.loop.run()
         if self.learner.updates == 0:
+            least = self.config.replay.min_steps
             print(
-                f"note: this run made no update: learning begins at replay.min_steps "
-                f"({self.config.replay.min_steps})"
+                f"note: this run made no update: learning begins at replay.min_steps ({least}), "
+                "and when the replay holds a transition of learner.n_steps, or a whole sequence"
             )
         if self.ranks.first and any(folder.checkpoints.glob("rank-*")):
             shards.forget_former_ranks(folder.checkpoints, self.ranks)

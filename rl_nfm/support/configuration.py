@@ -8,9 +8,11 @@ field, the value and what is allowed. Values are checked by pydantic; YAML files
 import dataclasses
 import math
 import reprlib
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,6 +20,8 @@ from rl_nfm.support.former import renamed_options
 from rl_nfm.support.near import did_you_mean
 
 T = TypeVar("T")
+NONE_WORDS = ("none", "None", "null")
+"""What may be written for None."""
 MAX_ERROR_LINES = 10
 MAX_INTEGER = 2**53
 """Largest integer option; JSON, float64 and a 64-bit counter all represent it exactly."""
@@ -56,6 +60,7 @@ def validate(cls: type[T], values: Mapping[str, Any] | T, *, where: str = "") ->
         ValueError: unknown key (with the nearest known one), wrong type or value out of range.
     """
     plain: Any = dataclasses.asdict(values) if dataclasses.is_dataclass(values) else values  # pyright: ignore
+    plain = _with_none(cls, plain)
     checked: Any = None
     # pydantic forbids unknown keys only by a setting on the class, which may be someone else's
     lines = list(_unknown(cls, plain))
@@ -69,6 +74,30 @@ def validate(cls: type[T], values: Mapping[str, Any] | T, *, where: str = "") ->
         shown = (_printable(prefix + line) for line in lines[:MAX_ERROR_LINES])
         raise ValueError("\n".join(shown))
     return checked
+
+
+def may_be_none(hint: Any) -> bool:
+    """Whether None is among the values of a field, and no text is, so that "none" means None."""
+    if get_origin(hint) is Annotated:
+        return may_be_none(get_args(hint)[0])
+    if get_origin(hint) not in (Union, types.UnionType):
+        return False
+    kinds = get_args(hint)
+    return type(None) in kinds and not any(kind in (str, Path) for kind in kinds)
+
+
+def _with_none(cls: type, plain: Any) -> Any:
+    """The values with None where a field without text has one of `NONE_WORDS`."""
+    if not isinstance(plain, Mapping):
+        return plain
+    hints, found = get_type_hints(cls, include_extras=True), dict(plain)
+    for key, value in plain.items():
+        hint = hints.get(key)
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            found[key] = _with_none(hint, value)
+        elif isinstance(value, str) and value in NONE_WORDS and may_be_none(hint):
+            found[key] = None
+    return found
 
 
 def short(value: Any) -> str:

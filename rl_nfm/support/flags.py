@@ -16,7 +16,7 @@ import tyro
 from tyro import _docstrings as tyro_docstrings
 from tyro import _errors as tyro_errors
 
-from rl_nfm.support.configuration import short, validate
+from rl_nfm.support.configuration import NONE_WORDS, may_be_none, short, validate
 from rl_nfm.support.former import renamed_options
 from rl_nfm.support.near import did_you_mean
 
@@ -53,7 +53,7 @@ def parse_flags(
         ):
             parsed: Any = tyro.cli(
                 cls,
-                args=list(argv),
+                args=list(_with_none(cls, argv)),
                 default=default,
                 prog=prog,
                 description=description,
@@ -65,6 +65,23 @@ def parse_flags(
         sys.stdout.write(_OR_NONE.sub(r"\1|None  ", out.getvalue()))
         raise
     return validate(cls, parsed)
+
+
+def _with_none(cls: type, argv: Sequence[str]) -> Iterator[str]:
+    """The words with "None", which is what tyro knows, for `none` and `null` of a flag."""
+    optional = {flag for flag, hint in _hinted_flags(cls) if may_be_none(hint)}
+    before = ""
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        if equals and _spelled(flag) in optional and value in NONE_WORDS:
+            yield f"{flag}=None"
+        else:
+            yield "None" if word in NONE_WORDS and _spelled(before) in optional else word
+        before = word
+
+
+def _spelled(flag: str) -> str:
+    return flag.replace("_", "-")
 
 
 @contextlib.contextmanager
@@ -114,15 +131,20 @@ def _unknown(word: str, cls: type) -> str:
     return f"{flag}: unknown option{hint} (--help lists all)"
 
 
-def _flags(cls: type, prefix: str = "--") -> Iterator[str]:
+def _flags(cls: type) -> Iterator[str]:
     """Every flag of a dataclass, one per field."""
+    return (flag for flag, _ in _hinted_flags(cls))
+
+
+def _hinted_flags(cls: type, prefix: str = "--") -> Iterator[tuple[str, Any]]:
+    """Every flag with the type of its field."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        name = prefix + field.name.replace("_", "-")
-        if isinstance(hints[field.name], type) and dataclasses.is_dataclass(hints[field.name]):
-            yield from _flags(hints[field.name], f"{name}.")
+        name, hint = prefix + field.name.replace("_", "-"), hints[field.name]
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            yield from _hinted_flags(hint, f"{name}.")
         else:
-            yield name
+            yield name, hint
 
 
 def _flag(event: tyro_errors.InvalidChoice | tyro_errors.BadValue) -> str:

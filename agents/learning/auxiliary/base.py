@@ -34,13 +34,21 @@ class AuxiliaryLoss(nn.Module, ABC):
     reads_maps: bool = False
     """Whether `forward` needs `Latents.maps`."""
 
-    def __init__(self, encoder: Encoder, *, obs_shape: tuple[int, int, int], num_actions: int):
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        obs_shape: tuple[int, int, int],
+        num_actions: int,
+        frame_channels: int = 1,
+    ):
         """Make it for an encoder, which is not kept.
 
         Args:
             encoder: of the online network.
             obs_shape: (C, H, W) of one observation.
             num_actions: A.
+            frame_channels: of C, how many are one frame; the newest frame is the last.
         """
         super().__init__()
 
@@ -66,6 +74,7 @@ def make_auxiliaries(
     *,
     obs_shape: tuple[int, int, int],
     num_actions: int,
+    frame_channels: int = 1,
 ) -> dict[str, AuxiliaryLoss]:
     """The losses of a run, by name.
 
@@ -73,6 +82,11 @@ def make_auxiliaries(
         ValueError: an unknown name, or a loss that does not fit the encoder.
     """
     return {
-        name: auxiliaries[name](encoder, obs_shape=obs_shape, num_actions=num_actions)
+        name: auxiliaries[name](
+            encoder,
+            obs_shape=obs_shape,
+            num_actions=num_actions,
+            frame_channels=frame_channels,
+        )
         for name in weights
     }

@@ -5,7 +5,8 @@ linear decoder and a small picture. Chosen here: a picture of at most 12x12 mean
 to [0, 1], the mean squared error over them, and the action of the first of the n steps alone.
 Positions whose return ends before the bootstrap have no such frame and do not count.
 
-Shapes: T positions, B batch, D features, A actions, P = h w pixels of the small picture.
+Shapes: T positions, B batch, D features, A actions, c channels of a frame, P = c h w numbers of the
+small picture.
 """
 
 import torch
@@ -25,12 +26,20 @@ MAX_SIDE = 12
 class FutureFrameLoss(AuxiliaryLoss):
     """Mean squared error of a small picture of the newest stacked frame, n steps ahead."""
 
-    def __init__(self, encoder: Encoder, *, obs_shape: tuple[int, int, int], num_actions: int):
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        obs_shape: tuple[int, int, int],
+        num_actions: int,
+        frame_channels: int = 1,
+    ):
         super().__init__(encoder, obs_shape=obs_shape, num_actions=num_actions)
-        self.num_actions = num_actions
+        self.num_actions, self.frame_channels = num_actions, frame_channels
         _, height, width = obs_shape
         self.size = (min(MAX_SIDE, height), min(MAX_SIDE, width))
-        self.decoder = nn.Linear(encoder.feature_dim + num_actions, self.size[0] * self.size[1])
+        pixels = frame_channels * self.size[0] * self.size[1]
+        self.decoder = nn.Linear(encoder.feature_dim + num_actions, pixels)
 
     def forward(self, batch: Batch, latents: Latents, target: Encoder) -> Float[Tensor, "T B"]:
         """See `AuxiliaryLoss.forward`."""
@@ -42,7 +51,8 @@ class FutureFrameLoss(AuxiliaryLoss):
 
     def picture(self, batch: Batch) -> Float[Tensor, "T B P"]:
         """The small pictures to be predicted, in [0, 1]."""
-        newest = batch.obs[:, :, -1]  # [S, B, H, W]
-        index = batch.bootstrap[..., None, None].expand(-1, -1, *newest.shape[2:])
+        newest = batch.obs[:, :, -self.frame_channels :]  # [S, B, c, H, W]
+        index = batch.bootstrap[..., None, None, None].expand(-1, -1, *newest.shape[2:])
         ahead = newest.gather(0, index).float() / 255.0
-        return F.adaptive_avg_pool2d(ahead, self.size).flatten(2)
+        small = F.adaptive_avg_pool2d(ahead.flatten(0, 1), self.size)
+        return small.unflatten(0, ahead.shape[:2]).flatten(2)

@@ -198,3 +198,25 @@ def test_a_run_logs_it_and_its_checkpoint_holds_it(tmp_path):
     network = checkpoint.load_network(found, CPU)
     assert set(network.auxiliary) == {"future_frame"}
     assert dataclasses.replace(found.config.learner, auxiliary={}) != found.config.learner
+
+
+def test_the_picture_of_a_colour_frame_has_its_colours():
+    encoder = make_encoder("nature", obs_shape=(6, 40, 44), num_actions=2, width=2)
+    losses = make_auxiliaries(
+        {"future_frame": 1.0}, encoder, obs_shape=(6, 40, 44), num_actions=2, frame_channels=3
+    )
+    obs = torch.zeros(2, 1, 6, 40, 44, dtype=torch.uint8)
+    obs[1, :, 3] = 255  # red, in the newer of two frames
+    batch = dataclasses.replace(
+        batch_for(make_learner().online), obs=obs, bootstrap=torch.ones(1, 1, dtype=torch.int64)
+    )
+    picture = losses["future_frame"].picture(batch).view(3, 12, 12)
+    assert picture.mean((1, 2)).tolist() == [1, 0, 0]
+
+
+def test_a_run_on_colour_frames_predicts_all_channels():
+    config = make_config(
+        {**to_plain(read_preset("minigrid")), "learner": {"auxiliary": {"future_frame": 1.0}}}
+    )
+    network = checkpoint.build_network(config, (3 * config.protocol.stack_num, 40, 40), 3)
+    assert network.auxiliary["future_frame"].decoder.out_features == 3 * 12 * 12

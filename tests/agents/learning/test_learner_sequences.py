@@ -14,6 +14,7 @@ from torch import Tensor
 from agents.learning.config import LearnerConfig
 from agents.learning.learner import Learner
 from agents.learning.network import QNetwork
+from agents.learning.objective import LossTerms
 from agents.replay.batch import Batch
 from agents.replay.priorities import importance_weights
 from rl_nfm.values.heads import HeadConfig
@@ -233,3 +234,20 @@ def test_quantiles_and_munchausen_on_sequences(
             y = reward + float(batch.discount_t[t, b]) * float(value)
             prediction = float(online[b][2 + t][batch.a_tm1[t, b]])
             assert float(told[t, b]) == pytest.approx(abs(y - prediction), rel=1e-4, abs=1e-5)
+
+
+def test_the_sum_of_a_sequence_is_its_mean_times_the_steps_that_count():
+    """In Acme's R2D2: 0.5 * square(td).sum over time, then the weighted mean over sequences."""
+    batch = make_batch(0, 5, 1)
+    found = {}
+    for kind in ("mean", "sum"):
+        learner = object.__new__(Learner)
+        learner.config = LearnerConfig(sequence_loss=kind)
+        loss = torch.arange(20.0).view(5, 4)
+        terms = LossTerms(loss=loss, td_error=loss, q_value=loss, auxiliary={})
+        learner.objective = lambda _, terms=terms: terms
+        found[kind] = float(learner._total_loss(batch)[0])
+    mask = batch.mask.float()
+    sums = (torch.arange(20.0).view(5, 4) * mask).sum(0)
+    assert found["sum"] == pytest.approx(float((sums * batch.weight).mean()))
+    assert found["mean"] == pytest.approx(float((sums / mask.sum(0) * batch.weight).mean()))

@@ -153,3 +153,19 @@ def test_keep_on_the_command_line(debug, tmp_path, capsys):
     assert len(swept_runs(tmp_path / "kept")) == 1
     with pytest.raises(ValueError, match="no sweep"):
         keep(tmp_path / "report", tmp_path / "kept")
+
+
+def test_the_last_tenth_begins_where_episodes_ended_not_where_they_were_logged(tmp_path):
+    """One line for each half: by lines, half of the episodes would be of the last tenth."""
+    folder = tmp_path / "sweep/ms_pacman/nature/seed-1"
+    folder.mkdir(parents=True)
+    write_config(read_preset("debug"), folder / "config.yaml")
+    lines = [
+        {"steps": 150, "episode_returns": [1.0, 2.0], "episode_ends": [70, 140]},
+        {"steps": 300, "episode_returns": [3.0, 4.0, 5.0], "episode_ends": [200, 272, 290]},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results, _ = read_results([tmp_path / "sweep"])
+    (late,) = (r for r in results if r.source == "last_tenth")
+    assert late.returns == [4.0, 5.0]
+    assert late.curve.episode_steps.tolist() == [70, 140, 200, 272, 290]

@@ -158,3 +158,33 @@ def test_sequences_are_for_encoders_with_a_state():
     assert single.batch_size == 32  # 8 sequences of 8 steps, half of each shared with the next one
     quickstart = read_preset("quickstart")
     assert with_encoder(quickstart, "nfm").replay == quickstart.replay
+
+
+def test_an_encoders_option_varies_for_those_that_read_it(debug, tmp_path):
+    asked = plan(debug, encoders=("nature", "lstm"), vary={"lstm.hidden_size": ("8", "12")})
+    found = asked.configs()
+    assert list(found) == ["nature", "lstm,lstm.hidden_size=8", "lstm,lstm.hidden_size=12"]
+    assert [config.lstm.hidden_size for config in found.values()] == [12, 8, 12]
+    runs = {run.method: run for run in asked.runs(tmp_path, threads=1)}
+    assert not [word for word in runs["nature"].begin if word.startswith("--lstm")]
+    with pytest.raises(
+        ValueError, match=r"vary: lstm\.hidden_size: no encoder of this sweep has it"
+    ):
+        plan(debug, vary={"lstm.hidden_size": ("8", "12")}).configs()
+
+
+def test_a_matched_baseline_varies_with_its_reference_alone(debug, tmp_path):
+    asked = plan(debug, encoders=("resnet_matched",), vary={"nfm.width": ("4", "8")})
+    narrow, wide = asked.configs().values()
+    assert narrow.resnet.width < wide.resnet.width
+    for run in asked.runs(tmp_path, threads=1):
+        assert not [word for word in run.begin if word.startswith("--nfm")], "the run refuses it"
+
+
+def test_sizes_are_those_of_the_first_game(debug):
+    """Memory's observations have one frame of 24x24, Atari's four of 84x84."""
+    asked = plan(debug, games=("memory_cue",), encoders=("resnet_macs", "nfm"))
+    found = asked.configs()
+    assert {config.game for config in found.values()} == {"memory_cue"}
+    macs = {name: describe(config)["macs"] for name, config in found.items()}
+    assert macs["resnet_macs"] == pytest.approx(macs["nfm"], rel=0.12)

@@ -251,3 +251,43 @@ def test_a_killed_search_goes_on_with_the_trials_it_had(tmp_path, capsys):
     text = capsys.readouterr().out
     assert f"is trial-{best.number}" in text
     assert (tmp_path / "report/search_history.png").is_file()
+
+
+def test_a_search_that_goes_on_draws_other_values(tmp_path, debug):
+    """The storage does not hold the sampler's random state."""
+    asked = Plan(base=debug, games=("memory_cue",), encoders=("nature",), seeds=(0,))
+    space = parse_space(("learner.learning_rate=1e-5..1e-3:log",), debug)
+    request = SearchRequest(space=space, trials=9, metric="return_last_100")
+    drawn = []
+    for _ in range(3):
+        search = Search(asked, request, out=tmp_path, executor=Idle(), board=Board([], at_once=1))
+        handle = search._study.ask()
+        drawn.append(space[0].suggest(handle))
+    assert len(set(drawn)) == 3
+
+
+class Idle:
+    """An executor that starts nothing."""
+
+    at_once, threads = 1, 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--metric", "length_mean"], r"metric: length_mean differs .* \(return_last_100\)"),
+        (["--seeds", "0", "1"], r"seeds: \[0, 1\] differs from what this search began with"),
+        (["--games", "qbert"], r"games: \['qbert'\] differs"),
+    ],
+)
+def test_trials_that_cannot_be_compared_are_refused(tmp_path, debug, changes, message):
+    out = tmp_path / "sweep"
+    plan = Plan(base=debug, games=("memory_cue",), encoders=("nature",), seeds=(0,))
+    space = {"learner.n_steps": "1..4"}
+    out.mkdir()
+    plan.save(out, {"search": space, "metric": "return_last_100"})
+    asked = {"--games": ["memory_cue"], "--seeds": ["0"], "--metric": ["return_last_100"]}
+    asked[changes[0]] = changes[1:]
+    words = [word for flag, values in asked.items() for word in (flag, *values)]
+    with pytest.raises(ValueError, match=message):
+        command.main(["debug", "--out", str(out), "--search", "learner.n_steps=1..4", *words])

@@ -117,7 +117,7 @@ def test_unknown_keys_name_the_nearest(values: dict[str, Any], message: str) -> 
         ({"fast": None}, "fast: None is not allowed"),
         ({"mode": "medium"}, "mode: 'medium' is not allowed: must be 'small' or 'large'"),
         ({"mode": 1}, "mode: 1 is not allowed"),
-        ({"limit": "none"}, "limit: 'none' is not allowed"),
+        ({"limit": "nothing"}, "limit: 'nothing' is not allowed"),
         ({"name": 3}, "name: 3 is not allowed: must be text"),
         ({"group": {"learning_rate": 0}}, "group.learning_rate: 0 is not allowed: must be above 0"),
         ({"group": {"clip": 0}}, "group.clip: 0 is not allowed"),
@@ -391,3 +391,22 @@ def test_help_writes_or_none_behind_the_type(capsys):
     out = capsys.readouterr().out
     assert "--path PATH|None" in out
     assert "{None}" not in out
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optional_:
+    number: Annotated[float, Gt(0)] | None = 1.0
+    text: str | None = "a"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outer:
+    group: Optional_ = dataclasses.field(default_factory=Optional_)
+
+
+@pytest.mark.parametrize("word", ["none", "None", "null"])
+def test_none_is_written_in_every_usual_way(word):
+    assert validate(Outer, {"group": {"number": word}}).group.number is None
+    for flags in (["--group.number", word], [f"--group.number={word}"]):
+        assert parse_flags(Outer, flags, prog="x").group.number is None
+    assert validate(Outer, {"group": {"text": word}}).group.text == word, "text may be anything"
