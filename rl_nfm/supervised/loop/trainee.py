@@ -95,7 +95,8 @@ class Trainee(ABC, Generic[C]):
         """
         model = self.build_model().to(self.device)
         for module in model.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            convolution = isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+            if convolution and module.weight.dim() == 4:  # 5 in a batch of seeds
                 module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return model
 
