@@ -82,7 +82,7 @@ class SupervisedPlan:
         methods, runs = self._methods(), []
         for seed, (method, (chosen, steps)) in itertools.product(self.seeds, methods.items()):
             folder = out / self.task / method / f"seed-{seed}"
-            flags = [*chosen, "--seed", str(seed), "--out", str(folder)]
+            flags = [*chosen, "--seed", str(seed), "--trials", "1", "--out", str(folder)]
             runs.append(
                 PlannedRun(
                     kind="supervised",

@@ -23,6 +23,7 @@ from rl_nfm.supervised.registry import task_entry
 from rl_nfm.support.device import choose_device
 from rl_nfm.support.flags import parse_flags
 from rl_nfm.support.output_files import check_file
+from rl_nfm.support.storage import present
 
 Weights = Literal["best", "last"]
 
@@ -109,9 +110,9 @@ def _load(run: Path, config: Any, trial: int, weights: Weights | None) -> Loaded
         raise ValueError(f"{run}: no trial {trial} in it (it has {len(parts)})")
     part = parts[trial]
     folder = run / part.folder
-    chosen: Weights = weights or ("best" if (folder / BEST).is_dir() else "last")
-    place = folder / {"best": BEST, "last": CHECKPOINT}[chosen]
-    if not place.is_dir():
+    chosen: Weights = weights or ("best" if present(folder / BEST) else "last")
+    place = present(folder / {"best": BEST, "last": CHECKPOINT}[chosen])
+    if place is None:
         raise ValueError(f"{run}: no {chosen} weights of trial {trial} in it")
     device = choose_device(config.device)
     torch.manual_seed(part.seed)  # the data that the trial was trained on

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt
 
+from rl_nfm.supervised.loop.reporting import value_text
 from rl_nfm.supervised.models import GROUPS, Models
 from rl_nfm.support.configuration import nearest, validate
 from rl_nfm.support.flags import parse_flags
@@ -26,7 +27,7 @@ from rl_nfm.support.output_files import made_folder
 
 CONFIG_FILE = "config.json"
 FREE_ON_RESUME = frozenset(
-    {"json", "resume", "device", "epochs", "updates", "trials", "patience_epochs"}
+    {"json", "resume", "device", "epochs", "updates", "trials", "patience_epochs", "data_folder"}
 )
 
 
@@ -35,15 +36,15 @@ class RunConfig:
     """Options of every supervised run."""
 
     preset: str = "small"
-    """small: offline, minutes on two CPU cores; paper: the published setting; or the path of a YAML
-    file of options."""
+    """One of the presets listed above (small: offline, minutes on two CPU cores; paper: the
+    published setting), or the path of a YAML file of options."""
     json: Path | None = None
     """Write the result here too; it always lands in OUT/result.json."""
     out: Path | None = None
     """Folder of the run (default: runs/supervised/TASK-MODEL-TIME)."""
     resume: Path | None = None
-    """Continue the run in this folder; only epochs, patience_epochs, updates, trials, device and
-    json may differ."""
+    """Continue the run in this folder; only epochs, patience_epochs, updates, trials, device, json
+    and where the same data lie (data_folder) may differ."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of the first trial; the next trials use the next seeds."""
     trials: Annotated[int, Gt(0)] = 1
@@ -97,12 +98,14 @@ def parse_config(
         default = with_nfm_preset(default, first.nfm_preset)
     if models is not None:
         description = f"{description.rstrip()}\n\n{models.describe()}"
+    description = f"{description.rstrip()}\n\npresets: {', '.join(presets)}"
     config = parse_flags(
         cls, argv, default=default, prog=f"rl-nfm supervised {task}", description=description
     )
     if models is not None:
         _ = models[vars(config)["model"]]  # an unknown name is an error
-        refuse_unused(config, presets, models.used_by)
+        if first.resume is None:
+            refuse_unused(config, presets, models.used_by)
     if first.resume is not None:
         _check_resumable(default, config)
     return config
@@ -232,7 +235,8 @@ def _check_resumable(old: Any, new: Any, within: str = "") -> None:
             continue
         if dataclasses.is_dataclass(now):
             _check_resumable(before, now, f"{name}.")
+        free = sorted(FREE_ON_RESUME & {field.name for field in dataclasses.fields(new)})
         raise ValueError(
-            f"{name}: {now!r} differs from the resumed run's {before!r} "
-            f"(free to change: {', '.join(sorted(FREE_ON_RESUME))})"
+            f"{name}: {value_text(now)} differs from the resumed run's {value_text(before)} "
+            f"(free to change: {', '.join(free)})"
         )

@@ -72,12 +72,18 @@ def _metrics_file(folder: Path) -> MetricsFile:
     return MetricsFile(folder / METRICS_FILE, "epoch")
 
 
+def is_number(value: Any) -> bool:
+    """Whether a metric, as measured or as read from metrics.jsonl, is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def mean_and_deviation(rows: Sequence[Metrics]) -> tuple[dict[str, float], dict[str, float]]:
     """Mean and sample standard deviation over trials, of the metrics that all trials have.
 
-    The deviation of a single trial is left out rather than called zero.
+    Left out are metrics that are not finite in one of them, and the deviation of a single trial,
+    which is not zero.
     """
-    names = [name for name in rows[0] if all(name in row for row in rows)]
+    names = [name for name in rows[0] if all(is_number(row.get(name)) for row in rows)]
     columns = {name: [row[name] for row in rows] for name in names}
     mean = {name: math.fsum(column) / len(column) for name, column in columns.items()}
     if len(rows) < 2:

@@ -99,6 +99,7 @@ def run_trials(name: str, task: type[Trainee[Any]], config: RunConfig) -> dict[s
         trial = Trial(task, part.config, device, folder / part.folder, part.seed)
         if index == 0:  # only after data and model were made, so that a failed start leaves no run
             write_config(folder, config, task=name)
+            print(f"run: {folder}", flush=True)
         outcomes.append(trial.run())
     result = {
         "task": name,

@@ -130,12 +130,17 @@ class Task(Trainee[LoopC]):
         return {}
 
     def summarise(self, history: Sequence[Metrics]) -> Metrics:
-        """The trial's metrics from those of all evaluations; by default, of the best validation."""
+        """The trial's metrics from those of all evaluations; by default, of the best validation.
+
+        Args:
+            history: the metrics of each evaluation, with its `epoch`.
+        """
         return dict(history[self.best_index(history)])
 
     def figures(self, model: nn.Module, history: Sequence[Metrics]) -> list[dict[str, Any]]:
         """Metrics, of training and computed once, and curves over steps if there are any."""
         metrics = {**self.summarise(history), **self.test(model)}
+        metrics.pop("epoch", None)
         by_step = self.by_step(model)
         return [{"metrics": metrics, **({"by_step": by_step} if by_step else {})}]
 
@@ -150,11 +155,12 @@ class Task(Trainee[LoopC]):
 
     @classmethod
     def result(cls, outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The trials, and the mean and sample standard deviation of their metrics."""
+        """The trials, mean and sample standard deviation of their metrics, and mean baselines."""
         trials = [outcome["trial"] for outcome in outcomes]
         mean, deviation = mean_and_deviation([trial["metrics"] for trial in trials])
-        baselines = {name: value for name, value in outcomes[-1].items() if name != "trial"}
-        return {"trials": trials, "mean": mean, "deviation": deviation, **baselines}
+        more = {name: value for name, value in outcomes[-1].items() if name != "trial"}
+        more["baselines"], _ = mean_and_deviation([outcome["baselines"] for outcome in outcomes])
+        return {"trials": trials, "mean": mean, "deviation": deviation, **more}
 
     @classmethod
     def report(cls, folder: Path, result: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.loop.options import RunConfig
+from rl_nfm.supervised.loop.reporting import is_number
 from rl_nfm.supervised.models import Models
 
 C = TypeVar("C", bound=RunConfig)
@@ -64,6 +65,9 @@ class Trainee(ABC, Generic[C]):
 
     free_in_evaluation: ClassVar[Sequence[str]] = ()
     """Options that choose the test data; an evaluation of a trained model may change them."""
+
+    data_digest: str | None = None
+    """Tells the data that were read from files from others; none: nothing was read."""
 
     def __init__(self, config: C, device: torch.device):
         self.config = config
@@ -198,9 +202,9 @@ class Trainee(ABC, Generic[C]):
         """Index of the evaluation with the best `validation`; without any, the last one.
 
         Args:
-            history: the metrics of all evaluations, at least one.
+            history: the metrics of all evaluations, at least one; null where one was not finite.
         """
-        known = [i for i, row in enumerate(history) if "validation" in row]
+        known = [i for i, row in enumerate(history) if is_number(row.get("validation"))]
         best = min if self.lower_is_better else max
         return best(known, key=lambda i: history[i]["validation"], default=len(history) - 1)
 

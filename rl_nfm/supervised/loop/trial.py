@@ -21,7 +21,7 @@ from rl_nfm.supervised.loop.seed_batch import SeedBatch
 from rl_nfm.supervised.loop.trainee import Metrics, Trainee
 from rl_nfm.support.optimizer import load_optimizer_state, optimizer_state
 from rl_nfm.support.progress import Progress
-from rl_nfm.support.storage import load_meta, load_tensors, save_directory
+from rl_nfm.support.storage import load_meta, load_tensors, save_directory, tidy
 
 CHECKPOINT, BEST = "checkpoint", "best"
 
@@ -50,6 +50,8 @@ class Trial:
         self.seconds = 0.0
         self.rates: list[list[float]] | None = []
         """Step sizes trained with, each with the epoch from which it held; none: not known."""
+        for name in (CHECKPOINT, BEST):
+            tidy(folder / name)  # a process killed while it wrote one left the former beside it
         if (folder / CHECKPOINT).is_dir():
             self._load()
 
@@ -134,9 +136,7 @@ class Trial:
 
     def _outcome(self) -> dict[str, Any]:
         rows = read_metrics(self.folder)
-        history = [{k: v for k, v in row.items() if k != "epoch"} for row in rows]
-        if not history:  # epochs = 0: the untrained model
-            history = [self._evaluate()]
+        history = rows or [{"epoch": 0, **self._evaluate()}]  # epochs = 0: the untrained model
         if self.task.tested_weights == "best" and (self.folder / BEST).is_dir():
             load_weights(self.folder / BEST, self.model)
         self.model.eval()
@@ -144,7 +144,7 @@ class Trial:
             figures = self.task.figures(self.model, history)
         facts = {
             "seed": self.seed,
-            "best_epoch": self._best(rows or [{"epoch": 0}])["epoch"],
+            "best_epoch": self._best(history)["epoch"],
             "parameters": sum(p.numel() for p in self.model.parameters()) // len(self._seeds),
             "epochs": self.epoch,
             "updates": self.updates,
@@ -152,6 +152,8 @@ class Trial:
         }
         if (rates := self._other_rates()) is not None:
             facts["learning_rates"] = rates
+        if self.task.data_digest is not None:
+            facts["data_digest"] = self.task.data_digest
         return self.task.outcome(facts, figures)
 
     @property
@@ -188,6 +190,7 @@ class Trial:
                 "updates": self.updates,
                 "seconds": self.seconds,
                 "learning_rates": self.rates,
+                "data": self.task.data_digest,
                 "optimizer": {"groups": groups, "scalars": scalars},
             },
             tensors=saved,
@@ -196,8 +199,13 @@ class Trial:
     def _load(self) -> None:
         folder = self.folder / CHECKPOINT
         meta = load_meta(folder, kind=_kind(self.model))
-        if meta.get("seeds", self._seeds) != self._seeds:
-            raise ValueError(f"{folder}: holds other seeds")
+        if (seeds := meta.get("seeds", self._seeds)) != self._seeds:
+            raise ValueError(
+                f"trials: seeds {self._seeds} are not allowed: {folder} holds {seeds}, which are "
+                "trained as one batch"
+            )
+        if self.task.data_digest not in (None, meta.get("data", self.task.data_digest)):
+            raise ValueError(f"data_folder: holds other data than {self.folder} was trained on")
         load_weights(folder, self.model)
         # Batches of seeds were once saved without groups, generators and one of the two counters.
         saved_optimizer = meta.get("optimizer", {"groups": None, "scalars": {}})

@@ -24,7 +24,8 @@ _NO_SETTING = frozenset(
     {"json", "out", "resume", "device", "seed", "trials", "preset", "nfm.preset"}
     | {"result_path", "dataset_path"}
 )
-_FACTS_THAT_SET_APART = ("learning_rates",)  # of a run that was resumed with more epochs
+_FACTS_THAT_SET_APART = ("learning_rates", "data_digest")
+"""Of a run that was resumed with more epochs, and of one that read its data from files."""
 _MAX_SETTINGS_IN_NAME = 3
 
 Result = Mapping[str, Any]
@@ -62,7 +63,7 @@ def read_results(paths: Sequence[Path], notes: list[str]) -> dict[Path, Result]:
 
     Args:
         paths: what the user named.
-        notes: receives a line about unfinished runs of a sweep.
+        notes: receives a line about each unfinished run.
 
     Raises:
         ValueError: a path without a result, or with a damaged one.
@@ -77,12 +78,17 @@ def read_results(paths: Sequence[Path], notes: list[str]) -> dict[Path, Result]:
             notes += [
                 f"{run} is not finished" for run in sorted(begun - {file.parent for file in done})
             ]
+            if not begun:
+                raise ValueError(f"nothing to report: no supervised run in {path} is finished")
         else:
             done = [path / RESULT_FILE if path.is_dir() else path]
             done = [file for file in done if file.is_file()]
-        if not done:
-            raise ValueError(f"nothing to report: no supervised run in {path} is finished")
+            notes += [] if done else [f"{path} is not finished"]
         found |= {file.resolve(): _read(file) for file in done}
+    if not found:
+        raise ValueError(
+            f"nothing to report: no supervised run in {', '.join(map(str, paths))} is finished"
+        )
     return found
 
 
@@ -127,10 +133,13 @@ def _run(file: Path, result: Result, index: int) -> FinishedRun:
     each = trial["updates"] / trial["epochs"] if trial.get("epochs") else 0.0
     folder = file.parent / f"trial{index}"
     rows = read_metrics(folder) if each else []
+    settings = settings_of(result["config"])
+    settings |= {name: trial[name] for name in _FACTS_THAT_SET_APART if name in trial}
+    if "data_digest" in settings:
+        settings.pop("data_folder", None)
     return FinishedRun(
         task=result["task"],
-        settings=settings_of(result["config"])
-        | {name: trial[name] for name in _FACTS_THAT_SET_APART if name in trial},
+        settings=settings,
         seed=trial["seed"],
         parameters=trial.get("parameters"),
         minutes=None if seconds is None else seconds / 60,

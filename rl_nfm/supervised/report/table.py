@@ -136,7 +136,8 @@ def _baselines(columns: Columns, names: Sequence[str], rows: Sequence[Row]) -> l
     """What is reached without learning: one line, or one for each kind of data in the table."""
     kinds: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
-        if baselines := row.runs[0].baselines:
+        baselines, _ = mean_and_deviation([run.baselines for run in row.runs])
+        if baselines:
             cells = tuple(_cell(columns, name, baselines, {}) for name in names)
             kinds.setdefault(cells, []).append(row.name)
     label = "baseline: nothing learned"

@@ -181,12 +181,13 @@ class AutoencodingTask(Task[AutoencodingConfig]):
     """One trial of the autoencoder."""
 
     models = MODELS
-    free_in_evaluation: ClassVar = ("importance_samples",)
+    free_in_evaluation: ClassVar = ("data_folder", "importance_samples")
     lower_is_better = True
 
     def __init__(self, config: AutoencodingConfig, device: torch.device):
         super().__init__(config, device)
         data = load_images(config.data, config.data_folder)
+        self.data_digest = data.digest if config.data_folder else None
         images = (data.train_images, data.test_images)
         self.levels = 17 if config.data == "digits" else 256
         train, self.tests = (_to_levels(x, self.levels).to(device) for x in images)

@@ -161,6 +161,7 @@ class ClassificationTask(Task[ClassificationConfig]):
         if config.share_convolutions and config.nfm.share_passes:
             raise ValueError("share_convolutions: has no effect beside nfm.share_passes")
         self.data = load_images(config.data, config.data_folder, num_symbols=config.num_symbols)
+        self.data_digest = self.data.digest if config.data_folder else None
         side = min(self.data.train_images.shape[2:])
         if config.occlusion > side:
             raise ValueError(
@@ -242,8 +243,8 @@ class ClassificationTask(Task[ClassificationConfig]):
 
     def summarise(self, history: Sequence[Metrics]) -> Metrics:
         """The mean accuracy of the evaluations in the last epochs, the last one at least."""
-        evaluations = -(-self.config.average_epochs // self.config.eval_every_epochs)
-        last = [row["accuracy"] for row in history[-evaluations:]]
+        first = history[-1]["epoch"] - self.config.average_epochs
+        last = [row["accuracy"] for row in history if row["epoch"] > first]
         return {**history[-1], "accuracy": sum(last) / len(last)}
 
     def _normalise(self, images: Tensor) -> Tensor:

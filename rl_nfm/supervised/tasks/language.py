@@ -185,13 +185,18 @@ class LanguageTask(Task[LanguageConfig]):
 
     def _in_units(self, nats: Metrics) -> Metrics:
         if self.config.unit == "word":
-            return {f"perplexity_{name}": math.exp(value) for name, value in nats.items()}
+            return {f"perplexity_{name}": _exp(value) for name, value in nats.items()}
         return {f"bits_{name}": value / math.log(2) for name, value in nats.items()}
 
     def baselines(self) -> Metrics:
         """Of the frequencies of the training text's symbols."""
         names = ("validation", "test")
         return self._in_units({name: self.corpus.unigram_nats(name) for name in names})
+
+
+def _exp(nats: float) -> float:
+    """Infinite where a float cannot hold it, as after a step size that is far too large."""
+    return math.exp(nats) if nats < 700 else math.inf
 
 
 register_loop_task(

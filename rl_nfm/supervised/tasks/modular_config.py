@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 
 from rl_nfm.modular.tasks import IMAGE_MODULARITY
 from rl_nfm.supervised.loop.options import RunConfig
-from rl_nfm.supervised.loop.presets import Presets
+from rl_nfm.supervised.loop.presets import DEFAULT, Presets
 
 Size = Annotated[int, Gt(0)]
 
@@ -119,7 +119,7 @@ def check_config(config: ModularConfig) -> None:
         raise ValueError("known_func_outputs: has no effect beside known_module_input")
     if config.scheduler == "cosine" and config.gamma != 1:
         raise ValueError("gamma: has no effect on scheduler 'cosine' (read by: exp)")
-    images = config.modularity == IMAGE_MODULARITY
+    images, defaults = config.modularity == IMAGE_MODULARITY, PRESETS[DEFAULT]
     for name in () if images else ("data", "data_folder", "img_module_arch"):
-        if getattr(config, name) != getattr(PRESETS[config.preset], name):
+        if getattr(config, name) != getattr(defaults, name):
             raise ValueError(f"{name}: has no effect on bits (read with modularity 2 2 3 2 2)")

@@ -24,7 +24,7 @@ def test_runs_of_a_supervised_sweep(tmp_path):
     assert len(runs) == 8
     assert runs[1].name == "stacked_digits/cnn,learning_rate=1e-4/seed-0"
     begin = " ".join(runs[1].begin)
-    options = "--learning_rate 1e-4 --model cnn --seed 0 --out"
+    options = "--learning_rate 1e-4 --model cnn --seed 0 --trials 1 --out"
     assert begin == f"supervised stacked_digits --epochs 3 {options} {runs[1].folder}"
     assert plan(models=()).runs(tmp_path)[0].name == "stacked_digits/nfm/seed-0"
 
@@ -152,3 +152,15 @@ def test_a_supervised_sweep_runs_and_is_reported(tmp_path, capsys):
     assert "| 0, 1 |" in text
     assert "| *baseline: nothing learned* |  |  | 0.1667 | 0.1667 |  |" in text
     assert (tmp_path / "report/curves_adding.png").is_file()
+
+
+@pytest.mark.parametrize(("task", "preset"), [("arithmetic", "small"), ("sort_of_clevr", "paper")])
+def test_a_run_trains_one_seed_whatever_the_preset_has(task, preset, tmp_path):
+    """Presets of several trials would have run "seed-0" train seed 1 too, which "seed-1" trains."""
+    asked = SupervisedPlan(
+        task=task, models=(), seeds=(0, 1), vary={}, flags=("--preset", preset)
+    ).runs(tmp_path)
+    entry = task_entry(task)
+    assert entry.presets[preset].trials > 1
+    assert [entry.parse(run.begin[2:]).trials for run in asked] == [1, 1]
+    assert [entry.parse(run.begin[2:]).seed for run in asked] == [0, 1]

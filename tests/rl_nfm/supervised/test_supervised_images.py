@@ -366,10 +366,18 @@ def test_learning_rate_schedule():
 
 def test_reported_accuracy_is_the_mean_of_the_last_epochs():
     task = object.__new__(classification.ClassificationTask)
-    history = [{"accuracy": 0.9}, {"accuracy": 0.5}, {"accuracy": 0.6}]
-    for epochs, every, mean in ((2, 1, 0.55), (10, 5, 0.55), (9, 3, 2 / 3), (1, 5, 0.6)):
-        options = {"average_epochs": epochs, "eval_every_epochs": every}
-        task.config = classification.ClassificationConfig(**options)
+    accuracies = (0.9, 0.5, 0.6)
+    for epochs, evaluated, mean in (
+        (2, (1, 2, 3), 0.55),
+        (10, (10, 15, 20), 0.55),
+        (9, (3, 6, 9), 2 / 3),
+        (1, (5, 10, 15), 0.6),
+        (10, (5, 10, 12), 2 / 3),  # the last one follows sooner: epochs 3 to 12 are the last ten
+        (2, (5, 10, 12), 0.6),  # epochs 11 and 12
+    ):
+        pairs = zip(evaluated, accuracies, strict=True)
+        history = [{"epoch": epoch, "accuracy": accuracy} for epoch, accuracy in pairs]
+        task.config = classification.ClassificationConfig(average_epochs=epochs)
         assert task.summarise(history)["accuracy"] == pytest.approx(mean)
 
 

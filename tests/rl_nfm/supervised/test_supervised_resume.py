@@ -1,17 +1,21 @@
 """A supervised trial that goes on repeats the unbroken one bit for bit, in any memory format."""
 
 import dataclasses
+import json
 import math
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from rl_nfm.supervised.loop.reporting import read_metrics
+from rl_nfm.supervised.cli import main
+from rl_nfm.supervised.loop.reporting import mean_and_deviation, read_metrics
 from rl_nfm.supervised.loop.seed_batch import SeedBatchTask
 from rl_nfm.supervised.loop.task import LoopConfig, Task
 from rl_nfm.supervised.loop.trainee import Schedule
 from rl_nfm.supervised.loop.trial import Trial, load_weights
+from rl_nfm.supervised.report.command import write_report
 
 CPU = torch.device("cpu")
 
@@ -166,3 +170,86 @@ def test_a_damaged_row_of_a_trial_costs_that_row_alone(tmp_path, caplog):
     assert [row["epoch"] for row in read_metrics(tmp_path / "trial")] == [1, 3, 4]
     assert "metrics.jsonl: line 2 cannot be read: left out" in caplog.text
     assert (tmp_path / "trial" / "metrics.damaged.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "best"])
+def test_a_checkpoint_left_between_two_renames_is_found(tmp_path, name):
+    """As by a kill after the former checkpoint was set aside and before the new one took over."""
+
+    class Validated(Convolutions):
+        def evaluate(self, model):
+            return {"validation": 1.0}
+
+    config = LoopConfig(epochs=2)
+    Trial(Validated, config, CPU, tmp_path, 5).run()
+    (tmp_path / name).rename(tmp_path / f".{name}.old")
+    trial = Trial(Validated, dataclasses.replace(config, epochs=3), CPU, tmp_path, 5)
+    assert trial.epoch == 2
+    assert (tmp_path / name).is_dir()
+    trial.run()
+    assert [row["epoch"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_a_validation_that_is_not_finite_is_never_the_best(tmp_path):
+    class Broken(Convolutions):
+        def evaluate(self, model):
+            self.count = getattr(self, "count", 0) + 1
+            return {"validation": [0.5, math.nan, 0.25][self.count - 1], "odd": math.nan}
+
+    trial = Trial(Broken, LoopConfig(epochs=3), CPU, tmp_path, 5)
+    outcome = trial.run()
+    assert outcome["trial"]["best_epoch"] == 1
+    assert load_weights(tmp_path / "best", trial.model)["epoch"] == 1
+    mean, _ = mean_and_deviation([outcome["trial"]["metrics"]] * 2)
+    assert "odd" not in mean
+    assert mean["validation"] == 0.5
+
+
+def test_other_data_than_a_trial_was_trained_on_are_refused(tmp_path):
+    class FromFiles(Convolutions):
+        data_digest = "a"
+
+    class FromOthers(Convolutions):
+        data_digest = "b"
+
+    outcome = Trial(FromFiles, LoopConfig(epochs=1), CPU, tmp_path, 5).run()
+    assert outcome["trial"]["data_digest"] == "a"
+    Trial(FromFiles, LoopConfig(epochs=1), CPU, tmp_path, 5)
+    with pytest.raises(ValueError, match=r"data_folder: holds other data than .* was trained on"):
+        Trial(FromOthers, LoopConfig(epochs=1), CPU, tmp_path, 5)
+
+
+def test_a_run_of_a_preset_file_goes_on_without_the_file(tmp_path, capsys):
+    preset = tmp_path / "my.yaml"
+    preset.write_text("{epochs: 1, train_blanks: 5, test_blanks: 6, test_examples: 10}")
+    options = ["copying", "--model", "gru", "--updates-per-epoch", "2", "--preset", str(preset)]
+    assert main([*options, "--out", str(tmp_path / "run")]) == 0
+    preset.unlink()
+    assert main(["copying", "--resume", str(tmp_path / "run"), "--epochs", "2"]) == 0
+    assert f"run: {tmp_path / 'run'}" in capsys.readouterr().out
+
+
+def test_data_that_moved_are_found_and_rows_go_by_the_data_not_by_their_folder(tmp_path):
+    def write(folder, value):
+        for split, name in (("train", "ant"), ("train", "bee"), ("test", "ant"), ("test", "bee")):
+            (folder / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8), (value, 0, 5)).save(folder / split / name / "0.png")
+
+    write(tmp_path / "a/raw", 3)
+    write(tmp_path / "b/raw", 9)
+    options = ["classification", "--epochs", "1", "--width", "2", "--model", "resnet"]
+    options += ["--data", "folder", "--occlusion", "0"]
+    for seed, folder in ((0, "a"), (1, "b")):
+        flags = ["--data-folder", str(tmp_path / folder / "raw"), "--seed", str(seed)]
+        assert main([*options, *flags, "--out", str(tmp_path / f"run{seed}")]) == 0
+    runs = [tmp_path / "run0", tmp_path / "run1"]
+    write_report(runs, tmp_path / "report")
+    content = json.loads((tmp_path / "report/report.json").read_text())
+    rows = content["supervised"]["classification"]["rows"]
+    assert [row["seeds"] for row in rows] == [[0], [1]]
+    (tmp_path / "a").rename(tmp_path / "moved")
+    moved = ["--data-folder", str(tmp_path / "moved/raw"), "--epochs", "2"]
+    assert main(["classification", "--resume", str(runs[0]), *moved]) == 0
+    other = ["--data-folder", str(tmp_path / "b/raw"), "--epochs", "3"]
+    with pytest.raises(ValueError, match="data_folder: holds other data"):
+        main(["classification", "--resume", str(runs[0]), *other])

@@ -111,7 +111,7 @@ class GanTask(Task[GanConfig]):
     """
 
     models = MODELS
-    free_in_evaluation: ClassVar = ("samples", "reference", "nearest", "features")
+    free_in_evaluation: ClassVar = ("data_folder", "samples", "reference", "nearest", "features")
     columns: ClassVar = Columns(
         shown=("*_distance", "fid", "density", "coverage"),
         percent=("coverage", "real_coverage"),
@@ -123,6 +123,7 @@ class GanTask(Task[GanConfig]):
         if config.patience_epochs is not None:
             raise ValueError("patience_epochs: has no effect on the GAN, which has no validation")
         self.data = in_side(load_images(config.data, config.data_folder))
+        self.data_digest = self.data.digest if config.data_folder else None
         self.train = self.data.train_images.to(device)
         if config.batch_size > len(self.train):
             raise ValueError(
