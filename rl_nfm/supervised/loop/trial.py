@@ -204,7 +204,7 @@ class Trial:
                 f"trials: seeds {self._seeds} are not allowed: {folder} holds {seeds}, which are "
                 "trained as one batch"
             )
-        if self.task.data_digest not in (None, meta.get("data", self.task.data_digest)):
+        if meta.get("data", self.task.data_digest) != self.task.data_digest:
             raise ValueError(f"data_folder: holds other data than {self.folder} was trained on")
         load_weights(folder, self.model)
         # Batches of seeds were once saved without groups, generators and one of the two counters.

@@ -215,8 +215,9 @@ def test_other_data_than_a_trial_was_trained_on_are_refused(tmp_path):
     outcome = Trial(FromFiles, LoopConfig(epochs=1), CPU, tmp_path, 5).run()
     assert outcome["trial"]["data_digest"] == "a"
     Trial(FromFiles, LoopConfig(epochs=1), CPU, tmp_path, 5)
-    with pytest.raises(ValueError, match=r"data_folder: holds other data than .* was trained on"):
-        Trial(FromOthers, LoopConfig(epochs=1), CPU, tmp_path, 5)
+    for other in (FromOthers, Convolutions):
+        with pytest.raises(ValueError, match=r"data_folder: holds other data than .* was trained"):
+            Trial(other, LoopConfig(epochs=1), CPU, tmp_path, 5)
 
 
 def test_a_run_of_a_preset_file_goes_on_without_the_file(tmp_path, capsys):
