@@ -107,7 +107,8 @@ def parse_config(
         if first.resume is None:
             refuse_unused(config, presets, models.used_by)
     if first.resume is not None:
-        _check_resumable(default, config)
+        free = sorted(FREE_ON_RESUME & {field.name for field in dataclasses.fields(cls)})
+        _check_resumable(default, config, free)
     return config
 
 
@@ -224,18 +225,18 @@ def refuse_unused(
             )
 
 
-def _check_resumable(old: Any, new: Any, within: str = "") -> None:
+def _check_resumable(old: Any, new: Any, free: Sequence[str], within: str = "") -> None:
+    """Refuse a change of any option but the free ones."""
     for field in dataclasses.fields(new):
         name, before, now = (
             f"{within}{field.name}",
             getattr(old, field.name),
             getattr(new, field.name),
         )
-        if name in FREE_ON_RESUME or before == now:
+        if name in free or before == now:
             continue
         if dataclasses.is_dataclass(now):
-            _check_resumable(before, now, f"{name}.")
-        free = sorted(FREE_ON_RESUME & {field.name for field in dataclasses.fields(new)})
+            _check_resumable(before, now, free, f"{name}.")
         raise ValueError(
             f"{name}: {value_text(now)} differs from the resumed run's {value_text(before)} "
             f"(free to change: {', '.join(free)})"

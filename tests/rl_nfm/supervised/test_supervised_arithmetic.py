@@ -295,5 +295,7 @@ def test_trained_seeds_are_evaluated_on_another_range(tmp_path, capsys):
 
 def test_the_checkpoint_of_other_seeds_is_refused(tmp_path):
     run(tmp_path / "a", "--trials", "2")
-    with pytest.raises(ValueError, match="holds other seeds"):
+    with pytest.raises(
+        ValueError, match=r"trials: seeds \[0, 1, 2\] are not allowed: .* holds \[0, 1\]"
+    ):
         main(["--resume", str(tmp_path / "a"), "--trials", "3"])
