@@ -187,7 +187,7 @@ class AutoencodingTask(Task[AutoencodingConfig]):
     def __init__(self, config: AutoencodingConfig, device: torch.device):
         super().__init__(config, device)
         data = load_images(config.data, config.data_folder)
-        self.data_digest = data.digest if config.data_folder else None
+        self.data_digest = data.digest
         images = (data.train_images, data.test_images)
         self.levels = 17 if config.data == "digits" else 256
         train, self.tests = (_to_levels(x, self.levels).to(device) for x in images)

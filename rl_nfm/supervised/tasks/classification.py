@@ -161,7 +161,7 @@ class ClassificationTask(Task[ClassificationConfig]):
         if config.share_convolutions and config.nfm.share_passes:
             raise ValueError("share_convolutions: has no effect beside nfm.share_passes")
         self.data = load_images(config.data, config.data_folder, num_symbols=config.num_symbols)
-        self.data_digest = self.data.digest if config.data_folder else None
+        self.data_digest = self.data.digest
         side = min(self.data.train_images.shape[2:])
         if config.occlusion > side:
             raise ValueError(

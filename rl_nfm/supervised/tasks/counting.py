@@ -116,7 +116,7 @@ class CountingTask(Task[CountingConfig]):
                     f"(allowed: least <= greatest <= {config.grid**2} cells)"
                 )
         data = load_images(config.data, config.data_folder)
-        self.data_digest = data.digest if config.data_folder else None
+        self.data_digest = data.digest
         order = torch.randperm(len(data.train_images))
         held = max(1, len(order) // 10)  # digits of the validation images alone
         images, labels = data.train_images, data.train_labels

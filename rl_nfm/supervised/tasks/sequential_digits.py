@@ -79,7 +79,7 @@ class SequentialDigitsTask(Task[SequentialDigitsConfig]):
     def __init__(self, config: SequentialDigitsConfig, device: torch.device):
         super().__init__(config, device)
         data = load_images(config.data, config.data_folder)
-        self.data_digest = data.digest if config.data_folder else None
+        self.data_digest = data.digest
         held, kept = self.hold_out(len(data.train_images), config.validation)
         tokens = to_tokens(data.train_images, config.train_size)
         self.train = (tokens[kept], data.train_labels[kept])

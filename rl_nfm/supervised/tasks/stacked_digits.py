@@ -153,7 +153,7 @@ class StackedDigitsTask(Task[StackedDigitsConfig]):
     def __init__(self, config: StackedDigitsConfig, device: torch.device):
         super().__init__(config, device)
         data = load_images(config.data, config.data_folder)
-        self.data_digest = data.digest if config.data_folder else None
+        self.data_digest = data.digest
         order = torch.randperm(len(data.train_images))
         held = max(1, len(order) // 10)  # digits of the validation frames alone
         train = torch.Generator().manual_seed(int(torch.randint(2**31, (1,))))

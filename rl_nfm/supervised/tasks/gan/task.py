@@ -123,7 +123,7 @@ class GanTask(Task[GanConfig]):
         if config.patience_epochs is not None:
             raise ValueError("patience_epochs: has no effect on the GAN, which has no validation")
         self.data = in_side(load_images(config.data, config.data_folder))
-        self.data_digest = self.data.digest if config.data_folder else None
+        self.data_digest = self.data.digest
         self.train = self.data.train_images.to(device)
         if config.batch_size > len(self.train):
             raise ValueError(
