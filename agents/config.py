@@ -5,8 +5,9 @@ for encoders of outside packages too. A preset may hold a group for every encode
 chosen one (and of its trunk) is read and saved.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -97,6 +98,17 @@ class EnvConfig(Bounded):
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in mine}
 
 
+@contextlib.contextmanager
+def named_env_options() -> Iterator[None]:
+    """Inside, errors that begin with the name of an option of `EnvConfig` get its group's too."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).split(":")[0] not in EnvConfig.__dataclass_fields__:
+            raise
+        raise ValueError(f"env.{error}") from None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Bounded):
     """What a run writes, and how often; all counts in agent steps."""
@@ -180,12 +192,8 @@ class Config(Bounded):
         Raises:
             ValueError: an option that means nothing in this game.
         """
-        try:
+        with named_env_options():
             return env_protocol(self.game, self.env.options())
-        except ValueError as error:
-            raise ValueError(
-                f"env.{error}" if str(error).split(":")[0] in self.env.options() else str(error)
-            ) from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class with the encoders' groups is made at run time, so pickle cannot find it by name.

@@ -8,6 +8,7 @@ the episode ends. Actions before that do nothing. Whoever remembers the cue can 
 Our own task, in the manner of the T-maze (Bakker 2002): a cue at the start, a choice at the end.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,17 @@ def _frames(height: int, width: int) -> NDArray[np.uint8]:
     return frames
 
 
-@register_env(MEMORY_CUE, protocol=lambda _: MEMORY_PROTOCOL, canonical=lambda _: MEMORY_CUE)
+def _protocol_of(options: Mapping[str, Any]) -> Protocol:
+    """The settings of the task; options of other games are refused, but for their protocol."""
+    for name, value in options.items():
+        known = getattr(MEMORY_PROTOCOL, name, None)
+        if name != "protocol" and value not in (None, known, "", ()):
+            has = f"no option of {MEMORY_CUE}" if known is None else f"{MEMORY_CUE} has {known!r}"
+            raise ValueError(f"{name}: {value!r} is not allowed, {has}")
+    return MEMORY_PROTOCOL
+
+
+@register_env(MEMORY_CUE, protocol=_protocol_of, canonical=lambda _: MEMORY_CUE)
 def make_memory_cue(
     game: str = MEMORY_CUE,
     *,

@@ -49,8 +49,8 @@ class Agent:
             is None for a feed-forward encoder.
 
         Raises:
-            ValueError: if the shape fits neither order, the values are no uint8, or the batch is
-                empty.
+            ValueError: if the shape fits neither order, the values are no uint8, the batch is
+                empty, or `state` or `episode_start` are of another batch.
         """
         obs = np.asarray(observation)
         single = obs.ndim == 3
@@ -59,6 +59,14 @@ class Agent:
             raise ValueError("observation: an empty batch is not allowed: at least one observation")
         start = np.zeros(len(batch), bool) if episode_start is None else np.asarray(episode_start)
         start = start.reshape(-1).astype(bool)
+        for name, rows in (
+            ("episode_start", start),
+            ("state", start if state is None else state[-1]),
+        ):
+            if len(rows) != len(batch):
+                raise ValueError(
+                    f"{name}: of {len(rows)} is not allowed, the batch is of {len(batch)}"
+                )
         actor = self._actor(len(batch), state)
         if state is None:
             start = np.ones(len(batch), bool)

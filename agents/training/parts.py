@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from agents.config import Config
+from agents.config import Config, named_env_options
 from agents.learning.learner import Learner
 from agents.playing.evaluate import env_seed
 from agents.replay.buffer import Replay
@@ -58,16 +58,17 @@ def build_envs(config: Config, device: torch.device) -> list[GameVecEnv]:
         ValueError: they cannot be grouped as asked for.
     """
     groups = num_groups(config.env, device)
-    return [
-        make_env(
-            config.game,
-            num_envs=config.env.num_envs // groups,
-            num_threads=config.env.num_threads,
-            protocol=config.protocol,
-            seed=env_seed(config.seed),
-        )
-        for _ in range(groups)
-    ]
+    with named_env_options():
+        return [
+            make_env(
+                config.game,
+                num_envs=config.env.num_envs // groups,
+                num_threads=config.env.num_threads,
+                protocol=config.protocol,
+                seed=env_seed(config.seed),
+            )
+            for _ in range(groups)
+        ]
 
 
 def obs_shape_of(env: GameVecEnv) -> tuple[int, int, int]:

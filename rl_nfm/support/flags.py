@@ -169,4 +169,6 @@ def _not_built(event: tyro_errors.InstantiationFailure) -> str:
     elif found := _NO_UNION.search(message):
         kinds = (_WORDS_FOR_TYPES.get(kind.lower(), kind) for kind in found[1].split("|"))
         message = f"{short(found[2])} is not allowed: must be {' or '.join(kinds)}"
+    elif message.startswith("Failed to parse key-value pairs"):
+        message = "must be pairs of a name and its value: NAME VALUE NAME VALUE ..."
     return f"{event.argument.display_name()}: {message}"

@@ -12,6 +12,7 @@ from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage
 
+import agents
 from agents.config import make_config
 from agents.playing.policy import Agent
 from agents.saving.checkpoint import build_network
@@ -78,6 +79,17 @@ def test_predict_takes_both_channel_orders_and_any_batch_size():
         policy.predict(first[:, :3])
     with pytest.raises(ValueError, match="observation: an empty batch is not allowed"):
         policy.predict(first[:0])
+
+
+def test_predict_names_a_state_or_starts_of_another_batch():
+    policy = agents.load("zoo:memory_cue-lstm")
+    obs = np.zeros((3, *policy.obs_shape), np.uint8)
+    _, state = policy.predict(obs)
+    policy.predict(obs, state, np.zeros(3, bool))
+    with pytest.raises(ValueError, match=r"state: of 3 is not allowed, the batch is of 2"):
+        policy.predict(obs[:2], state)
+    with pytest.raises(ValueError, match=r"episode_start: of 2 is not allowed, the batch is of 3"):
+        policy.predict(obs, state, np.zeros(2, bool))
 
 
 @pytest.mark.parametrize("name", sorted(set(SMALL) & set(encoder_names())))

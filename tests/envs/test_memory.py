@@ -4,8 +4,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from envs import AtariVecEnv, make_env
-from envs.memory import MemoryCueVecEnv
+from envs import AtariVecEnv, env_protocol, make_env
+from envs.memory import MEMORY_PROTOCOL, MemoryCueVecEnv
 
 QUADRANTS = [np.s_[:18, :18], np.s_[:18, 18:], np.s_[18:, :18], np.s_[18:, 18:]]
 
@@ -134,3 +134,20 @@ def test_frame_size_can_be_chosen_and_the_rest_cannot():
     env.close()
     with pytest.raises(ValueError, match="closed"):
         env.reset()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stack_num": 4}, r"stack_num: 4 is not allowed, memory_cue has 1"),
+        ({"full_action_space": True}, r"True is not allowed, memory_cue has False"),
+        ({"wrappers": ("a:B",)}, r"is not allowed, no option of memory_cue"),
+        ({"protocol": "rltime", "kwargs": "", "noop_max": 0, "wrappers": ()}, None),
+    ],
+)
+def test_options_of_other_games_are_refused(options, message):
+    if message is None:
+        assert env_protocol("memory_cue", options) == MEMORY_PROTOCOL
+        return
+    with pytest.raises(ValueError, match=message):
+        env_protocol("memory_cue", options)
