@@ -8,7 +8,7 @@ from agents.presets import read_preset
 TINY: dict[str, Any] = {
     "game": "memory_cue",
     "steps": 96,
-    "env": {"num_envs": 4, "stack_num": 2},
+    "env": {"num_envs": 4},
     "replay": {"capacity_steps": 200, "min_steps": 40, "batch_size": 4},
     "learner": {"steps_per_update": 8},
     "head": {"hidden_size": 8, "num_cosines": 4},

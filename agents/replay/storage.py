@@ -6,6 +6,6 @@ the registration.
 
 from rl_nfm.support.named import Named
 
-storages = Named("replay storage", option="replay.storage")
+storages = Named("replay storage", option="replay.storage", plugins="rl_nfm.replays")
 """Subclasses of `agents.replay.buffer.Replay` by name."""
 register_storage = storages.register

@@ -1,23 +1,27 @@
-"""Classes by name, which a decorator registers."""
+"""Classes by name, which a decorator registers here or in an installed package."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from rl_nfm.support.configuration import nearest
+from rl_nfm.support.discovery import load_plugins
 
 
 class Named:
     """A registry of classes."""
 
-    def __init__(self, kind: str, *, option: str):
+    def __init__(self, kind: str, *, option: str, plugins: str):
         """Make an empty one.
 
         Args:
             kind: what the classes are, for errors.
             option: that chooses one by its name, for errors.
+            plugins: the group of entry points in which packages name modules that register more;
+                they are imported when a name is first asked for.
         """
-        self.kind, self.option = kind, option
+        self.kind, self.option, self._plugins = kind, option, plugins
         self._classes: dict[str, type[Any]] = {}
+        self._complete = False
 
     def register(self, name: str) -> Callable[[type[Any]], type[Any]]:
         """Class decorator: register the class under a name.
@@ -36,7 +40,7 @@ class Named:
 
     def __iter__(self) -> Iterator[str]:
         """All names, in the order of registration."""
-        return iter(self._classes)
+        return iter(self._all())
 
     def __getitem__(self, name: str) -> type[Any]:
         """The class of that name.
@@ -44,6 +48,12 @@ class Named:
         Raises:
             ValueError: an unknown name, with the nearest one.
         """
-        if name not in self._classes:
+        if name not in self._all():
             raise ValueError(nearest(self.option, name, list(self)))
         return self._classes[name]
+
+    def _all(self) -> dict[str, type[Any]]:
+        if not self._complete:
+            self._complete = True
+            load_plugins(self._plugins, self.kind, self._classes)
+        return self._classes

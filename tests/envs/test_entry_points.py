@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.installed import installed
+
 ROOT = Path(__file__).parents[2]
 MODULE = """
 from envs.memory import MEMORY_PROTOCOL, make_memory_cue
@@ -24,18 +26,9 @@ print(obs.shape, env.action_meanings[0], "echo_cue" in envs.env_keys(), "gone" i
 """
 
 
-def installed(folder, name, module):
-    """A package as an installer leaves it: a module and its entry points."""
-    (folder / f"plugin_{name}.py").write_text(module)
-    info = folder / f"plugin_{name}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: plugin-{name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[rl_nfm.envs]\n{name} = plugin_{name}\n")
-
-
 def test_an_installed_package_brings_an_environment_and_a_broken_one_is_left_out(tmp_path):
-    installed(tmp_path, "echo", MODULE)
-    installed(tmp_path, "gone", "raise RuntimeError('not today')")
+    installed(tmp_path, "rl_nfm.envs", "echo", MODULE)
+    installed(tmp_path, "rl_nfm.envs", "gone", "raise RuntimeError('not today')")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
     found = subprocess.run(
         [sys.executable, "-c", PROGRAM],

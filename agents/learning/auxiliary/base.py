@@ -63,7 +63,7 @@ class AuxiliaryLoss(nn.Module, ABC):
         """
 
 
-auxiliaries = Named("auxiliary loss", option="learner.auxiliary")
+auxiliaries = Named("auxiliary loss", option="learner.auxiliary", plugins="rl_nfm.auxiliaries")
 """Subclasses of `AuxiliaryLoss` by name."""
 register_auxiliary = auxiliaries.register
 

@@ -36,7 +36,7 @@ RIM = {"rim": {"hidden_size": 12, "num_rims": 3, "num_active": 2}, "nature": {"w
 def tiny(steps=72, **changes):
     """The debug preset on the memory task, whose episodes last a few steps."""
     values = {**to_plain(read_preset("debug")), "game": "memory_cue", "steps": steps}
-    values["env"] = {"num_envs": 3, "stack_num": 2}
+    values["env"] = {"num_envs": 3}
     values["replay"] = {"capacity_steps": 150, "min_steps": 30, "batch_size": 3}
     values["head"] = {"hidden_size": 8, "num_cosines": 4}
     for name, change in {"run": RUN, **changes}.items():

@@ -17,7 +17,7 @@ from agents.training import train
 def small():
     values = to_plain(read_preset("debug"))
     values |= {"game": "memory_cue", "steps": 96}
-    values["env"] |= {"num_envs": 4, "stack_num": 2}
+    values["env"] |= {"num_envs": 4}
     values["replay"] |= {"capacity_steps": 200, "min_steps": 40, "batch_size": 3}
     values["run"] |= {"checkpoint_every_steps": 96, "eval_episodes": 0}
     return make_config(values)

@@ -12,6 +12,7 @@ import pytest
 from rl_nfm.supervised.cli import main
 from rl_nfm.supervised.models import MODELS, Models, check_reads
 from rl_nfm.supervised.registry import task_entry, task_names
+from tests.installed import installed
 
 ROOT = Path(__file__).parents[3]
 CORE = """
@@ -71,23 +72,17 @@ main(["supervised", "copying", "--help"])
 """
 
 
-def installed(folder, name, module):
-    """A package as an installer leaves it: a module and its entry points."""
-    (folder / f"plugin_{name}.py").write_text(module)
-    info = folder / f"plugin_{name}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: plugin-{name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[rl_nfm.models]\n{name} = plugin_{name}\n")
-
-
 def test_an_installed_package_adds_a_model_and_broken_ones_are_left_out(tmp_path):
-    installed(tmp_path, "mean", CORE)
+    installed(tmp_path, "rl_nfm.models", "mean", CORE)
     installed(
-        tmp_path, "gone", CORE.replace('"mean"', '"gone"') + "raise RuntimeError('not today')"
+        tmp_path,
+        "rl_nfm.models",
+        "gone",
+        CORE.replace('"mean"', '"gone"') + "raise RuntimeError('not today')",
     )
-    installed(tmp_path, "taken", TAKEN)
-    installed(tmp_path, "common", COMMON)
-    installed(tmp_path, "seed", CORE.replace('"mean"', '"seed"'))
+    installed(tmp_path, "rl_nfm.models", "taken", TAKEN)
+    installed(tmp_path, "rl_nfm.models", "common", COMMON)
+    installed(tmp_path, "rl_nfm.models", "seed", CORE.replace('"mean"', '"seed"'))
     found = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         cwd=tmp_path,
