@@ -259,7 +259,11 @@ BAD = [
     (["{run}", "--device", "tpu"], "--device: 'tpu' is not allowed (allowed: auto, cpu, cuda)"),
     (["{run}", "--num-envs", "0"], "num_envs: 0 is not allowed"),
     (["{run}", "--game", "alein"], "did you mean 'alien'"),
-    (["{run}", "--game", "memory_cue"], "(1, 36, 36), those that the agent was trained on"),
+    (["{run}", "--game", "memory_cue"], "env.max_num_frames_per_episode: 80 is not allowed"),
+    (
+        ["zoo:memory_cue-lstm", "--game", "pong"],
+        "those that the agent was trained on (memory_cue) (1,",
+    ),
     (["{run}", "--json", "{tmp}/no/s.json"], "json: "),
     (["{run}", "--json", "{tmp}"], "is a folder"),
     (["{run}", "--video", "{tmp}/v.gif"], "must end in .mp4"),
