@@ -70,11 +70,12 @@ def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
     sections = []
     for name, entry in tasks.items():
         task_results = {file: result for file, result in results.items() if result["task"] == name}
-        rows = [] if entry.write_table else _rows(entry, task_results, notes)
+        rows = _rows(entry, task_results, notes)
         sections.append((entry, task_results, rows))
     _make_folder(out)
     for entry, task_results, rows in sections:
         text += [f"# {entry.name}", ""]
+        runs += [(row.name, run) for row in rows for run in row.runs]
         if entry.write_table is not None:
             text += [entry.write_table(out, list(task_results.values())), ""]
             content[entry.name] = {"results": list(task_results.values())}
@@ -86,7 +87,6 @@ def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
         files += [copy for _, copies in pictures for copy in copies]
         text += pictures_markdown(pictures)
         content[entry.name] = {"rows": [row.to_plain() for row in rows]}
-        runs += [(row.name, run) for row in rows for run in row.runs]
     if notes:
         text += ["## Notes", "", *(f"* {note}" for note in notes), ""]
     _write_csv(out / "runs.csv", runs)
@@ -97,6 +97,8 @@ def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
 
 
 def _rows(entry: TaskEntry, results: dict[Path, Result], notes: list[str]) -> list[Row]:
+    if entry.write_table is not None:  # only the task itself may know its results
+        results = {f: result for f, result in results.items() if {"trials", "splits"} & {*result}}
     runs = [run for file, result in results.items() for run in finished_runs(file, result)]
     return make_rows(entry, runs, notes)
 

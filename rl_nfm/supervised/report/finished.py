@@ -24,8 +24,9 @@ _NO_SETTING = frozenset(
     {"json", "out", "resume", "device", "seed", "trials", "preset", "nfm.preset"}
     | {"result_path", "dataset_path"}
 )
-_FACTS_THAT_SET_APART = ("learning_rates", "data_digest")
-"""Of a run that was resumed with more epochs, and of one that read its data from files."""
+_FACTS_THAT_SET_APART = ("learning_rates", "data_digest", "dataset_split")
+"""Of a run that was resumed with more epochs, of one that read its data from files, and of one that
+was trained on several shares of the rows, each by itself."""
 _MAX_SETTINGS_IN_NAME = 3
 
 Result = Mapping[str, Any]
@@ -110,13 +111,14 @@ def _current(file: Path, entry: TaskEntry, config: Mapping[str, Any]) -> Mapping
 
 
 def finished_runs(file: Path, result: Result) -> list[FinishedRun]:
-    """The seeds of a result.
+    """The seeds of a result, for each share of the rows where there are several (modular).
 
     Raises:
         ValueError: damaged.
     """
     try:
-        return [_run(file, result, index) for index in range(len(result["trials"]))]
+        parts = [{**result, **split} for split in result.get("splits", [result])]
+        return [_run(file, part, index) for part in parts for index in range(len(part["trials"]))]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{file}: damaged, or no result of a supervised task") from None
 
@@ -134,14 +136,15 @@ def _run(file: Path, result: Result, index: int) -> FinishedRun:
     folder = file.parent / f"trial{index}"
     rows = read_metrics(folder) if each else []
     settings = settings_of(result["config"])
-    settings |= {name: trial[name] for name in _FACTS_THAT_SET_APART if name in trial}
+    facts = {**result, **trial}
+    settings |= {name: facts[name] for name in _FACTS_THAT_SET_APART if name in facts}
     if "data_digest" in settings:
         settings.pop("data_folder", None)
     return FinishedRun(
         task=result["task"],
         settings=settings,
         seed=trial["seed"],
-        parameters=trial.get("parameters"),
+        parameters=facts.get("parameters"),
         minutes=None if seconds is None else seconds / 60,
         metrics=metrics,
         baselines=result.get("baselines", {}),

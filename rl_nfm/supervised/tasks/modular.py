@@ -229,6 +229,7 @@ class ModularTask(SeedBatchTask[ModularConfig]):
             "mean": means(figures),
             "trials": figures,
         }
+        split |= {name: facts[name] for name in ("learning_rates",) if name in facts}
         return {"parameters": facts["parameters"], "split": split}
 
     @classmethod

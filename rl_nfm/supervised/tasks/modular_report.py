@@ -49,19 +49,24 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def pooled(results: Sequence[Result]) -> list[Result]:
-    """Runs of equal settings as one, with all their seeds.
+    """Runs of equal settings as one, with the seeds of all for each share of the rows.
 
     Raises:
-        ValueError: a seed occurs twice.
+        ValueError: a seed occurs twice with a share.
     """
     groups: dict[str, list[Result]] = {}
     for result in results:
-        key = json.dumps(settings_of(result["config"]), sort_keys=True)
-        groups.setdefault(key, []).append(result)
+        settings = settings_of(result["config"])
+        del settings["dataset_split"]
+        rates = [split.get("learning_rates") for split in result["splits"]]  # of a resumed run
+        groups.setdefault(json.dumps([settings, rates[0]], sort_keys=True), []).append(result)
     joined: list[Result] = []
     for group in groups.values():
-        shares = zip(*(result["splits"] for result in group), strict=True)
-        joined.append({**group[0], "splits": [_joined(parts) for parts in shares]})
+        shares: dict[float, list[dict[str, Any]]] = {}
+        for split in (split for result in group for split in result["splits"]):
+            shares.setdefault(split["dataset_split"], []).append(split)
+        splits = [_joined(shares[share]) for share in sorted(shares)]
+        joined.append({**group[0], "splits": splits})
     return joined
 
 

@@ -1,3 +1,4 @@
+import csv
 import json
 import math
 
@@ -314,6 +315,18 @@ def test_a_report_pools_the_seeds_of_runs_with_equal_settings(tmp_path):
     assert together[0]["splits"][1]["mean"]["test_accuracy"] == pytest.approx(sum(tests) / 2)
     with pytest.raises(ValueError, match="seed: 3 twice with equal settings"):
         pooled([alone[0], alone[0]])
+    one = {**alone[0], "splits": alone[0]["splits"][1:]}  # as if trained with 0.5 alone
+    with pytest.raises(ValueError, match="seed: 3 twice with equal settings"):
+        pooled([alone[0], {**one, "config": {**one["config"], "dataset_split": [0.5]}}])
+    resumed = {**one, "splits": [{**one["splits"][0], "learning_rates": "3 epochs, then 4"}]}
+    assert len(pooled([alone[0], resumed])) == 2
+    with (tmp_path / "c/runs.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if "learning_rate=0.5" not in row["model"]]
+    of_half = [row for row in rows if "dataset_split=0.5" in row["model"]]
+    assert [row["seed"] for row in of_half] == ["3", "4"]
+    for result, row in zip(alone, of_half, strict=True):
+        test = result["splits"][1]["trials"][0]["test_accuracy"]
+        assert float(row["test_accuracy"]) == pytest.approx(test)
 
 
 def test_runs_of_other_settings_have_other_labels():
