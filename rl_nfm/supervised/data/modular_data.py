@@ -61,6 +61,9 @@ class BitRows:
         noise: standard deviation of Gaussian noise on training inputs.
     """
 
+    digest: str | None = None
+    """Tells images that were read from files from others."""
+
     def __init__(self, tasks: Sequence[BooleanTask], noise: float):
         self.noise = noise
         self.bits, _ = tasks[0].truth_table()  # [R, bits]
@@ -92,6 +95,7 @@ class DigitRows(BitRows):
         super().__init__(tasks, noise)
         self.copies = TEST_COPIES
         images = load_images(data, folder)
+        self.digest = images.digest
         weights = torch.tensor([4.0, 2.0, 1.0])
         digits = (self.bits.view(-1, 2, 3) @ weights).long()  # [R, 2]
         self.digits = digits

@@ -12,11 +12,13 @@ WikiText-2 (Merity et al. 2016), or any text under these names, in a folder of t
 
 import ast
 import dataclasses
+import hashlib
 import itertools
 import random
 import sysconfig
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +47,14 @@ class Corpus:
     """The vocabulary, of the training text; symbol 0 stands for all others."""
     texts: Mapping[str, Tensor]
     """Int64 [N] for each of `SPLITS`."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells these texts from others, whatever their folder is called."""
+        found = hashlib.sha256("\n".join(self.symbols).encode())
+        for name in SPLITS:
+            found.update(self.texts[name].numpy().data)
+        return found.hexdigest()[:16]
 
     def unigram_nats(self, split: str) -> float:
         """Nats per symbol of a text under the frequencies of the training text.

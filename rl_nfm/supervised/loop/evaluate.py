@@ -119,6 +119,11 @@ def _load(run: Path, config: Any, trial: int, weights: Weights | None) -> Loaded
     task = _task_of(run)(part.config, device)
     model = task.place_model().eval()
     meta = load_weights(place, model)
+    same = meta.get("data", task.data_digest) == task.data_digest
+    if task.same_data_in_evaluation and not same:
+        raise ValueError(
+            f"data: {run} was trained on others, without which its weights mean nothing"
+        )
     seeds = task.seeds if isinstance(task, SeedBatchTask) else [part.seed]
     epoch = meta["epoch"] if "epoch" in meta else meta["updates"]
     return Loaded(task=task, model=model, epoch=epoch, weights=chosen, seeds=seeds)

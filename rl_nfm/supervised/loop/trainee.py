@@ -66,6 +66,9 @@ class Trainee(ABC, Generic[C]):
     free_in_evaluation: ClassVar[Sequence[str]] = ()
     """Options that choose the test data; an evaluation of a trained model may change them."""
 
+    same_data_in_evaluation: ClassVar[bool] = False
+    """Whether the weights mean nothing on other data than those of the training."""
+
     data_digest: str | None = None
     """Tells the data that were read from files from others; none: nothing was read."""
 

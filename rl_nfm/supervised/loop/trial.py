@@ -165,7 +165,12 @@ class Trial:
         save_directory(
             self.folder / BEST,
             kind=_kind(self.model),
-            meta={"epoch": self.epoch, "updates": self.updates, "metrics": metrics},
+            meta={
+                "epoch": self.epoch,
+                "updates": self.updates,
+                "metrics": metrics,
+                "data": self.task.data_digest,
+            },
             tensors={"model": self.model.state_dict()},
         )
 

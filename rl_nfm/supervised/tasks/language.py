@@ -135,11 +135,14 @@ class LanguageTask(Task[LanguageConfig]):
 
     models = CORES
     lower_is_better = True
+    free_in_evaluation: ClassVar = ("data_folder",)
+    same_data_in_evaluation = True
     columns: ClassVar = Columns(shown=("perplexity_*", "bits_*"), published=LANGUAGE)
 
     def __init__(self, config: LanguageConfig, device: torch.device):
         super().__init__(config, device)
         self.corpus = load_corpus(config.data, config.data_folder, config.unit, config.min_count)
+        self.data_digest = self.corpus.digest
         for name, text in self.corpus.texts.items():
             if len(text) <= config.batch_size:
                 raise ValueError(

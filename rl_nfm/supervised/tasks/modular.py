@@ -15,7 +15,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,7 @@ class ModularTask(SeedBatchTask[ModularConfig]):
     """All seeds of one training-set size; a seed may have several candidates of a network."""
 
     models = MODELS
+    free_in_evaluation: ClassVar = ("data", "data_folder")
 
     def __init__(self, config: ModularConfig, device: torch.device):
         super().__init__(config, device)
@@ -72,6 +73,7 @@ class ModularTask(SeedBatchTask[ModularConfig]):
         self.network_seeds = [seed + 1_000_003 * c for seed in self.seeds for c in candidates]
         self.noise_shapes: list[tuple[int, ...]] = []
         self.tasks, self.rows = make_tasks(config)
+        self.data_digest = self.rows.digest
         self.split = split_rows(len(self.rows.bits), self.share, config.dataset_split_seed)
         self.test_inputs = self.rows.test_inputs().to(device)
 
@@ -229,7 +231,7 @@ class ModularTask(SeedBatchTask[ModularConfig]):
             "mean": means(figures),
             "trials": figures,
         }
-        split |= {name: facts[name] for name in ("learning_rates",) if name in facts}
+        split |= {name: facts[name] for name in ("learning_rates", "data_digest") if name in facts}
         return {"parameters": facts["parameters"], "split": split}
 
     @classmethod

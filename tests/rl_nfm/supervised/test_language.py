@@ -213,6 +213,24 @@ def test_a_run_goes_on_bit_for_bit_and_is_reported(folder, capsys):
     assert "perplexity_test" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("weights", ["best", "last"])
+def test_a_run_is_evaluated_where_its_text_lies_now_and_on_no_other(weights, folder, capsys):
+    run, moved = folder / "run", folder / "moved"
+    assert main(["language", *FLAGS, "--data-folder", str(folder), "--out", str(run)]) == 0
+    moved.mkdir()
+    for file in folder.glob("wiki.*"):
+        file.rename(moved / file.name)
+    command = ["evaluate", str(run), "--weights", weights, "--data-folder", str(moved)]
+    found = folder / "found.json"
+    assert main([*command, "--json", str(found)]) == 0
+    trained = json.loads((run / "result.json").read_text())["mean"]
+    assert json.loads(found.read_text())["mean"].items() <= trained.items()
+    test = moved / "wiki.test.tokens"
+    test.write_text(test.read_text(encoding="utf-8") + "\na", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"data: .*run was trained on others"):
+        main(command)
+
+
 def test_the_published_perplexity_stands_beside_its_setting_alone(folder):
     """A hand-made result of the published sizes, and one of another size."""
     run = folder / "run"
