@@ -48,7 +48,8 @@ class Options:
     """Numbers and ranges, as in: 0 1 2, or 0..4; none: the preset's seed."""
 
     vary: tuple[str, ...] = ()
-    """Options with several values, all combined: learner.learning_rate=1e-4,2e-4."""
+    """Options with several values, all combined: learner.learning_rate=1e-4,2e-4.
+    Values that are lists stand in brackets: train_counts=[1,3],[1,5]."""
 
     known: Path | None = None
     """Results kept by `rl-nfm report OUT --keep DIR`: runs in them count as done."""

@@ -8,6 +8,7 @@ where METHOD is the encoder and what was varied: `nfm`, or `nfm,learner.learning
 import dataclasses
 import functools
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +29,8 @@ from rl_nfm.support.yaml_file import read_yaml
 
 SWEEP_FILE, PRESET_FILE = "sweep.yaml", "preset.yaml"
 _PER_RUN = ("game", "encoder", "seed")
+_VALUE = r"(?:\[[^\[\]]+\]|[^,\[\]]+)"
+"""Of an option that is varied: a list in brackets, or anything without commas."""
 """Options that a sweep sets for each run."""
 
 
@@ -225,7 +228,7 @@ def check_unique(name: str, values: Sequence[Any]) -> None:
 
 
 def parse_vary(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Options and their values from words like `learner.n_steps=1,3`.
+    """Options and their values from words like `learner.n_steps=1,3` or `counts=[1,3],[1,5]`.
 
     Raises:
         ValueError: another form, or an option twice.
@@ -234,11 +237,19 @@ def parse_vary(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
     for word in words:
         option, _, values = word.partition("=")
         option = option.replace("-", "_")
-        if not option or not values or "/" in values:
-            raise ValueError(f"vary: {word!r} is not allowed, must be OPTION=VALUE,VALUE")
+        found = re.fullmatch(rf"{_VALUE}(?:,{_VALUE})*", values)
+        if not option or not found or "/" in values:
+            raise ValueError(
+                f"vary: {word!r} is not allowed, must be OPTION=VALUE,VALUE or, where a value is a "
+                "list, OPTION=[VALUE,VALUE],[VALUE,VALUE]"
+            )
         if option in varied:
             raise ValueError(f"vary: {option} is given twice")
-        varied[option] = tuple(values.split(","))
+        # a list is one value, and one folder, however it is typed
+        varied[option] = tuple(
+            value.replace(" ", "") if value.startswith("[") else value
+            for value in re.findall(_VALUE, values)
+        )
     return varied
 
 

@@ -54,20 +54,27 @@ class SupervisedPlan:
         An option that is varied and that a model does not read is left out for that model.
 
         Raises:
-            ValueError: what the task says of the first that is not allowed.
+            ValueError: an option that none of them reads; what the task says of the first that is
+                not allowed.
         """
         entry = task_entry(self.task)
         models = self.models or (vars(entry.parse(self.flags)).get("model", ""),)
         methods = {}
+        used_by = {option: entry.used_by.get(option.split(".")[0], models) for option in self.vary}
+        for option in self.vary:
+            if not set(models) & set(used_by[option]):
+                raise ValueError(
+                    f"vary: {option}: no model of this sweep reads it ({', '.join(models)})"
+                )
         values = [*itertools.product(*self.vary.values())]
         for model, chosen in itertools.product(models, values):
             setting = {
                 option: value
                 for option, value in zip(self.vary, chosen, strict=True)
-                if model in entry.used_by.get(option.split(".")[0], [model])
+                if model in used_by[option]
             }
             options = {**setting, **({"model": model} if model else {})}
-            flags = [word for name, text in options.items() for word in (f"--{name}", text)]
+            flags = [w for name, text in options.items() for w in (f"--{name}", *_words(text))]
             config = vars(entry.parse([*self.flags, *flags]))
             steps = config.get("epochs", config.get("updates", 1))
             methods[method_name(model or "default", setting)] = (flags, max(1, steps))
@@ -121,3 +128,8 @@ class SupervisedPlan:
         with written(out / SWEEP_FILE) as partial:
             content = {**fixed, **asked, "vary": vary}
             partial.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def _words(text: str) -> list[str]:
+    """A value that is varied as a flag takes it: a list as several words."""
+    return text[1:-1].split(",") if text.startswith("[") else [text]

@@ -73,7 +73,8 @@ def test_seeds_and_varied_options_as_typed():
     for word in ("4..2", "-1", "a", "1..", "0..99999999999"):
         with pytest.raises(ValueError, match="seeds: "):
             parse_seeds((word,))
-    for word in ("a", "a=", "=1", "a=x/y"):
+    assert parse_vary(("a=[1, 3],[1,5],7",)) == {"a": ("[1,3]", "[1,5]", "7")}
+    for word in ("a", "a=", "=1", "a=x/y", "a=1,,2", "a=[1,2", "a=1,2]", "a=[]", "a=[[1]]"):
         with pytest.raises(ValueError, match="vary: "):
             parse_vary((word,))
     with pytest.raises(ValueError, match="given twice"):

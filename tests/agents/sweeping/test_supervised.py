@@ -6,6 +6,7 @@ import pytest
 
 from agents.commands import report as report_command
 from agents.commands import sweep as command
+from agents.sweeping.plan import parse_vary
 from agents.sweeping.runs import Progress, progress
 from agents.sweeping.supervised import SupervisedPlan
 from agents.sweeping.sweep import Outcome
@@ -48,6 +49,16 @@ def test_what_a_model_does_not_read_is_not_varied_for_it(tmp_path):
     assert "--nfm.heads" not in runs[0].begin
 
 
+def test_a_value_that_is_a_list_is_typed_in_brackets(tmp_path):
+    vary = parse_vary(["train-counts=[1, 3],[1,5]", "width=8,16"])
+    runs = plan(models=("cnn",), seeds=(0,), vary=vary).runs(tmp_path)
+    assert len(runs) == 4
+    assert runs[3].method == "cnn,train_counts=[1,5],width=16"
+    assert " ".join(runs[3].begin).startswith(
+        "supervised stacked_digits --epochs 3 --train_counts 1 5 --width 16 --model cnn"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -55,6 +66,7 @@ def test_what_a_model_does_not_read_is_not_varied_for_it(tmp_path):
         ({"flags": ("--epochs", "-1")}, "epochs: -1 is not allowed"),
         ({"flags": ("--epoch", "1")}, "--epoch: unknown"),
         ({"vary": {"width": ("8", "0")}}, "width: 0 is not allowed"),
+        ({"models": ("cnn",), "vary": {"nfm.heads": ("2",)}}, r"heads: no model of .* \(cnn\)"),
         ({"models": ("cnn",), "flags": ("--nfm.heads", "2")}, "nfm: has no effect on model 'cnn'"),
     ],
 )

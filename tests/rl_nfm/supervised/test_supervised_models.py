@@ -65,7 +65,7 @@ Path("more.yaml").write_text("mean: {before: 7}")
 assert task_entry("adding").presets["more.yaml"].mean.before == 7
 assert main(["supervised", "evaluate", "run"]) == 0
 assert main(["supervised", "report", "run"]) == 0
-vary = {"num_rims": ("5", "1"), "rim_dropout": ("0.3",), "mean.before": ("2",)}
+vary = {"num_rims": ("5", "1"), "mean.before": ("2",)}
 plan = SupervisedPlan(task="adding", models=("gru", "mean"), seeds=(0,), vary=vary, flags=(*tiny,))
 print([run.method for run in plan.runs(Path("sweep"))])
 main(["supervised", "copying", "--help"])
