@@ -7,6 +7,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 
 from rl_nfm.support.bounds import Bounded
+from rl_nfm.support.flags import PAIRS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,9 @@ class LearnerConfig(Bounded):
     """1: acting uses the weights from before the updates in flight, so that both run at the same
     time; 0: it waits for them. None: 1 on a GPU, 0 on a CPU."""
 
-    auxiliary: dict[str, Annotated[float, Gt(0)]] = dataclasses.field(default_factory=dict)
+    auxiliary: Annotated[dict[str, Annotated[float, Gt(0)]], PAIRS] = dataclasses.field(
+        default_factory=dict
+    )
     """Auxiliary losses and their weights, such as future_frame 1.0: the prediction of a small
     picture of the frame n steps ahead."""
 

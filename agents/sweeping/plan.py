@@ -6,7 +6,6 @@ where METHOD is the encoder and what was varied: `nfm`, or `nfm,learner.learning
 """
 
 import dataclasses
-import functools
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -273,13 +272,25 @@ def parse_seeds(words: Sequence[str]) -> tuple[int, ...]:
 
 def _changes(base: Config, config: Config) -> dict[str, Any]:
     """Dotted names and values of what `config` changes."""
-    values = dataclasses.asdict(config)
-    names = changed_fields(dataclasses.asdict(base), values)
-    return {
-        name: functools.reduce(lambda group, key: group[key], name.split("."), values)
-        for name in names
-    }
+    found: dict[str, Any] = {}
+    for name in changed_fields(dataclasses.asdict(base), dataclasses.asdict(config)):
+        option, value = "", config
+        for key in name.split("."):
+            if not dataclasses.is_dataclass(value):
+                break  # an entry of a value that is a mapping
+            option, value = f"{option}.{key}".removeprefix("."), getattr(value, key)
+        found[option] = value
+    return found
 
 
 def _flags(options: Mapping[str, Any]) -> list[str]:
-    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    """The words that `rl-nfm train` takes for options."""
+    return [word for name, value in options.items() for word in (f"--{name}", *_words(value))]
+
+
+def _words(value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        return [word for pair in value.items() for word in map(str, pair)]
+    if isinstance(value, list | tuple):
+        return [word for item in value for word in _words(item)]
+    return [str(value)]

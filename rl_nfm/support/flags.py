@@ -27,6 +27,29 @@ _OR_NONE = re.compile(r"\{None\}\|(\S+)")
 """tyro's way to write "a path, say, or None"; what takes its place in `--help` is as wide."""
 
 
+def _pairs(words: list[str]) -> dict[str, float]:
+    try:
+        return {name: float(number) for name, number in zip(words[::2], words[1::2], strict=True)}
+    except ValueError:
+        text = " ".join(words)
+        raise ValueError(
+            f"{short(text)} is not allowed: must be NAME NUMBER NAME NUMBER ..."
+        ) from None
+
+
+PAIRS = tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="[NAME NUMBER ...]",
+    instance_from_str=_pairs,
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda value: [str(part) for pair in value.items() for part in pair],
+)
+"""Annotates a field of names and numbers: one flag replaces them all.
+
+Without, tyro makes a flag of each name that the default has, and then takes no others.
+"""
+
+
 class _Refused(Exception):
     """Carries an error message out of tyro's parser."""
 
@@ -169,6 +192,4 @@ def _not_built(event: tyro_errors.InstantiationFailure) -> str:
     elif found := _NO_UNION.search(message):
         kinds = (_WORDS_FOR_TYPES.get(kind.lower(), kind) for kind in found[1].split("|"))
         message = f"{short(found[2])} is not allowed: must be {' or '.join(kinds)}"
-    elif message.startswith("Failed to parse key-value pairs"):
-        message = "must be pairs of a name and its value: NAME VALUE NAME VALUE ..."
     return f"{event.argument.display_name()}: {message}"

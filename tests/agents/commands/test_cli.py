@@ -45,7 +45,7 @@ BAD = [
     (["train", "debug", "--env.num-envs", "0"], "env.num_envs: 0 is not allowed"),
     (["train", "debug", "--env.num-threads", "5000"], "rl-nfm: env.num_threads: 5000"),
     (["train", "debug", "--game", "memory_cue", "--env.stack-num", "4"], "env.stack_num: 4"),
-    (["train", "debug", "--learner.auxiliary", "future_frame"], "must be pairs of a name and its"),
+    (["train", "debug", "--learner.auxiliary", "future_frame"], "must be NAME NUMBER NAME"),
     (["train", "debug", "--learner.discount", "1.5"], "learner.discount: 1.5 is not allowed"),
     (["train", "debug", "--learner.munchausen", "True"], "munchausen"),
     (["train", "debug", "--replay.sequence-steps", "4"], "has no state"),

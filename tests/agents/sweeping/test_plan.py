@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 import yaml
 
-from agents.config import write_config
+from agents.config import config_class, make_config, write_config
 from agents.presets import read_preset
 from agents.reporting.sizes import build_encoder, describe
 from agents.sweeping.plan import Plan, parse_seeds, parse_vary
 from agents.sweeping.variants import with_encoder
 from rl_nfm.backbones.matching import count_parameters
+from rl_nfm.support.flags import parse_flags
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,25 @@ def test_seeds_and_varied_options_as_typed():
             parse_vary((word,))
     with pytest.raises(ValueError, match="given twice"):
         parse_vary(("a=1", "a=2"))
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "value"),
+    [
+        ("brims.num_rims", "[3,2]", (3, 2)),
+        ("learner.auxiliary", "{future_frame: 0.5}", {"future_frame": 0.5}),
+        ("learner.auxiliary", "{}", {}),
+        ("learner.target_tau", "null", None),
+    ],
+)
+def test_flags_of_a_run_say_lists_and_mappings_too(debug, tmp_path, option, text, value):
+    changed = {"learner": {"auxiliary": {"future_frame": 1.0}, "target_tau": 0.1}}
+    base = make_config({**dataclasses.asdict(debug), **changed})
+    asked = plan(base, encoders=("brims",), vary={option: (text,)})
+    (run,) = asked.runs(tmp_path, threads=1)
+    config = parse_flags(config_class(), run.begin[2:-2], default=base, prog="train")
+    *group, name = option.split(".")
+    assert getattr(getattr(config, group[0]), name) == value
 
 
 def test_a_sweep_grows_but_its_preset_stays(debug, tmp_path):
