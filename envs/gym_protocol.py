@@ -85,6 +85,9 @@ def load_wrapper(text: str) -> Callable[[Any], Any]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"wrappers: {text!r} is not found: {error}") from None
+    except Exception as error:  # whatever the module does
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"wrappers: {text!r} cannot be imported: {reason}") from None
     if not (isinstance(found, type) and issubclass(found, gymnasium.Wrapper)):
         raise ValueError(f"wrappers: {text!r} is not allowed, must be a gymnasium.Wrapper")
     return partial(found, **arguments)
@@ -109,7 +112,9 @@ def keyword_arguments(field: str, call: str) -> dict[str, Any]:
     try:
         node = ast.parse(call, mode="eval").body
         assert isinstance(node, ast.Call)
+        assert isinstance(node.func, ast.Name)
         assert not node.args
+        assert len({a.arg for a in node.keywords}) == len(node.keywords)
         return {str(a.arg or 1 / 0): ast.literal_eval(a.value) for a in node.keywords}
     except (SyntaxError, ValueError, AssertionError, ZeroDivisionError):
         text = call.partition("(")[2].removesuffix(")")

@@ -13,10 +13,13 @@ wrapper. A wrapper is written as its import path, with arguments where it takes 
 
 import contextlib
 import multiprocessing
+import os
+import signal
 import warnings
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 import gymnasium
@@ -122,6 +125,8 @@ class GymVecEnv(GameVecEnv):
             # A fork would copy this process with the locks that its threads hold.
             methods = multiprocessing.get_all_start_methods()
             settings["context"] = "forkserver" if "forkserver" in methods else "spawn"
+            if settings["context"] == "forkserver":
+                _begin_forkserver()
         with _one_line(self.game), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*[Nn]o render fps")  # nobody plays it live
             _find_installed(self.game.removeprefix(PREFIX))
@@ -130,7 +135,7 @@ class GymVecEnv(GameVecEnv):
                 num_envs=num_envs,
                 vectorization_mode=vectorization,
                 vector_kwargs=settings,
-                wrappers=self._wrappers,
+                wrappers=[_apart, *self._wrappers] if vectorization == "async" else self._wrappers,
                 disable_env_checker=True,
                 **more,
             )
@@ -188,7 +193,14 @@ class GymVecEnv(GameVecEnv):
         pictures = np.stack(self._vec.render())
         if pictures.dtype.kind == "f":  # MinAtar's are from 0 to 1
             pictures = np.rint(255 * pictures)
-        self._pictures = pictures.astype(np.uint8)
+        if pictures.ndim == 3:
+            pictures = np.repeat(pictures[..., None], 3, axis=-1)
+        if pictures.ndim != 4 or pictures.shape[-1] not in (3, 4):
+            raise ValueError(
+                f"game: {self.game!r} renders pictures of shape {pictures.shape[1:]}, not (H, W), "
+                "(H, W, 3) or (H, W, 4)"
+            )
+        self._pictures = pictures[..., :3].astype(np.uint8)
 
     def _end(self) -> None:
         asynchronous = isinstance(self._vec, AsyncVectorEnv)
@@ -198,6 +210,32 @@ class GymVecEnv(GameVecEnv):
         """End the processes and free the environments."""
         del kwargs
         self._end()
+
+
+def _begin_forkserver() -> None:
+    """Begin the process that workers are forked from, which no SIGTERM to the group may end.
+
+    Without it, workers are not told to end, and each leaves a traceback. It inherits what is
+    blocked here; the tracker, which it would begin otherwise, unblocks the signal too early.
+    """
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _apart(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """Take a worker out of the group that a terminal or a batch system sends signals to.
+
+    The process that trains decides when to end, after it has saved, and then ends its workers.
+    """
+    if hasattr(os, "setsid"):
+        with contextlib.suppress(OSError):  # it leads a group of its own already
+            os.setsid()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    return env
 
 
 def _find_installed(name: str) -> None:
@@ -219,7 +257,7 @@ def _one_line(game: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = next((line for line in str(error).splitlines() if line.strip()), "").strip()
         unknown = isinstance(error, gymnasium.error.UnregisteredEnv)
         hint = "; gym:PACKAGE:ID imports the package that registers it" if unknown else ""
         raise ValueError(

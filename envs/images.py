@@ -33,6 +33,8 @@ class ImageLayout:
 def image_layout(game: str, space: Space[Any]) -> ImageLayout:
     """How the images of an observation space become frames.
 
+    Of three axes the first is the channels where it is the smallest, else the last.
+
     Raises:
         ValueError: other observations; the message says which are allowed.
     """

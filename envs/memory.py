@@ -154,7 +154,13 @@ def _protocol_of(options: Mapping[str, Any]) -> Protocol:
     return MEMORY_PROTOCOL
 
 
-@register_env(MEMORY_CUE, protocol=_protocol_of, canonical=lambda _: MEMORY_CUE)
+def _canonical(game: str) -> str:
+    if ":" in game:
+        raise ValueError(f"game: {game!r} is unknown; did you mean {MEMORY_CUE!r}?")
+    return MEMORY_CUE
+
+
+@register_env(MEMORY_CUE, protocol=_protocol_of, canonical=_canonical)
 def make_memory_cue(
     game: str = MEMORY_CUE,
     *,

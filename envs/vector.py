@@ -198,11 +198,15 @@ class GameVecEnv(VectorEnv):
         """Wait for the results of `send`.
 
         Raises:
-            ValueError: nothing was sent.
+            ValueError: nothing was sent, or a reward is not finite.
         """
         self._check_turn("recv", Turn.RECV, otherwise="send")
         self._turn = Turn.RESET
         obs, rewards, terminated, truncated, info = self._collect()
+        if rewards.dtype.kind == "f" and not np.isfinite(rewards).all():
+            raise ValueError(
+                f"{self.game}: rewards {rewards.tolist()} are not allowed: finite ones"
+            )
         info = self._track(info, rewards, terminated, truncated)
         self._show(obs)
         self._turn = Turn.SEND

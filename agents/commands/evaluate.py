@@ -288,8 +288,8 @@ def score_text(content: dict[str, Any]) -> str:
     if content["repeated"] is not None and content["encoder"] != RANDOM:
         count, score = content["repeated"]
         rows["note"] = (
-            f"{count} of {content['episodes']} episodes returned exactly {score:g}: the agent may "
-            "be stuck, and more episodes say little more"
+            f"{count} of {content['episodes']} episodes returned exactly {score:g}: it plays all "
+            "alike (or is stuck), and more episodes say little more"
         )
     lines = [f"{name:24}{value}" for name, value in rows.items()]
     if "attention" in content:

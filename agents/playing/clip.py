@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.playing.evaluate import PlayStep
+from envs import as_picture
 
 STRIDE_STEPS = 2
 """Agent steps from picture to picture."""
@@ -51,8 +52,8 @@ class EpisodeClip:
 
     def _draw(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Enlarged, below a line of text; grey ones stay [H, W], which take less space."""
-        image = frame if frame.ndim == 2 else frame.transpose(1, 2, 0)
-        if image.ndim == 3 and image.shape[-1] == 1:
+        image = as_picture(frame)
+        if frame.ndim == 2 or len(frame) != 3:
             image = image[..., 0]
         scale = max(1, round(_WIDTH / image.shape[1]))
         large = image.repeat(scale, 0).repeat(scale, 1)

@@ -36,6 +36,10 @@ class Agent:
     ) -> tuple[Int64[np.ndarray, "*B"], PredictState | None]:
         """Actions, with the signature of Stable-Baselines3's `predict`.
 
+        That tells neither rewards nor lost lives, so a recurrent encoder that reads the last reward
+        (or forgets where a lost life ends the return) sees none of them here; `rl-nfm evaluate`
+        shows it both.
+
         Args:
             observation: one observation or a batch of them, channels first or last.
             state: what the last call returned; None at the beginning.

@@ -18,7 +18,7 @@ from agents.config import Config
 from agents.playing.attention import AttentionView
 from agents.playing.drawing import LINE, Image, canvas, stack, value_bars, write
 from agents.playing.evaluate import PlayStep, env_seed
-from envs import GameVecEnv, as_picture, make_env
+from envs import AtariVecEnv, GameVecEnv, as_picture, make_env
 from rl_nfm.support.output_files import written
 from rl_nfm.support.video import video_writer
 
@@ -86,7 +86,11 @@ class EpisodeVideo:
             self.steps += 1
             self.score += float(step.reward[0])
             _, reward, *_ = self.twin.step([self._action])
-            assert reward == step.reward[:1], "the second environment plays another game"
+            if reward != step.reward[:1]:
+                raise ValueError(
+                    f"game: {self.game!r} cannot be recorded: its seed does not determine it, and "
+                    "the second one, which is drawn, plays another game"
+                )
         picture = self.twin.render()[0] if self.twin.draws else None
         self._action = int(step.action[0])
         self._write(self._draw(picture, step))
@@ -108,7 +112,12 @@ class EpisodeVideo:
 
     def _draw(self, picture: Image | None, step: PlayStep) -> Image:
         side = self._draw_side(step)
-        panels = [side] if picture is None else [_scaled(picture, (_HEIGHT, _GAME_WIDTH)), side]
+        panels = [side]
+        if picture is not None:
+            size = (_HEIGHT, _GAME_WIDTH)
+            # A television shows Atari's pixels wide.
+            wide = isinstance(self.twin, AtariVecEnv)
+            panels = [_scaled(picture, size) if wide else _fitted(picture, size), side]
         title = canvas(_TEXT_HEIGHT, sum(panel.shape[1] for panel in panels))
         write(title, f"{self.game}  score {self.score:.6g}  step {self.steps}", 8, 22, scale=0.6)
         rows = [title, np.hstack(panels)]
@@ -119,7 +128,7 @@ class EpisodeVideo:
     def _draw_side(self, step: PlayStep) -> Image:
         """What the agent sees, the action it chooses and its value of each action."""
         side = canvas(_HEIGHT, _SIDE_WIDTH)
-        side[:_VIEW, :_VIEW] = _scaled(as_picture(step.newest), (_VIEW, _VIEW))
+        side[:_VIEW, :_VIEW] = _fitted(as_picture(step.newest), (_VIEW, _VIEW))
         names = self.twin.action_meanings
         lines = ["what the agent sees", f"action: {names[self._action]}"]
         if self.twin.step_spec.has_lives:
@@ -143,3 +152,14 @@ def _scaled(image: Image, size: tuple[int, int]) -> Image:
     """The image enlarged to (height, width), with sharp pixels."""
     scaled = cv2.resize(image, size[::-1], interpolation=cv2.INTER_NEAREST)
     return np.asarray(scaled, np.uint8)
+
+
+def _fitted(image: Image, size: tuple[int, int]) -> Image:
+    """The image enlarged as far as it fits into (height, width), in the middle of black."""
+    height, width = image.shape[:2]
+    scale = min(size[0] / height, size[1] / width)
+    inner = _scaled(image, (max(1, round(height * scale)), max(1, round(width * scale))))
+    top, left = ((size[axis] - inner.shape[axis]) // 2 for axis in (0, 1))
+    fitted = canvas(*size)
+    fitted[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
+    return fitted

@@ -212,7 +212,9 @@ class Replay(Ring):
     def sample(self, batch_size: int) -> Batch:
         """Draw sequences in proportion to their priorities.
 
-        Needs at least one complete sequence, which holds once `min_steps` are gathered.
+        Needs at least one complete sequence, which holds once `min_steps` are gathered. In a very
+        small replay all complete ones may begin with the end of an episode; a batch of them has a
+        mask of zeros and teaches nothing.
         """
         fields, index, kept = self._drawing(batch_size)
         return Batch(obs=self._pick(index, kept), **fields)
@@ -246,7 +248,8 @@ class Replay(Ring):
 
     def _set_priorities(self, index: Tensor, td_error: Tensor, mask: Tensor) -> Tensor:
         """Write them, and return the largest one ever."""
-        priority = sequence_priority(td_error, mask, self.config.max_weight)
+        # a sequence without a step of its own, drawn where there was no other, is not drawn again
+        priority = sequence_priority(td_error, mask, self.config.max_weight) * mask.any(0)
         self.priorities.write(index, priority**self.config.priority_exponent)
         # Returned, because compiled code loses what is copied into a single float64 on a CPU.
         return torch.maximum(self.max_priority, priority.max())

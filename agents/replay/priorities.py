@@ -59,10 +59,10 @@ class Priorities:
 
         Returns:
             Their indices and probabilities. An item of weight 0 is never drawn as long as any
-            weight is positive.
+            any weight is positive; where none is, probabilities are 0.
         """
         running = _running(self._sums)
-        total = running[-1]
+        total = running[-1].clamp(min=torch.finfo(torch.float64).tiny)
         strata = torch.arange(count, dtype=torch.float64, device=total.device)
         uniform = torch.rand(count, dtype=torch.float64, device=total.device)
         point = (strata + uniform) / count * total

@@ -6,7 +6,7 @@ None of it draws from training's random numbers, so a run computes the same with
 import dataclasses
 from typing import Any
 
-from agents.config import Config, RunConfig
+from agents.config import Config
 from agents.learning.network import QNetwork
 from agents.playing.clip import EpisodeClip
 from agents.playing.evaluate import Interrupted, play
@@ -38,7 +38,7 @@ def evaluate(
         ranks: of the run.
     """
     counters = recorder.counters
-    clip = EpisodeClip() if clip_due(config.run, counters.steps, config.steps) else None
+    clip = EpisodeClip() if clip_due(config, counters.steps) else None
 
     def scores() -> dict[str, Any]:
         try:
@@ -71,8 +71,11 @@ def _show(clip: EpisodeClip, recorder: Recorder) -> None:
     recorder.folder.curves.draw(lambda board: board.add_gif(VIDEO, clip.gif(), clip.size, steps))
 
 
-def clip_due(config: RunConfig, steps: int, last_steps: int) -> bool:
-    """Whether the evaluation at `steps` of a run of `last_steps` leaves a clip."""
-    every, number = config.video_every_evals, steps // config.eval_every_steps
-    is_last = steps + config.eval_every_steps > last_steps
-    return every > 0 and (is_last or (number - 1) % every == 0)
+def clip_due(config: Config, steps: int) -> bool:
+    """Whether the evaluation at `steps` leaves a clip: the first, every so many-th and the last."""
+    every, between = config.run.video_every_evals, config.run.eval_every_steps
+    number, round_steps = steps // between, config.env.num_envs
+    end = -(-config.steps // round_steps) * round_steps  # the last round is played to its end
+    is_first = (steps - round_steps) // between == 0
+    is_last = (number + 1) * between > end
+    return every > 0 and (is_first or is_last or (number - 1) % every == 0)

@@ -90,6 +90,6 @@ def _newest(folder: RunFolder, config: Config) -> Path | None:
         last = checkpoint.open_checkpoint(found)
         # Not with config.yaml, which may have been edited since.
         check_resumable(last.config, config)
-        if config.steps < last.steps:
+        if config.steps <= last.steps - config.env.num_envs:  # not its last, incomplete round
             raise ValueError(f"steps: {config.steps} is not allowed: {last.steps} are done already")
     return found

@@ -43,10 +43,34 @@ class StripFromTwo(Strip):
     first_action = 2
 
 
+class Draws(Strip):
+    """Draws in a shape of its own."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    shape: tuple[int, ...] = ()
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.render_mode = render_mode
+
+    def render(self):
+        return np.arange(np.prod(self.shape), dtype=np.uint8).reshape(self.shape)
+
+
+class Infinite(Strip):
+    """Its third reward is minus infinity."""
+
+    def step(self, action):
+        frame, reward, *ends = super().step(action)
+        return frame, reward if self.steps < 3 else -np.inf, *ends
+
+
 for _id, _kind, _steps, _kwargs in [
     ("Strip-v0", Strip, 6, {}),
     ("StripFromTwo-v0", StripFromTwo, 9, {}),
     ("StripBool-v0", Strip, 5, {"dtype": bool}),
+    ("Draws-v0", Draws, 6, {}),
+    ("Infinite-v0", Infinite, 6, {}),
 ]:
     gymnasium.register(_id, _kind, max_episode_steps=_steps, kwargs=_kwargs)
 
@@ -252,6 +276,9 @@ def test_wrong_spaces_are_refused_in_one_line(obs, actions, message):
         ("gym:Strip-v0", {"kwargs": "1 + 1"}, "kwargs: '1 . 1' is not allowed"),
         ("gym:Strip-v0", {"kwargs": "shape=print(1)"}, "kwargs: .* is not allowed"),
         ("gym:Strip-v0", {"kwargs": "**{}"}, "kwargs: .* is not allowed"),
+        ("gym:Strip-v0", {"kwargs": "a=1)(b=2"}, "kwargs: .* is not allowed"),
+        ("gym:Strip-v0", {"kwargs": "a=1, a=2"}, "kwargs: .* is not allowed"),
+        ("gym:Strip-v0", {"wrappers": ["..m:C"]}, "'..m:C' cannot be imported: TypeError"),
         ("gym:Strip-v0", {"wrappers": ["os:system"]}, "must be a gymnasium.Wrapper"),
         ("gym:Strip-v0", {"wrappers": ["nowhere:X"]}, "'nowhere:X' is not found"),
         ("gym:Strip-v0", {"wrappers": ["nothing"]}, "must be 'module:Class'"),
@@ -284,6 +311,31 @@ def test_render_shows_the_newest_frame_where_nothing_else_is_drawn():
     obs, _ = env.reset()
     np.testing.assert_array_equal(env.render()[1], obs[1, 3:].transpose(1, 2, 0))
     assert not env.draws
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3), (4, 6, 4), (4, 6, 2)])
+def test_pictures_are_rgb_however_they_are_drawn(shape, monkeypatch):
+    monkeypatch.setattr(Draws, "shape", shape)
+    env = make_env("gym:Draws-v0", num_envs=2, seed=0, render_mode="rgb_array")
+    drawn = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    if shape[-1] == 2:
+        with pytest.raises(ValueError, match=r"renders pictures of shape \(4, 6, 2\)"):
+            env.reset()
+        return
+    env.reset()
+    expected = drawn[..., None].repeat(3, -1) if drawn.ndim == 2 else drawn[..., :3]
+    np.testing.assert_array_equal(env.render()[1], expected)
+
+
+def test_a_reward_that_is_not_finite_is_refused():
+    env = make_env("gym:Infinite-v0", num_envs=2, seed=0)
+    env.reset()
+    for _ in range(2):
+        env.step([0, 0])
+    with pytest.raises(
+        ValueError, match=r"gym:Infinite-v0: rewards \[-inf, -inf\] are not allowed"
+    ):
+        env.step([0, 0])
 
 
 @pytest.mark.filterwarnings("ignore:.*o render fps")  # of the one made by hand

@@ -8,9 +8,11 @@ import pytest
 
 from agents.config import EnvConfig, make_config, to_plain
 from agents.playing import video
+from agents.playing.clip import EpisodeClip
 from agents.playing.evaluate import play
 from agents.playing.video import FPS, record_first_episode
 from agents.presets import read_preset
+from envs.memory import MemoryCueVecEnv
 from rl_nfm.support import video as video_files
 
 SEED = 5
@@ -88,6 +90,39 @@ def test_a_game_without_an_emulator(tmp_path):
     _, frames = frames_of(tmp_path / "v.mp4")
     assert len(frames) == 8  # cue, five blanks, the choice, the end
     assert frames[0].shape == (512, 480, 3)
+
+
+def test_pictures_keep_their_shape():
+    """A picture of 30x60 in a field of 480x640 is 320 high and 640 wide, in the middle."""
+    fitted = video._fitted(np.full((30, 60, 3), 255, np.uint8), (480, 640))
+    assert fitted.shape == (480, 640, 3)
+    assert (fitted[80:400] == 255).all()
+    assert fitted[:80].max() == fitted[400:].max() == 0
+
+
+@pytest.mark.parametrize(("channels", "shape"), [(1, ()), (2, ()), (3, (3,)), (4, ()), (10, ())])
+def test_a_clip_of_frames_of_any_number_of_channels(channels, shape):
+    frame = np.zeros((channels, 10, 12), np.uint8)
+    frame[-1, 4, 5] = 255
+    picture = EpisodeClip()._draw(frame)
+    scale = round(168 / 12)
+    assert picture.shape == (18 + 10 * scale, 12 * scale, *shape)
+    assert (picture[18:].reshape(10, scale, 12, scale, -1)[4, :, 5, :, -1] == 255).all()
+    assert np.count_nonzero(picture[18:]) == scale**2
+
+
+def test_a_game_that_its_seed_does_not_determine_is_not_recorded(tmp_path, monkeypatch):
+    recorded = MemoryCueVecEnv._collect
+    draws = iter(range(1000))
+
+    def collect(env):
+        obs, rewards, *rest = recorded(env)
+        return obs, rewards + next(draws), *rest
+
+    monkeypatch.setattr(MemoryCueVecEnv, "_collect", collect)
+    with pytest.raises(ValueError, match="memory_cue' cannot be recorded: its seed does not"):
+        record(tmp_path / "v.mp4", config("memory_cue"), episodes=1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_recording_leaves_nothing(tmp_path):

@@ -130,12 +130,22 @@ def test_the_last_evaluation_and_every_fifth_leave_a_clip(run):
 
 
 def test_clips_are_due():
-    config = dataclasses.replace(tiny().run, eval_every_steps=10, video_every_evals=3)
-    due = [steps for steps in range(10, 101, 10) if evaluation.clip_due(config, steps, 104)]
-    assert due == [10, 40, 70, 100]
-    assert evaluation.clip_due(config, 30, 35), "the last one"
-    off = dataclasses.replace(config, video_every_evals=0)
-    assert not any(evaluation.clip_due(off, steps, 100) for steps in (10, 100))
+    def due(steps, num_envs, every, between=10):
+        run = dataclasses.replace(tiny().run, eval_every_steps=between, video_every_evals=every)
+        env = dataclasses.replace(tiny().env, num_envs=num_envs)
+        config = dataclasses.replace(tiny(), steps=steps, env=env, run=run)
+        evaluated = evaluations(steps, num_envs, between)
+        return [n for n, now in enumerate(evaluated, 1) if evaluation.clip_due(config, now)]
+
+    def evaluations(steps, num_envs, between):
+        rounds = range(num_envs, steps + num_envs, num_envs)
+        return [now for now in rounds if now // between > (now - num_envs) // between]
+
+    assert due(104, 1, 3) == [1, 4, 7, 10]
+    assert due(35, 1, 3) == [1, 3], "the last one"
+    assert due(5000, 64, 100, between=1000) == [1, 5]
+    assert due(200, 64, 100, between=30) == [1, 4], "more games than steps between evaluations"
+    assert due(100, 1, 0) == []
 
 
 def test_what_is_looked_at_changes_nothing_that_a_run_computes(tmp_path):

@@ -82,6 +82,34 @@ def test_a_signal_ends_an_evaluation_between_steps(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_leaves_workers_to_the_run(number, tmp_path):
+    """As Ctrl-C of a terminal and some batch systems send it: environments in processes too."""
+    pytest.importorskip("minigrid", reason="needs the extra gymnasium (MiniGrid)")
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "agents.cli", "train", "minigrid", "--steps", "100000"]
+    command += ["--env.vectorization", "async", "--env.num-envs", "2", "--device", "cpu"]
+    command += ["--run.log-every-steps", "20", "--out", str(run)]
+    with subprocess.Popen(
+        command,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
+        end = time.time() + 120
+        while not read_metrics(run / "metrics.jsonl"):
+            assert time.time() < end
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, number)
+        output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 128 + number, output
+    assert "after a checkpoint" in output
+    assert "Traceback" not in output
+    assert checkpoint.open_checkpoint(checkpoint.find(run)).steps >= 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_at_once(number):
     with subprocess.Popen(
         [sys.executable, "-c", WAITING], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
@@ -92,6 +120,15 @@ def test_a_second_signal_ends_at_once(number):
         assert process.stdout.readline() == "asked\n"
         process.send_signal(number)
         assert process.wait(timeout=20) == -number
+
+
+def test_a_finished_run_may_have_ended_beyond_its_last_step(tmp_path, capsys):
+    """Rounds of seven games do not add up to 100 steps: 105 are done."""
+    train.train(quick(steps=100, env={"num_envs": 7}), out=tmp_path / "run")
+    train.resume(tmp_path / "run", lambda old: old)
+    assert "all 100 steps are done" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="steps: 98 is not allowed: 105 are done already"):
+        train.resume(tmp_path / "run", lambda old: make_config({**to_plain(old), "steps": 98}))
 
 
 def test_training_in_a_thread_leaves_signals_alone(tmp_path):

@@ -37,6 +37,7 @@ def test_gymnasium_ids_of_all_games_are_resolved():
     [
         ("MsPacmn", "'MsPacmn' is unknown; did you mean 'ms_pacman'?"),
         ("ALE/Qbrt-v5", "'ALE/Qbrt-v5' is unknown; did you mean 'qbert'?"),
+        ("memory_cue:x", "'memory_cue:x' is unknown; did you mean 'memory_cue'?"),
         ("zzzz", "'zzzz' is unknown .`rl-nfm games` lists all"),
         ("pacman_ms", "'pacman_ms' is unknown; did you mean 'ms_pacman'?"),
         ("BandZoneTime-v5", "'BandZoneTime-v5' is unknown"),
