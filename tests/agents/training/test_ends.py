@@ -131,6 +131,19 @@ def test_a_finished_run_may_have_ended_beyond_its_last_step(tmp_path, capsys):
         train.resume(tmp_path / "run", lambda old: make_config({**to_plain(old), "steps": 98}))
 
 
+def test_a_replay_with_nothing_to_learn_from_teaches_nothing(tmp_path):
+    """Four rows around a resume, of which each complete one begins with the end of an episode."""
+    config = quick(
+        steps=41,  # the last row begins an episode, as does the first after the resume
+        env={"num_envs": 1},
+        replay={"capacity_steps": 4, "min_steps": 1},
+        learner={"n_steps": 1, "steps_per_update": 1},
+    )
+    train.train(config, out=tmp_path / "run")
+    train.resume(tmp_path / "run", lambda old: make_config({**to_plain(old), "steps": 48}))
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["steps"] == 48
+
+
 def test_training_in_a_thread_leaves_signals_alone(tmp_path):
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     found = []
