@@ -19,6 +19,9 @@ _SEEDS = 5
 
 def main(argv: list[str]) -> int:
     """Write the file."""
+    if len(argv) != 1:
+        print("usage: python scripts/dopamine_references.py DOPAMINE (a copy of its repository)")
+        return 2
     data = Path(argv[0]) / "baselines/atari/data"
     with PATH.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

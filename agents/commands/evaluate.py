@@ -140,8 +140,8 @@ def _check_options(options: Options) -> None:
             )
     if options.attention is not None:
         check_file("attention", options.attention.with_suffix(".png"))
-    for name in ("attention", "random_attention"):
-        if getattr(options, name) and options.random:
+    for name in ("attention", "random_attention", "epsilon", "fractions", "which"):
+        if options.random and getattr(options, name) != Options.__dataclass_fields__[name].default:
             raise ValueError(f"{name}: not allowed with --random, which has no encoder")
 
 

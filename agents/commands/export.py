@@ -72,6 +72,7 @@ class Options:
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     options = parse_flags(Options, argv, prog="rl-nfm export", description=DESCRIPTION)
+    options = dataclasses.replace(options, out=options.out.absolute())  # a name, also for "."
     RunFolder.check_free(options.out)
     found = checkpoint.open_checkpoint(checkpoint.find(options.path, options.which))
     network = checkpoint.load_network(found, choose_device(options.device)).eval()

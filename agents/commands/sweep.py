@@ -38,13 +38,14 @@ def main(argv: Sequence[str]) -> int:
     with held(options.out):
         executor = _executor(options)
         if options.search:
-            outcome = _search(options, plan, executor)
-        else:
-            outcome = _compare(options, plan, executor)
-    return _end(outcome, options.out)
+            return _search(options, plan, executor)
+        outcome = _compare(options, plan, executor)
+    return _end(outcome, options.out, *([] if options.known is None else [options.known]))
 
 
 def _compare(options: Options, plan: Plan, executor: Executor) -> Outcome:
+    if "search" in read_request(options.out):
+        raise ValueError(f"out: {options.out} holds a search; --search goes on with it")
     runs = plan.runs(options.out, executor.threads)
     known = _known(options.known, plan, runs)
     board = Board(runs, known=known, at_once=executor.at_once)
@@ -61,7 +62,11 @@ def _compare(options: Options, plan: Plan, executor: Executor) -> Outcome:
     return run_all(work, executor, board, options.retries, keep_replay=bool(options.keep_replay))
 
 
-def _search(options: Options, plan: Plan, executor: Executor) -> Outcome:
+def _search(options: Options, plan: Plan, executor: Executor) -> int:
+    if "?" in str(options.out.resolve()):
+        raise ValueError(f"out: {options.out} is not allowed in a search: SQLite takes no '?'")
+    if options.metric.startswith("eval_") and not plan.base.run.eval_episodes:
+        raise ValueError(f"metric: {options.metric} needs run.eval_episodes above 0")
     if len(plan.encoders) != 1 or plan.vary or options.known:
         raise ValueError("search: takes one encoder, and neither --vary nor --known")
     space = parse_space(options.search, plan.base)
@@ -79,7 +84,7 @@ def _search(options: Options, plan: Plan, executor: Executor) -> Outcome:
     keep = bool(options.keep_replay)
     outcome = run_all(work, executor, board, options.retries, keep_replay=keep)
     print(work.best())
-    return outcome
+    return max(_end(outcome, options.out), 0 if work.complete or outcome.signal else 1)
 
 
 def _same_trials(plan: Plan, metric: str, before: Mapping[str, Any]) -> None:
@@ -98,6 +103,8 @@ def _same_trials(plan: Plan, metric: str, before: Mapping[str, Any]) -> None:
 
 
 def _supervised(options: Options, others: Sequence[str]) -> int:
+    if options.keep_replay:
+        raise ValueError("keep_replay: has no effect on supervised tasks")
     plan = SupervisedPlan(
         task=options.preset.removeprefix(PREFIX),
         models=options.models,
@@ -165,11 +172,14 @@ def _known(folder: Path | None, plan: Plan, runs: Sequence[PlannedRun]) -> list[
     if not folder.is_dir():
         raise ValueError(f"known: {folder} is no folder")
     configs = plan.configs()
-    kept = [run for run in runs if is_kept(folder / run.name)]
-    for run in kept:
-        config = dataclasses.replace(configs[run.method], game=run.game, seed=run.seed)
-        check_same(config, folder / run.name)
-    return [run.name for run in kept]
+    kept = []
+    for run in runs:
+        place = folder.joinpath(*run.folder.parts[-3:])
+        if is_kept(place):
+            config = dataclasses.replace(configs[run.method], game=run.game, seed=run.seed)
+            check_same(config, place)
+            kept.append(run.name)
+    return kept
 
 
 def _print_sizes(plan: Plan) -> None:
@@ -187,7 +197,7 @@ def _room(executor: Executor) -> str:
     return f"{executor.at_once} at once with {executor.threads} thread(s) each{here}"
 
 
-def _end(outcome: Outcome, out: Path) -> int:
+def _end(outcome: Outcome, *results: Path) -> int:
     for name, reason in outcome.failed.items():
         print(f"rl-nfm: {name}: {reason}", file=sys.stderr)
     if outcome.signal is not None:
@@ -196,7 +206,7 @@ def _end(outcome: Outcome, out: Path) -> int:
         return 128 + outcome.signal
     if outcome.failed:
         print(f"{len(outcome.failed)} runs were given up; the same command again goes on with them")
-    print(f"next: rl-nfm report {out}")
+    print(f"next: rl-nfm report {' '.join(map(str, results))}")
     return 1 if outcome.failed else 0
 
 

@@ -108,7 +108,7 @@ def learning_curves(
             draw(ax, curves, method, palette[method])
         if draw is _draw_training:
             _draw_public(ax, public, max(r.curve.steps for r in results if r.curve))
-        _finish(ax, title, int(results[0].protocol["frameskip"]))
+        _finish(ax, title, int(results[0].protocol.get("frameskip", 1)))
     _draw_references(axes, game)
     _legend_below(figure, columns=len(panels))
     text = _wrapped(protocol_line(results), 70 * len(panels))

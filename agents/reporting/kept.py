@@ -1,7 +1,7 @@
 """Results to be committed: what tables and curves need of every finished run, as small text files.
 
 A kept run is a run's folder without checkpoints, so whatever reads runs reads it: `config.yaml`,
-`metrics.jsonl` of at most 40 lines (with all training episodes and all evaluations), and
+`metrics.jsonl` of about 40 lines (with all training episodes and all evaluations), and
 `kept.json`, which says with which code and versions it was made. A few kB, to be committed.
 """
 
@@ -11,9 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from agents.config import Config, to_plain
-from agents.reporting.swept import LAST_TENTH, SweptRun, swept_runs
-from agents.saving.resumable import RESUMABLE, changed_fields
+from agents.config import Config
+from agents.reporting.swept import LAST_TENTH, SweptRun, differing, swept_runs
 from agents.saving.run_folder import RunFolder, read_metrics
 from rl_nfm.support.output_files import write_json, written
 
@@ -21,8 +20,6 @@ KEPT_FILE = "kept.json"
 LOG_HEADER = "# code at "
 """Begins the line of a run's log that says which code it was begun or continued with."""
 _LINES = 40
-_FREE = set(RESUMABLE) - {"steps"}
-"""What a kept run may have had otherwise than the run it stands for."""
 
 
 def keep(sweep: Path, into: Path) -> list[Path]:
@@ -67,9 +64,8 @@ def check_same(config: Config, kept: Path) -> None:
     Raises:
         ValueError: naming the first that differs.
     """
-    for field in changed_fields(to_plain(RunFolder(kept).config()), to_plain(config)):
-        if field not in _FREE and field.split(".")[0] not in _FREE:
-            raise ValueError(f"known: {kept} was made with another {field}")
+    if (field := differing(RunFolder(kept).config(), config)) is not None:
+        raise ValueError(f"known: {kept} was made with another {field}")
 
 
 def _keep_run(run: SweptRun, lines: Sequence[Mapping[str, Any]], target: Path) -> None:

@@ -113,6 +113,26 @@ def check_protocols(results: Sequence[Result]) -> None:
                 )
 
 
+def check_methods(results: Sequence[Result]) -> None:
+    """Refuse runs of several sweeps under one method's name whose settings differ.
+
+    Raises:
+        ValueError: naming the first setting, both values and where they come from.
+    """
+    first: dict[tuple[str, str], Result] = {}
+    for result in results:
+        if not result.method:
+            continue
+        before = first.setdefault((result.game, result.method), result)
+        for name in dict.fromkeys([*before.settings, *result.settings]):
+            old, new = before.settings.get(name), result.settings.get(name)
+            if name != "steps" and old != new:
+                raise ValueError(
+                    f"{name}: {new!r} in {result.where}, but {old!r} in {before.where}, both "
+                    f"{result.method}; report the sweeps apart"
+                )
+
+
 def name_methods(results: Sequence[Result], notes: list[str]) -> list[Result]:
     """Name each result by its encoder and, where runs of that encoder differ, by its settings.
 

@@ -26,6 +26,8 @@ from agents.reporting.text import report_text, span
 from rl_nfm.support.configuration import nearest
 from rl_nfm.support.output_files import check_file, made_folder, write_json, written
 
+REPORT = "report.json"
+"""Marks a folder as that of a report, which the next one may replace."""
 _HIDDEN = {"env_id", "seed", "num_envs", *OBSERVATION}
 """Of the protocol block: what the report gives per run or method, or leaves out."""
 _FIGURE = re.compile(r"(curves|profiles|search)_\w+\.png")
@@ -61,6 +63,8 @@ def write_report(
     if against is not None and against not in methods:
         raise ValueError(nearest("against", against, methods))
     earlier = _make_folder(out, force)
+    if not (out / REPORT).exists():  # the folder is known as a report's wherever an error ends this
+        write_json(out / REPORT, {"protocol": {}, "tables": {}, "notes": [], "figures": []})
     tables: dict[Source, Tables] = {}
     for source in TITLES:
         part = [r for r in results if r.source == source and r.returns]
@@ -75,14 +79,17 @@ def write_report(
         _write_csv(out / f"{name}.csv", [row for t in plain.values() for row in t[name]])
     for name in set(earlier) - set(figures):
         (out / name).unlink(missing_ok=True)
+    has_public = references and _has_public(results)
+    if references and not has_public:
+        notes.append("references: none are published for these games under this protocol")
     content = {"protocol": protocol, "tables": plain, "notes": notes, "figures": figures}
     content["sizes"] = sizes
-    write_json(out / "report.json", content)
-    text = report_text(protocol, sizes, tables, figures, notes, references=references)
+    write_json(out / REPORT, content)
+    text = report_text(protocol, sizes, tables, figures, notes, references=has_public)
     with written(out / "report.md") as partial:
         partial.write_text(to_markdown(text), encoding="utf-8")
     write_page(out / PAGE, text, runs_text(results, out))
-    names = ["report.md", "report.json", "scores.csv", "runs.csv", PAGE, *figures]
+    names = ["report.md", REPORT, "scores.csv", "runs.csv", PAGE, *figures]
     return [out / name for name in names]
 
 
@@ -101,7 +108,7 @@ def _make_folder(out: Path, force: bool) -> list[str]:
 def _earlier_figures(folder: Path) -> list[str] | None:
     """The figures of the report that is there; None where there is none."""
     try:
-        content = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(content, dict) or not {"protocol", "tables", "notes"} <= set(content):
@@ -129,6 +136,11 @@ def _draw(
             title = f"{TITLES[source]}: {table.aggregates[0]['games']} games"
             report_figures.profiles(out / names[-1], table.strata, methods, title)
     return names
+
+
+def _has_public(results: Iterable[Result]) -> bool:
+    """Whether `_draw` finds public curves for any game."""
+    return any(r.has_curve and find_references(r.game, r.protocol) for r in results)
 
 
 def _protocol(results: Iterable[Result]) -> dict[str, Any]:

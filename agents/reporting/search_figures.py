@@ -25,7 +25,11 @@ def draw_search(sweep: Path, out: Path, notes: list[str]) -> list[str]:
         return []
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = f"sqlite:///{(sweep / STUDY_FILE).resolve()}"
-    study = optuna.load_study(study_name="search", storage=storage)
+    try:
+        study = optuna.load_study(study_name="search", storage=storage)
+    except Exception:  # of Optuna, SQLAlchemy or SQLite, whatever is wrong with the file
+        notes.append(f"search: no plots, {sweep / STUDY_FILE} is damaged")
+        return []
     plots: Any = optuna.visualization.matplotlib
     figures = {
         "search_history.png": plots.plot_optimization_history,

@@ -54,7 +54,14 @@ class _Handler(SimpleHTTPRequestHandler):
     def translate_path(self, path: str) -> str:
         """The file of a request; for a refused one, a name that no file has."""
         file = Path(super().translate_path(path))
-        allowed = any(file.resolve().is_relative_to(folder) for folder in self._shown)
+        # A folder is answered with its page, which may be a link that leads out of it.
+        asked = [file, *(file / page for page in ("index.html", "index.htm"))]
+        try:
+            allowed = all(
+                any(one.resolve().is_relative_to(folder) for folder in self._shown) for one in asked
+            )
+        except (OSError, ValueError):  # a name that no file can have
+            allowed = False
         return str(file) if allowed else os.devnull + "/refused"
 
     def log_message(self, format: str, *args: Any) -> None:

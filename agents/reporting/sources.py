@@ -15,6 +15,7 @@ import numpy as np
 from agents.config import make_config
 from agents.reporting.methods import (
     at_common_steps,
+    check_methods,
     check_protocols,
     check_seeds,
     encoder_of,
@@ -64,6 +65,7 @@ def read_results(paths: Sequence[Path]) -> tuple[list[Result], list[str]]:
         results += [_read_scores(file) for file in files if file.resolve() not in seen]
         seen |= {path.resolve(), *(file.resolve() for file in files)}
     check_protocols(results)
+    check_methods(results)
     results = name_methods(results, notes)
     check_seeds(results)
     return at_common_steps(results, notes), notes
@@ -83,6 +85,12 @@ def _read_swept(run: SweptRun, notes: list[str]) -> list[Result]:
     if len(evaluations) == LAST_EVALUATIONS:
         last = dataclasses.replace(result, source="last_evaluations", returns=evaluations)
         scores.append(dataclasses.replace(last, curve=None))
+    else:
+        notes.append(
+            f"{run.name}: {len(evaluations)} evaluations, not among those of {LAST_EVALUATIONS}"
+        )
+    if not late:
+        notes.append(f"{run.name}: no episode ended in its last tenth, not in that table")
     return scores
 
 

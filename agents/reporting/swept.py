@@ -10,10 +10,16 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from agents.config import Config, to_plain
+from agents.saving.resumable import RESUMABLE, changed_fields
+from agents.saving.run_folder import RunFolder
+
 LAST_TENTH = 0.1
 """Share of a run's steps whose training episodes count."""
 LAST_EVALUATIONS = 5
 """Evaluations that count."""
+_FREE = set(RESUMABLE) - {"steps"}
+"""In which two runs may differ that stand for each other: a run and what was kept of it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,5 +55,24 @@ def swept_runs(folder: Path) -> list[SweptRun]:
 
 
 def each_once(runs: Sequence[SweptRun]) -> list[SweptRun]:
-    """The first run of each name: a sweep may be named together with its kept results."""
-    return list({run.name: run for run in reversed(runs)}.values())[::-1]
+    """The first run of each name: a sweep may be named together with its kept results.
+
+    Raises:
+        ValueError: two of one name were made with other settings.
+    """
+    found: dict[str, SweptRun] = {}
+    for run in runs:
+        first = found.setdefault(run.name, run)
+        if run is not first and first.path.resolve() != run.path.resolve():
+            configs = [RunFolder(r.path).config() for r in (first, run)]
+            if (field := differing(*configs)) is not None:
+                raise ValueError(f"{first.path} and {run.path}: one run, made with another {field}")
+    return list(found.values())
+
+
+def differing(one: Config, other: Config) -> str | None:
+    """The first option in which two runs differ that should stand for each other, if any."""
+    for field in changed_fields(to_plain(one), to_plain(other)):
+        if field not in _FREE and field.split(".")[0] not in _FREE:
+            return field
+    return None

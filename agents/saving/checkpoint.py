@@ -149,6 +149,8 @@ def find(path: Path, which: str = "last") -> Path:
     """
     path = zoo.locate(path)
     if (path / storage.META).is_file():
+        if which != "last":
+            raise CheckpointError(f"which: {path} holds one agent, no run with its {which} one")
         return path
     if not path.exists():
         raise CheckpointError(f"{path}: does not exist")

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 
 
+class BusyError(ValueError):
+    """Another process is training the run."""
+
+
 class RunFolder:
     """Paths of a run and the writers of its metrics."""
 
@@ -96,7 +100,8 @@ class RunFolder:
         What a killed one has left half-written is cleared away first.
 
         Raises:
-            ValueError: if another process holds it, or it cannot be held.
+            BusyError: if another process holds it.
+            ValueError: if it cannot be held.
         """
         try:
             # Opened without truncating and without following a link: it may be someone's file.
@@ -109,7 +114,7 @@ class RunFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ValueError(f"{self.path}: another process is training this run") from None
+                raise BusyError(f"{self.path}: another process is training this run") from None
             except OSError as error:
                 raise ValueError(
                     f"{self.path / LOCK}: cannot be locked ({error.strerror})"

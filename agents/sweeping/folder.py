@@ -24,6 +24,7 @@ def held(out: Path) -> Iterator[None]:
         ValueError: another one does, or the folder cannot be made or written.
     """
     lock_path, is_new = out / LOCK_FILE, not (out / LOCK_FILE).exists()
+    was_there = out.exists()
     with made_folder("out", out):
         check_file("out", lock_path)
     with lock_path.open("a") as lock:
@@ -36,7 +37,8 @@ def held(out: Path) -> Iterator[None]:
         except BaseException:
             if is_new and [*out.iterdir()] == [lock_path]:
                 lock_path.unlink()
-                out.rmdir()
+                if not was_there:
+                    out.rmdir()
             raise
 
 

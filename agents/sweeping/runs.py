@@ -19,7 +19,7 @@ from typing import Literal
 from agents.reporting.kept import LOG_HEADER
 from agents.saving import checkpoint
 from agents.saving.dropping import drop_replay
-from agents.saving.run_folder import RunFolder, read_metrics
+from agents.saving.run_folder import BusyError, RunFolder, read_metrics
 from rl_nfm.support.commit import commit
 from rl_nfm.support.metrics_file import MetricsFile
 from rl_nfm.support.storage import CheckpointError
@@ -194,7 +194,9 @@ def _arguments(run: PlannedRun) -> tuple[str, ...]:
     begun = any((run.folder / name).is_file() for name in ("config.yaml", "config.json"))
     if begun:
         return run.resume
-    if run.folder.is_dir():  # killed while it was made: there is nothing in it to lose
+    if run.folder.is_dir():  # killed while it was made, when there is nothing in it to lose
+        if kept := [f for f in run.folder.rglob("*") if f.is_file() and f.name[0] != "."]:
+            raise ValueError(f"{kept[0]} is there, but no config of the run; move the folder away")
         shutil.rmtree(run.folder)
     return run.begin
 
@@ -205,8 +207,10 @@ def _is_trained_elsewhere(folder: Path) -> bool:
     try:
         with RunFolder(folder).held():
             return False
-    except ValueError:
+    except BusyError:
         return True
+    except ValueError:
+        return False  # the run itself says what is wrong with its lock
 
 
 def thread_variables(threads: int) -> Mapping[str, str]:

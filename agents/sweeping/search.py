@@ -57,7 +57,7 @@ class Search:
         board: shows them.
 
     Raises:
-        ValueError: Optuna is not installed.
+        ValueError: Optuna is not installed, or its file is damaged.
     """
 
     def __init__(
@@ -68,14 +68,18 @@ class Search:
         self._executor, self._board = executor, board
         self._games = games_of(plan.games)
         self._width = max(1, executor.at_once // (len(self._games) * len(plan.seeds)))
-        self._study = self._optuna.create_study(
-            storage=f"sqlite:///{(out / STUDY_FILE).resolve()}",
-            study_name="search",
-            direction="maximize",
-            load_if_exists=True,
-            sampler=self._optuna.samplers.TPESampler(seed=plan.base.seed, constant_liar=True),
-            pruner=self._optuna.pruners.MedianPruner(n_warmup_steps=plan.base.steps // 10),
-        )
+        try:
+            self._study = self._optuna.create_study(
+                storage=f"sqlite:///{(out / STUDY_FILE).resolve()}",
+                study_name="search",
+                direction="maximize",
+                load_if_exists=True,
+                sampler=self._optuna.samplers.TPESampler(seed=plan.base.seed, constant_liar=True),
+                pruner=self._optuna.pruners.MedianPruner(n_warmup_steps=plan.base.steps // 10),
+            )
+        except Exception as error:  # of Optuna, SQLAlchemy or SQLite, whatever is wrong with it
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(f"search: {out / STUDY_FILE} cannot be used ({reason})") from None
         begun = len(self._study.get_trials(deepcopy=False))
         if begun:  # the storage does not hold the sampler's state: the same seed, the same values
             seed = (plan.base.seed + 1_000_003 * begun) % 2**32
@@ -88,10 +92,15 @@ class Search:
         """How many trials are over, those of earlier commands included."""
         return sum(trial.state.is_finished() for trial in self._study.get_trials(deepcopy=False))
 
+    @property
+    def complete(self) -> bool:
+        """Whether a trial has come to its end with a value."""
+        return any(t.state.name == "COMPLETE" for t in self._study.get_trials(deepcopy=False))
+
     def best(self) -> str:
         """A line about the best trial that is done."""
-        if not any(t.state.name == "COMPLETE" for t in self._study.get_trials(deepcopy=False)):
-            return "no trial is done"
+        if not self.complete:
+            return f"no trial has a {self._request.metric}; --trials N draws further ones up to N"
         return f"{self._best_text()}; {self._out / BEST_FILE}"
 
     def _best_text(self) -> str:
@@ -219,7 +228,10 @@ def check_ends(plan: Plan, space: Sequence[Dimension]) -> None:
         ends = dimension.choices or tuple(
             str(int(end) if dimension.whole else end) for end in (dimension.low, dimension.high)
         )
-        dataclasses.replace(plan, vary={dimension.option: ends}).configs()
+        try:
+            dataclasses.replace(plan, vary={dimension.option: ends}).configs()
+        except ValueError as error:
+            raise ValueError(f"search: {str(error).removeprefix('vary: ')}") from None
 
 
 def import_optuna() -> Any:

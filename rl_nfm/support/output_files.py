@@ -15,6 +15,7 @@ def written(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written; the error names `path`, whose earlier content is intact.
     """
+    path = path.resolve() if path.is_symlink() else path  # the link stays one
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         yield partial
