@@ -84,7 +84,8 @@ def _search(options: Options, plan: Plan, executor: Executor) -> int:
     keep = bool(options.keep_replay)
     outcome = run_all(work, executor, board, options.retries, keep_replay=keep)
     print(work.best())
-    return max(_end(outcome, options.out), 0 if work.complete or outcome.signal else 1)
+    code = _end(outcome, options.out, again="--trials N draws others, up to N in all")
+    return code if work.complete else max(1, code)
 
 
 def _same_trials(plan: Plan, metric: str, before: Mapping[str, Any]) -> None:
@@ -197,7 +198,9 @@ def _room(executor: Executor) -> str:
     return f"{executor.at_once} at once with {executor.threads} thread(s) each{here}"
 
 
-def _end(outcome: Outcome, *results: Path) -> int:
+def _end(
+    outcome: Outcome, *results: Path, again: str = "the same command again goes on with them"
+) -> int:
     for name, reason in outcome.failed.items():
         print(f"rl-nfm: {name}: {reason}", file=sys.stderr)
     if outcome.signal is not None:
@@ -205,7 +208,7 @@ def _end(outcome: Outcome, *results: Path) -> int:
         print(f"stopped by {name}; go on: the same command again")
         return 128 + outcome.signal
     if outcome.failed:
-        print(f"{len(outcome.failed)} runs were given up; the same command again goes on with them")
+        print(f"{len(outcome.failed)} runs were given up; {again}")
     print(f"next: rl-nfm report {' '.join(map(str, results))}")
     return 1 if outcome.failed else 0
 

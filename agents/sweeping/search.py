@@ -100,7 +100,7 @@ class Search:
     def best(self) -> str:
         """A line about the best trial that is done."""
         if not self.complete:
-            return f"no trial has a {self._request.metric}; --trials N draws further ones up to N"
+            return "no trial is done"
         return f"{self._best_text()}; {self._out / BEST_FILE}"
 
     def _best_text(self) -> str:

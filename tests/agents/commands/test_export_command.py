@@ -241,3 +241,16 @@ def test_agents_that_come_with_the_package_play_as_their_cards_say(name, tmp_pat
     half = (high - low) / 2 * (told["episodes"] / 24) ** 0.5
     assert abs(found["mean"] - told["mean"]) <= 3 * half + 0.05 * abs(told["mean"])
     assert found["mean"] > (random_and_human_score(told["game"]) or (0.25, 1.0))[0]
+
+
+def test_the_folder_in_which_one_stands_can_be_exported_to(run, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert cli.main(["export", str(run), "--out", ".", "--episodes", "1"]) == 0
+    assert checkpoint.find(tmp_path / "here") == tmp_path / "here"
+
+
+def test_one_agent_has_no_best_one(exported, capsys):
+    assert "holds one agent, no run with its best one" in fails(
+        capsys, "evaluate", str(exported), "--which", "best"
+    )

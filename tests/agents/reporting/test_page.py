@@ -122,6 +122,8 @@ def test_only_the_report_and_its_runs_are_served(runs, tmp_path):
     secret = tmp_path / "secret.txt"
     secret.write_text("mine")
     (out / "leak.txt").symlink_to(secret)
+    (out / "folder").mkdir()
+    (out / "folder/index.html").symlink_to(secret)
     server, url = make_server(out, [*runs])
     assert url.startswith("http://127.0.0.1:")
     thread = threading.Thread(target=server.serve_forever)
@@ -135,6 +137,9 @@ def test_only_the_report_and_its_runs_are_served(runs, tmp_path):
         with urllib.request.urlopen(url.rsplit("/", 1)[0] + "/" + link, timeout=60) as answer:
             assert answer.read() == (runs[0] / "metrics.jsonl").read_bytes()
         root = url.rsplit("/", 2)[0]
+        for refused in ("/report/folder/", "/report/%00"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(root + refused, timeout=60)
         for refused in ("/secret.txt", "/report/leak.txt", "/", "/report/../secret.txt"):
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 urllib.request.urlopen(root + refused, timeout=60)

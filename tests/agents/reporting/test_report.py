@@ -74,6 +74,18 @@ def error(paths, tmp_path):
     return str(raised.value)
 
 
+def test_a_run_in_a_gymnasium_environment_has_its_curve(tmp_path):
+    run = make_run(
+        tmp_path / "run", lines=((100, [1.0], 2.0), (300, [3.0], 4.0)), game="gym:CartPole-v1"
+    )
+    write_report([run], tmp_path / "out", references=True)
+    picture = (tmp_path / "out/curves_gym_CartPole_v1.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    text = (tmp_path / "out/report.md").read_text()
+    assert "references: none are published for these games under this protocol" in text
+    assert "Dopamine" not in text
+
+
 def test_scores_over_seeds_by_hand(tmp_path):
     returns = {1: [0, 10], 2: [10, 10], 3: [20, 40], 4: [100, 300], 5: [5, 5]}
     files = [make_scores(tmp_path / f"{s}.json", r, train_seed=s) for s, r in returns.items()]

@@ -8,6 +8,7 @@ import pytest
 from agents.commands import report as command
 from agents.config import write_config
 from agents.presets import read_preset
+from agents.reporting import report
 from agents.reporting.kept import check_same, is_kept, keep, thinned
 from agents.reporting.report import write_report
 from agents.reporting.sources import read_results
@@ -50,8 +51,59 @@ def test_a_run_is_judged_by_its_last_tenth_and_its_last_five_evaluations(debug, 
 
 def test_too_few_evaluations_are_no_score(debug, tmp_path):
     write_run(tmp_path, debug, evaluated=(10, 20, 30, 40))
-    results, _ = read_results([tmp_path])
+    results, notes = read_results([tmp_path])
     assert [result.source for result in results] == ["last_tenth"]
+    assert notes == [f"ms_pacman/nature/seed-{debug.seed}: 4 evaluations, not among those of 5"]
+
+
+def test_a_run_without_an_episode_in_its_last_tenth_is_named(debug, tmp_path):
+    folder = write_run(tmp_path, debug)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    late = [json.dumps({**json.loads(line), "episode_returns": []}) for line in lines[36:]]
+    (folder / "metrics.jsonl").write_text("\n".join([*lines[:36], *late]) + "\n")
+    _, notes = read_results([tmp_path])
+    assert notes == [
+        f"ms_pacman/nature/seed-{debug.seed}: no episode ended in its last tenth, not in that table"
+    ]
+
+
+def test_two_sweeps_are_put_together_only_if_their_settings_are_the_same(debug, tmp_path):
+    other = dataclasses.replace(debug, learner=dataclasses.replace(debug.learner, n_steps=7))
+    paths = [tmp_path / name for name in "abcd"]
+    seeds = [dataclasses.replace(debug, seed=seed) for seed in (0, 1)]
+    write_run(paths[0], seeds[0])
+    write_run(paths[1], dataclasses.replace(other, seed=0))
+    write_run(paths[2], dataclasses.replace(other, seed=1))
+    write_run(paths[3], seeds[1])
+    with pytest.raises(ValueError, match=r"one run, made with another learner.n_steps"):
+        read_results([paths[0], paths[1]])
+    with pytest.raises(ValueError, match=r"learner.n_steps: 7 in .*, but 3 in .*, both nature"):
+        read_results([paths[0], paths[2]])
+    results, _ = read_results([paths[0], paths[3], paths[0]])
+    assert sorted(r.seed for r in results if r.source == "last_tenth") == [0, 1]
+
+
+def test_an_error_half_way_does_not_make_the_folder_a_strange_one(debug, tmp_path, monkeypatch):
+    write_run(tmp_path / "sweep", debug)
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write_page", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write_report([tmp_path / "sweep"], tmp_path / "out")
+    write_report([tmp_path / "sweep"], tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [b"", b"no database at all", "half"])
+def test_a_damaged_study_is_noted(debug, tmp_path, content):
+    optuna = pytest.importorskip("optuna", reason="needs the extra search")
+    write_run(tmp_path / "sweep", debug)
+    file = tmp_path / "sweep/study.db"
+    if content == "half":
+        optuna.create_study(study_name="search", storage=f"sqlite:///{file}")
+        content = file.read_bytes()[: file.stat().st_size // 2]
+    file.write_bytes(content)
+    write_report([tmp_path / "sweep"], tmp_path / "report")
+    text = (tmp_path / "report/report.md").read_text()
+    assert "study.db is damaged" in text
 
 
 def test_report_of_a_half_finished_sweep(debug, tmp_path):

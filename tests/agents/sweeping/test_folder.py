@@ -1,15 +1,21 @@
-"""Room on disk: what runs at a time hold, and replays that go when their runs are over."""
+"""Folders of sweeps and their runs: room on disk, what is held by whom, what is deleted."""
 
+import dataclasses
 import io
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from agents.commands import sweep as command
+from agents.config import write_config
 from agents.presets import read_preset
+from agents.reporting.kept import KEPT_FILE
+from agents.saving.run_folder import RunFolder
 from agents.sweeping import runs as runs_module
 from agents.sweeping.board import Board
-from agents.sweeping.folder import check_space
+from agents.sweeping.folder import check_space, held
 from agents.sweeping.plan import Plan
 from agents.sweeping.sweep import drop_replays
 
@@ -57,3 +63,54 @@ def test_a_replay_that_cannot_be_dropped_is_told_and_the_others_go(plan, tmp_pat
     assert dropped == [runs[0].folder, runs[2].folder]
     (line,) = out.getvalue().splitlines()
     assert line.startswith("qbert/nature/seed-1: its replay stays on disk: [Errno 28] No space")
+
+
+def test_a_folder_of_the_user_s_stays_and_one_made_for_nothing_goes(tmp_path, monkeypatch):
+    def fail(out):
+        with pytest.raises(ZeroDivisionError), held(out):
+            raise ZeroDivisionError
+
+    fail(tmp_path / "new")
+    (tmp_path / "mine").mkdir()
+    fail(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    fail(Path())
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert not list((tmp_path / "mine").iterdir())
+
+
+def test_only_a_run_that_another_process_trains_is_waited_for(plan, tmp_path):
+    run = plan.runs(tmp_path, threads=1)[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").touch()
+    (run.folder / ".lock").symlink_to("nowhere")
+    assert not runs_module._is_trained_elsewhere(run.folder)
+    (run.folder / ".lock").unlink()
+    with RunFolder(run.folder).held():
+        assert runs_module._is_trained_elsewhere(run.folder)
+    assert not runs_module._is_trained_elsewhere(run.folder)
+
+
+def test_only_a_folder_without_anything_in_it_is_begun_anew(plan, tmp_path):
+    run = plan.runs(tmp_path, threads=1)[0]
+    (run.folder / "checkpoints").mkdir(parents=True)
+    (run.folder / ".config.partial.yaml").touch()
+    assert runs_module._arguments(run) == run.begin
+    assert not run.folder.exists()
+    run.folder.mkdir(parents=True)
+    (run.folder / "metrics.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match=r"metrics.jsonl is there, but no config of the run"):
+        runs_module._arguments(run)
+    assert (run.folder / "metrics.jsonl").read_text() == "{}"
+
+
+def test_kept_results_of_a_game_with_a_slash_are_known(tmp_path):
+    base = dataclasses.replace(read_preset("debug"), game="gym:ALE/Pong-v5")
+    plan = Plan(base=base, games=("gym:ALE/Pong-v5",), encoders=("nature",), seeds=(0,))
+    (run,) = plan.runs(tmp_path / "sweep", threads=1)
+    place = tmp_path / "kept" / run.folder.relative_to(tmp_path / "sweep")
+    place.mkdir(parents=True)
+    (config,) = plan.configs().values()
+    write_config(dataclasses.replace(config, game=run.game, seed=0), place / "config.yaml")
+    (place / KEPT_FILE).touch()
+    assert command._known(tmp_path / "kept", plan, [run]) == [run.name]

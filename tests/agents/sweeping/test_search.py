@@ -21,6 +21,7 @@ from agents.sweeping.plan import Plan
 from agents.sweeping.runs import Progress
 from agents.sweeping.search import Search, SearchRequest
 from agents.sweeping.space import parse_space, same_space
+from agents.sweeping.sweep import Outcome
 
 SMALL = ["debug", "--steps", "200", "--env.max-num-frames-per-episode", "80"]
 SPACE = ["--search", "learner.learning_rate=1e-5..1e-2:log", "learner.n_steps=1..4"]
@@ -111,6 +112,45 @@ def test_returns_of_several_games_are_normalised_and_rates_are_not(tmp_path, deb
         number = 5.0 if metric == "updates_per_second" else halfway[run.game]
         (run.folder / "metrics.jsonl").write_text(json.dumps({"steps": 7, metric: number}) + "\n")
     assert search._values(runs) == {7: pytest.approx(value)}
+
+
+def test_a_search_that_can_come_to_nothing_is_refused_before_anything_starts(tmp_path):
+    words = [*SMALL, *SPACE, "--metric", "eval_return_mean", "--run.eval-episodes", "0"]
+    with pytest.raises(ValueError, match=r"metric: eval_return_mean needs run.eval_episodes above"):
+        command.main([*words, "--out", str(tmp_path / "sweep")])
+    with pytest.raises(ValueError, match=r"search: learner.n_steps: "):
+        command.main([*SMALL, "--search", "learner.n_steps=0..3", "--out", str(tmp_path / "sweep")])
+    with pytest.raises(ValueError, match=r"SQLite takes no '\?'"):
+        command.main([*SMALL, *SPACE, "--out", str(tmp_path / "a?b")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plain_sweep_in_the_folder_of_a_search_is_refused(tmp_path, debug):
+    plan = Plan(base=debug, games=("memory_cue",), encoders=("nature",), seeds=(0,))
+    plan.save(tmp_path, {"search": {"learner.n_steps": "1..4"}, "metric": "return_last_100"})
+    before = (tmp_path / "sweep.yaml").read_text()
+    with pytest.raises(ValueError, match="holds a search; --search goes on with it"):
+        command.main(["debug", "--games", "memory_cue", "--out", str(tmp_path)])
+    assert (tmp_path / "sweep.yaml").read_text() == before
+
+
+def test_a_damaged_study_is_one_line(tmp_path, debug):
+    (tmp_path / "study.db").write_bytes(b"no database at all")
+    plan = Plan(base=debug, games=("memory_cue",), encoders=("nature",), seeds=(0,))
+    request = SearchRequest(space=(), trials=1, metric="return_last_100")
+    with pytest.raises(ValueError, match=r"search: .*study.db cannot be used \(") as told:
+        Search(plan, request, out=tmp_path, executor=Idle(), board=Board([], at_once=1))
+    assert "\n" not in str(told.value)
+
+
+def test_a_search_whose_trials_all_fail_says_so(tmp_path, monkeypatch, capsys):
+    outcome = Outcome(failed={"memory_cue/trial-0/seed-0": "no"}, signal=None)
+    monkeypatch.setattr(command, "run_all", lambda *_, **__: outcome)
+    words = [*SMALL, *SPACE, "--out", str(tmp_path / "sweep"), "--trials", "1"]
+    assert command.main(words) == 1
+    assert "1 runs were given up; --trials N draws others" in capsys.readouterr().out
+    outcome.failed.clear()
+    assert command.main(words) == 1, "the second time too"
 
 
 def study(out):

@@ -77,6 +77,12 @@ def test_what_the_task_does_not_take_is_refused_before_anything_starts(changes, 
     assert not list(tmp_path.iterdir())
 
 
+def test_there_is_no_replay_to_keep(tmp_path):
+    with pytest.raises(ValueError, match="keep_replay: has no effect on supervised tasks"):
+        command.main([*TINY, "--keep-replay", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

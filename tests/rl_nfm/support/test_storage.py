@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rl_nfm.support import storage
+from rl_nfm.support.output_files import write_json
 from rl_nfm.support.storage import META, CheckpointError
 
 KIND = "test 1"
@@ -403,3 +404,18 @@ def test_damaged_tensor_files_are_one_clear_error(content: bytes, tmp_path: Path
 
 def test_errors_of_checkpoints_are_user_errors() -> None:
     assert issubclass(CheckpointError, ValueError)
+
+
+def test_a_link_stays_one_and_its_target_is_written(tmp_path):
+    target, link = tmp_path / "folder/scores.json", tmp_path / "latest.json"
+    target.parent.mkdir()
+    target.write_text("1")
+    link.symlink_to(target)
+    write_json(link, 2)
+    assert link.is_symlink()
+    assert target.read_text() == "2\n"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "folder",
+        "latest.json",
+        "scores.json",
+    ]
