@@ -10,8 +10,10 @@ from typing import Any, Protocol
 
 from agents.sweeping.board import Board
 from agents.sweeping.executors import Executor
-from agents.sweeping.runs import PlannedRun, drop_replay_of, last_line, saved_steps
+from agents.sweeping.runs import PlannedRun, drop_replay_of, last_line, progress, saved_steps
 
+_BAD_INPUT = 2
+"""Exit code of `rl-nfm` after an error of the user's."""
 _LOOK_SECONDS = 0.5
 """Between looks at signals while nothing ends."""
 
@@ -103,14 +105,15 @@ def run_all(
                     continue
                 failures[run.name] += 1
                 reason = _reason(future, run)
-                if failures[run.name] <= retries:
+                if failures[run.name] <= retries and not _is_refused(future, run):
                     saved = saved_steps(run.folder) >= 0
                     again = "goes on from its checkpoint" if saved else "is tried again"
                     board.tell(f"{run.name}: failed, {again}: {reason}")
                     futures[executor.submit(run)] = run
                 else:
                     failed[run.name] = reason
-                    board.tell(f"{run.name}: given up after {failures[run.name]} tries: {reason}")
+                    tries = "1 try" if failures[run.name] == 1 else f"{failures[run.name]} tries"
+                    board.tell(f"{run.name}: given up after {tries}: {reason}")
                     work.give_up(run)
             board.show(failed)
     board.show(failed, last=True)
@@ -133,6 +136,13 @@ def _obey(obeyed: int, number: int, executor: Executor, board: Board) -> None:
     else:
         board.tell(f"{name}: the runs end at once")
         executor.kill()
+
+
+def _is_refused(future: "Future[int]", run: PlannedRun) -> bool:
+    """Whether a run ended by bad input before it did anything: another try would end likewise."""
+    if future.cancelled() or future.exception() is not None:
+        return False
+    return future.result() == _BAD_INPUT and progress(run).steps == 0
 
 
 def _reason(future: "Future[int]", run: PlannedRun) -> str:

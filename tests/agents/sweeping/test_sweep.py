@@ -31,7 +31,7 @@ def planned(folder, seed):
 
 
 class ScriptedExecutor:
-    """Each try of a run does the next thing of its script: "ok", "fail", "early" or "hang"."""
+    """Each try of a run does the next thing of its script, such as "ok" or "hang"; see `_try`."""
 
     threads, at_once = 1, 2
 
@@ -60,7 +60,7 @@ class ScriptedExecutor:
         if what == "fail":
             run.log.write_text("Traceback\nValueError: out of luck\n")
             return 3
-        return 0
+        return 2 if what == "refuse" else 0
 
     def end(self, run):
         raise AssertionError("no run is ended alone here")
@@ -92,6 +92,17 @@ def test_failed_runs_are_tried_again_and_then_given_up_while_the_others_go_on(tm
     assert "ended early" in outcome.failed["qbert/nfm/seed-3"]
     assert "2 of 4 runs done, 2 given up" in text
     assert re.search(r"qbert +2/4 \(2 given up\)", text)
+
+
+def test_bad_input_is_not_tried_again_unless_the_run_had_begun(tmp_path):
+    (tmp_path / "seed-1/trial0").mkdir(parents=True)
+    (tmp_path / "seed-1/trial0/metrics.jsonl").write_text('{"epoch": 1}\n')
+    (tmp_path / "seed-1.log").write_text("rl-nfm: the disk is full\n")
+    scripts = {0: ["refuse"], 1: ["refuse", "ok"]}
+    outcome, executor, text = sweep(tmp_path, scripts)
+    assert executor.tries.count(1) == 2
+    assert set(outcome.failed) == {"qbert/nfm/seed-0"}
+    assert "seed-0: given up after 1 try: nothing was printed (exit code 2" in text
 
 
 def test_a_run_that_finished_is_done_whatever_its_process_said(tmp_path):
