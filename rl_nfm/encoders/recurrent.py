@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Gt
 from jaxtyping import Bool, Float, Float32, Shaped, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from rl_nfm.encoders.base import (
     Encoder,
@@ -34,6 +34,10 @@ class RecurrentConfig(Bounded):
 
     trunk: str = "nature"
     """Encoder of a single observation, whose options are those of its own group."""
+    trunk_norm: bool = False
+    """Layer norm of the trunk's features before the core reads them. An untrained trunk's hardly
+    vary from one observation to the next, which RIMs, whose first weights are small, barely see
+    (published on trunks with larger ones, and without a norm)."""
     hidden_size: Annotated[int, Gt(0)] = 512
     """Size of the hidden state, which is also that of the features."""
     last_action: bool = True
@@ -74,6 +78,7 @@ class RecurrentEncoder(Encoder):
         )
         if self.trunk.recurrent:
             raise ValueError(f"trunk: {config.trunk!r} is not allowed, it has a state of its own")
+        self.trunk_norm = nn.LayerNorm(self.trunk.feature_dim) if config.trunk_norm else None
         self.feature_dim = config.hidden_size
         extra = num_actions * config.last_action + config.last_reward + config.episode_step
         self.input_size = self.trunk.feature_dim + extra
@@ -126,6 +131,8 @@ class RecurrentEncoder(Encoder):
     ) -> Float32[Tensor, "T B I"]:
         """The trunk's features beside the extras that the config asks for."""
         parts = [trunk_features.float()]
+        if self.trunk_norm is not None:
+            parts = [self.trunk_norm(parts[0])]
         if self.config.last_action:
             actions = torch.arange(self.num_actions, device=trunk_features.device)
             parts.append((_extra(extras, "last_action").unsqueeze(-1) == actions).float())
