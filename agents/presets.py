@@ -36,4 +36,9 @@ def read_preset(preset: str) -> Config:
         ValueError: see `preset_path`, `read_yaml` and `make_config`.
     """
     path = preset_path(preset)
+    if (path / "config.yaml").is_file():
+        raise ValueError(
+            f"preset: {preset} is a run: --resume {preset} goes on with it, "
+            f"{path / 'config.yaml'} begins another with its settings"
+        )
     return make_config(read_yaml(path), where=str(path))

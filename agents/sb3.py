@@ -15,6 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
 
 from rl_nfm.encoders import FeedForwardEncoder, make_encoder
 
@@ -40,12 +41,17 @@ class EncoderExtractor(BaseFeaturesExtractor):
             options: of the encoder's config.
 
         Raises:
-            ValueError: unknown encoder or option, one with a state, or no such image space.
+            ValueError: unknown encoder or option, one with a state or spectral norm, or no such
+                image space.
         """
         _check_image_space(observation_space, normalized_image)
         built = make_encoder(encoder, obs_shape=observation_space.shape, **options)  # pyright: ignore
         if not isinstance(built, FeedForwardEncoder):
             raise ValueError(f"encoder: {encoder!r} has a state; SB3's extractors have none")
+        if any(map(is_parametrized, built.modules())):
+            raise ValueError(
+                "spectral_norm: not allowed; SB3 does not copy its vectors to the target network"
+            )
         super().__init__(observation_space, built.feature_dim)
         self.encoder = built
 

@@ -42,7 +42,9 @@ def main(argv: Sequence[str]) -> int:
             print(text, end="")
             return 0
         names = ", ".join(preset_names())
-        raise ValueError(f"train: a preset or --resume RUN is needed (presets: {names})")
+        raise ValueError(
+            f"train: a preset as the first word, or --resume RUN, is needed (presets: {names})"
+        )
     ranks = Ranks.of_torchrun()
     try:
         if run is not None:

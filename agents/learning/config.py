@@ -80,7 +80,8 @@ class LearnerConfig(Bounded):
     """Updates between hard copies to the target network."""
 
     target_tau: Annotated[float, Gt(0), Le(1)] | None = None
-    """Share of the online weights mixed into the target at every update; none: hard copies."""
+    """Share of the online weights mixed into the target at every update; none: hard copies. Not
+    with spectral norm."""
 
     acting_lag: Annotated[int, Ge(0), Le(1)] | None = None
     """1: acting uses the weights from before the updates in flight, so that both run at the same

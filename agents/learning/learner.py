@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from agents.learning.config import LearnerConfig, autocast_dtype
 from agents.learning.network import QNetwork
@@ -34,6 +35,11 @@ class Learner:
         device: torch.device,
         ranks: Ranks = ALONE,
     ):
+        if config.target_tau is not None and any(map(is_parametrized, online.modules())):
+            raise ValueError(
+                "learner.target_tau: not allowed with spectral norm, whose vectors are no weights "
+                "to mix; copy the target instead (none)"
+            )
         self.config, self.online, self.target, self.device = config, online, target, device
         self.ranks = ranks
         ranks.copy_first_(list(online.state_dict().values()))

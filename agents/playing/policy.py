@@ -91,8 +91,8 @@ class Agent:
         c, h, w = self.obs_shape
         if obs.dtype != np.uint8 or obs.shape[1:] not in ((c, h, w), (h, w, c)):
             raise ValueError(
-                f"observation: {obs.dtype} of shape {obs.shape[1:]} is not allowed: uint8 "
-                f"{(c, h, w)} or {(h, w, c)}"
+                f"observation: {obs.dtype} of shape {obs.shape} is not allowed: uint8 "
+                f"{(c, h, w)} or {(h, w, c)}, or a batch of them"
             )
         if obs.shape[1:] != (c, h, w):
             obs = obs.transpose(0, 3, 1, 2)

@@ -6,6 +6,7 @@ Shapes: R rows, E environments, c, H, W of one frame.
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
@@ -50,9 +51,17 @@ def make_stores(
 
     def store(name: str, dtype: torch.dtype) -> Tensor:
         shape = (rows, num_envs, *(frame if name == FRAME else ()))
-        return torch.zeros(shape, dtype=dtype, device=device)
+        return _zeros(shape, dtype, device)
 
     return {name: store(name, dtype) for name, dtype in ROW.items()}
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; those of a CPU take memory (and the time to clear it) only where they are written."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    raw = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(*shape)
 
 
 def make_states(config: ReplayConfig, state: State, num_envs: int, device: torch.device) -> State:
@@ -67,9 +76,7 @@ def make_states(config: ReplayConfig, state: State, num_envs: int, device: torch
     if config.initial_state != "stored":
         return state
     sequences = config.rows(num_envs) // config.stride_steps
-    return tuple(
-        torch.zeros(sequences, num_envs, *s.shape[1:], dtype=STATE, device=device) for s in state
-    )
+    return tuple(_zeros((sequences, num_envs, *s.shape[1:]), STATE, device) for s in state)
 
 
 def replay_bytes(

@@ -30,6 +30,8 @@ class Curve:
     """Mean return of each."""
     steps: int
     """Where the log ends."""
+    updates: int | None = None
+    """Made until then, where it tells."""
 
     @property
     def has_data(self) -> bool:

@@ -101,6 +101,8 @@ def _read_run(path: Path, notes: list[str]) -> Result:
     # Runs of early versions did not log their last stretch; their last checkpoint shows the end.
     saved = max(map(step_of, list_checkpoints(folder.checkpoints)), default=0)
     curve = dataclasses.replace(curve, steps=max(curve.steps, saved))
+    if curve.updates == 0:
+        notes.append(f"{path}: no update was made, so nothing was learned")
     if not len(curve.episode_returns):
         notes.append(f"{path}: no training episode has ended")
     protocol = protocol_of(config)
@@ -149,6 +151,7 @@ def _read_curve(metrics: MetricsFile, notes: list[str]) -> Curve:
         eval_steps=np.array(eval_steps, np.int64),
         eval_returns=np.array(eval_returns, np.float64),
         steps=int(lines[-1]["steps"]) if lines else 0,
+        updates=lines[-1].get("updates") if lines else None,
     )
 
 

@@ -153,7 +153,11 @@ def find(path: Path, which: str = "last") -> Path:
             raise CheckpointError(f"which: {path} holds one agent, no run with its {which} one")
         return path
     if not path.exists():
-        raise CheckpointError(f"{path}: does not exist")
+        shipped = str(path) in zoo.agent_names()
+        hint = f"; did you mean {zoo.PREFIX}{path}?" if shipped else ""
+        raise CheckpointError(f"{path}: does not exist{hint}")
+    if (path / "config.json").is_file():
+        raise CheckpointError(f"{path}: a supervised run; see rl-nfm supervised evaluate")
     folder = path / "checkpoints"
     last = list_checkpoints(folder)[-1:]
     found = (last[0] if last else None) if which == "last" else storage.present(folder / BEST)

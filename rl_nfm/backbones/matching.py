@@ -19,7 +19,7 @@ def count_parameters(module: nn.Module) -> int:
 def count_macs(run: Callable[[], object]) -> int:
     """Multiply-accumulates of the convolutions and matrix products that calling `run` computes.
 
-    What NFM's kernels on a CPU compute is not seen (0.3 % of the default `nfm` encoder).
+    NFM's kernels on a CPU stand aside while operations are counted, so theirs are too.
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton, where there is one
 

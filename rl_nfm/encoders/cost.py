@@ -7,7 +7,10 @@ from rl_nfm.encoders.base import Encoder
 
 
 def encoder_macs(encoder: Encoder, obs_shape: tuple[int, int, int]) -> int:
-    """Multiply-accumulates of an encoder for one observation (C, H, W), one step."""
+    """Multiply-accumulates of an encoder for one observation (C, H, W), one step.
+
+    Counted in eval mode, so that no statistic of the encoder changes.
+    """
     obs = torch.zeros(1, 1, *obs_shape, dtype=torch.uint8)
     extras = {
         "last_action": torch.zeros(1, 1, dtype=torch.int64),
@@ -15,4 +18,9 @@ def encoder_macs(encoder: Encoder, obs_shape: tuple[int, int, int]) -> int:
         "episode_step": torch.zeros(1, 1, dtype=torch.int64),
     }
     reset = torch.ones(1, 1, dtype=torch.bool)
-    return count_macs(lambda: encoder(obs, encoder.initial_state(1), reset, extras))
+    training = encoder.training
+    try:
+        encoder.eval()
+        return count_macs(lambda: encoder(obs, encoder.initial_state(1), reset, extras))
+    finally:
+        encoder.train(training)

@@ -135,7 +135,7 @@ class HierarchicallyModular(nn.Module):
                 self.location_logits.append(
                     torch.randn(num_tasks, level.num_shared, level.positions)
                 )
-            key = level.arch if level.num_shared else depth
+            key = (level.arch, level.num_shared) if level.num_shared else depth
             if key not in banks:
                 banks[key] = len(self.banks)
                 self.banks.append(ModuleBank(level.num_shared or level.positions, level.arch))
@@ -176,8 +176,10 @@ class HierarchicallyModular(nn.Module):
         """Shapes of the noise of one forward pass of `batch_size` rows."""
         if not self.routing.use_gumbel:
             return []
-        lead = batch_size if self.routing.per_sample_routing else None
-        return [(lead or logits.shape[0], *logits.shape[1:]) for logits in self.logits()]
+        own = self.routing.per_sample_routing
+        return [
+            (batch_size if own else logits.shape[0], *logits.shape[1:]) for logits in self.logits()
+        ]
 
     def sample_noise(
         self, batch_size: int, generator: torch.Generator | None = None
@@ -242,7 +244,11 @@ def _check_level(depth: int, level: Level, units: int) -> None:
         raise ValueError(f"{where}: needs at least one module, got {level}")
     if len(level.arch) < 2 or min(level.arch) < 1:
         raise ValueError(f"{where}: module_arch {level.arch} must be at least two positive sizes")
-    if level.arch[0] % level.reads or (depth > 0 and level.arch[0] != level.reads):
+    if (
+        level.reads < 1
+        or level.arch[0] % level.reads
+        or (depth > 0 and level.arch[0] != level.reads)
+    ):
         raise ValueError(
             f"{where}: module_arch {level.arch} does not begin with the {level.reads} units read"
         )

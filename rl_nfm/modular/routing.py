@@ -1,7 +1,8 @@
 """Hard selection with a gradient: straight-through top-k and one-hot, with Gumbel noise.
 
 The estimators of the published modular networks: forward selects the units of largest logit,
-backward goes through the sigmoid (inputs of a module) or softmax (module of a slot) of all logits.
+backward goes through the sigmoid (several inputs of a module) or softmax (module of a slot, or a
+single input, such as of an output) of all logits.
 Deviation: units are ranked by logit, not by its sigmoid, which ties at 1 for large logits.
 
 Shapes: ... leading axes, N units to choose from (next-to-last axis), M choosers (last axis).

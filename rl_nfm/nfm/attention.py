@@ -25,12 +25,12 @@ SAB_EPSILON = 1e-7
 def masked_top_k(scores: Float[Tensor, "*D L"], k: int) -> Float[Tensor, "*D L"]:
     """Weights of slots: the softmax over the k highest scores; the others get 0.
 
-    The k are chosen by index: with ties at the border still only k are kept. Scores of minus
-    infinity get 0 even among the k.
+    The k are chosen by index: of ties at the border the first are kept, as the kernels do. Scores
+    of minus infinity get 0 even among the k.
     """
     if scores.shape[-1] <= k:
         return scores.softmax(-1)
-    chosen = scores.topk(k, dim=-1).indices
+    chosen = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     dropped = torch.ones_like(scores, dtype=torch.bool).scatter(-1, chosen, 0)  # traced, not False
     return scores.masked_fill(dropped, float("-inf")).softmax(-1)
 

@@ -75,13 +75,13 @@ class NFMWrapper(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns, in the last pass."""
         result, now = None, self._now
-        now.memory = []
+        now.memory, now.wrapper = [], self
         try:
             for pass_index in range(self.places.config.passes):
                 now.pass_index = pass_index
                 result = self.passes[pass_index % len(self.passes)](*args, **kwargs)
         finally:
-            now.memory = None
+            now.memory = now.wrapper = None
         return result
 
     def visit(self, place: int, output: Float[Tensor, "B D *S"]) -> Float[Tensor, "B D *S"]:
@@ -103,6 +103,8 @@ class _Now(threading.local):
     """The forward that this thread is in."""
 
     memory: Memory | None = None
+    wrapper: "NFMWrapper | None" = None
+    """Whose forward it is: a replica (as of `DataParallel`) has the hooks of its original."""
     pass_index = 0
 
     def __reduce__(self) -> tuple[type["_Now"], tuple[()]]:
@@ -118,7 +120,8 @@ class _PlaceHook:
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         del module, args
-        return self.wrapper.visit(self.place, output)
+        running = self.wrapper._now.wrapper
+        return (self.wrapper if running is None else running).visit(self.place, output)
 
 
 def _output_shapes(

@@ -3,8 +3,22 @@
 import torch
 from torch import Tensor
 
-from rl_nfm.rims.products import LayerCall
+from rl_nfm.rims.products import LayerCall, SequenceInputs
 from rl_nfm.rims.step import not_none
+
+
+def check_states(sequence: SequenceInputs, hidden: Tensor, cell: Tensor | None) -> None:
+    """Raise ValueError unless states and flags fit the inputs: broadcast, they would do harm."""
+    rows = tuple(sequence.value.shape[:2])
+    for name, state in (("hidden", hidden), ("cell", cell)):
+        if state is not None and state.shape[1] != rows[1]:
+            raise ValueError(
+                f"{name}: of {state.shape[1]} is not allowed, the batch is of {rows[1]}"
+            )
+    for name, flags in (("valid", sequence.valid), ("reset", sequence.reset)):
+        if flags is not None and (flags.shape != rows or flags.dtype != torch.bool):
+            found = f"{flags.dtype} {tuple(flags.shape)}"
+            raise ValueError(f"{name}: {found} is not allowed, must be torch.bool {rows}")
 
 
 def check_layer(layer: LayerCall, hidden: Tensor, cell: Tensor | None) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rl_nfm.rims import kernels, plain_loop, triton_check, triton_loop
+from rl_nfm.rims.layer_check import check_states
 from rl_nfm.rims.products import LayerCall, Products, SequenceInputs, Unrolled
 from rl_nfm.rims.step import StepSpec, StepWeights, has_tangent, step_backward, step_forward
 
@@ -40,7 +41,11 @@ def unroll(
         cell: likewise; None for a GRU.
         compiled: compile a step with `torch.compile` (a minute at first, then fewer kernels); on
             the CPU the C++ of `kernels`, used otherwise, is faster.
+
+    Raises:
+        ValueError: states or flags of another batch or type.
     """
+    check_states(sequence, hidden, cell)
     tensors = (*weights, *sequence, hidden, cell)
     with torch.autocast(hidden.device.type, enabled=False):
         loop = _choose(spec, compiled, tensors)

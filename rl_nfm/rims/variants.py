@@ -63,6 +63,10 @@ class Variant(Bounded):
         super().__post_init__()
         if self.block_inactive_gradient and not self.pass_inactive:
             raise ValueError("block_inactive_gradient: has no effect without pass_inactive")
+        if self.input_gate == "across" and self.input_bias:
+            raise ValueError("input_bias: not with input_gate 'across', which has no null slot")
+        if self.mask_input and self.cell_bias:
+            raise ValueError("mask_input: not with cell_bias, whose biases it would mask too")
         plain = self.input_gate == "null" and not self.input_bias and self.input_heads == 1
         if self.input_slots > 1 and not plain:
             raise ValueError(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rl_nfm.supervised.registry import task_entry, task_names
 from rl_nfm.support.configuration import nearest
 
-HELP = """usage: rl-nfm supervised TASK --model MODEL [--preset small|paper] [--json FILE]
+HELP = """usage: rl-nfm supervised TASK --model MODEL [--preset NAME|FILE] [--json FILE]
                          [--out DIR] [--resume DIR] [--seed N] [--trials N]
                          [--device auto|cpu|cuda] [task options]
        rl-nfm supervised report RUN... [--out DIR]

@@ -92,6 +92,14 @@ def test_predict_names_a_state_or_starts_of_another_batch():
         policy.predict(obs, state, np.zeros(2, bool))
 
 
+def test_spectral_norm_is_refused():
+    """SB3 copies parameters and running_* buffers: its target would have the first vectors."""
+    space = spaces.Box(0, 255, (4, 36, 36), np.uint8)
+    EncoderExtractor(space, "impala", width=4)
+    with pytest.raises(ValueError, match="spectral_norm: not allowed"):
+        EncoderExtractor(space, "impala", width=4, spectral_norm=True)
+
+
 @pytest.mark.parametrize("name", sorted(set(SMALL) & set(encoder_names())))
 def test_every_feedforward_encoder_trains_inside_sb3(name):
     options = SMALL[name]

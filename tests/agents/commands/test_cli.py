@@ -27,7 +27,7 @@ def run(capsys, *argv):
 BAD = [
     (["trian"], "did you mean 'train'"),
     (["train", "quickstrat"], "preset: 'quickstrat' is unknown; did you mean 'quickstart'"),
-    (["train"], "a preset or --resume RUN is needed (presets: atari_100k"),
+    (["train"], "a preset as the first word, or --resume RUN, is needed (presets: atari_100k"),
     (["train", "debug", "--gmae", "alien"], "--gmae: unknown option; did you mean --game?"),
     (["train", "debug", "alien"], "'alien': not expected here; options begin with --"),
     (["train", "debug", "--game", "pacman_ms"], "did you mean 'ms_pacman'"),
@@ -56,7 +56,9 @@ BAD = [
     (["train", "--resume", "/nonexistent"], "/nonexistent: not a run"),
     (["train", "debug", "--resume", "x"], "--resume: not allowed together"),
     (["train", "missing.yaml"], "missing.yaml: cannot be read"),
+    (["train", "debug", "--encoder", "NFM"], "did you mean 'nfm'"),
     (["evaluate", "/nonexistent"], "/nonexistent"),
+    (["evaluate", "ms_pacman-nfm"], "did you mean zoo:ms_pacman-nfm?"),
     (["supervised", "no_such_task"], "no_such_task"),
 ]
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from agents.config import make_config
 from agents.learning.config import LearnerConfig
 from agents.learning.learner import Learner
 from agents.learning.network import QNetwork
@@ -22,6 +23,7 @@ from agents.replay.batch import Batch
 from agents.replay.buffer import Replay
 from agents.replay.config import ReplayConfig
 from agents.replay.priorities import importance_weights
+from agents.saving.checkpoint import build_network
 from agents.training.step import GradientStep
 
 CPU = torch.device("cpu")
@@ -429,6 +431,16 @@ def test_soft_copies_mix_at_every_update(toys: types.SimpleNamespace) -> None:
         for key, value in doubles(learner.target).items():
             mixed = online[key] if "num_batches" in key else 0.75 * before[key] + 0.25 * online[key]
             assert torch.allclose(value, mixed, atol=1e-6), key
+
+
+def test_soft_copies_are_refused_with_spectral_norm(toys: types.SimpleNamespace) -> None:
+    """Averages of unit vectors are shorter: after 200 mixed updates norms of 1.5 instead of 1."""
+    config = {"encoder": "impala", "impala": {"width": 4, "spectral_norm": True}}
+    config |= {"head": {"hidden_size": 8}, "learner": {"target_tau": 0.01}}
+    built = make_config(config)
+    networks = [build_network(built, (4, 36, 36), 3) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"learner.target_tau: not allowed with spectral norm"):
+        Learner(built.learner, *networks, device=torch.device("cpu"))
 
 
 def test_buffers_are_copied_with_the_weights(toys: types.SimpleNamespace) -> None:

@@ -56,6 +56,15 @@ def test_too_few_evaluations_are_no_score(debug, tmp_path):
     assert notes == [f"ms_pacman/nature/seed-{debug.seed}: 4 evaluations, not among those of 5"]
 
 
+def test_a_run_that_learned_nothing_is_named(debug, tmp_path):
+    folder = write_run(tmp_path, debug)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps({**line, "updates": 0}) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text)
+    _, notes = read_results([tmp_path])
+    assert notes == [f"{folder}: no update was made, so nothing was learned"]
+
+
 def test_a_run_without_an_episode_in_its_last_tenth_is_named(debug, tmp_path):
     folder = write_run(tmp_path, debug)
     lines = (folder / "metrics.jsonl").read_text().splitlines()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rl_nfm.encoders import Encoder, encoder_entry, encoder_names, make_encoder
+from rl_nfm.encoders.cost import encoder_macs
 from rl_nfm.nfm import NFM_PRESETS
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -259,3 +260,15 @@ def test_images_of_another_size_are_refused(name):
 
 def no_extras(name: str) -> dict[str, Any]:
     return {"last_action": False, "last_reward": False} if name == "lstm" else {}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("resnet", {"norm": "batch", "depth": 10, "width": 4}), ("impala", {"spectral_norm": True})],
+)
+def test_counting_operations_changes_nothing(name, options):
+    encoder = make_encoder(name, obs_shape=(4, 36, 36), **options).train()
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    assert encoder_macs(encoder, (4, 36, 36)) > 0
+    assert encoder.training
+    assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())

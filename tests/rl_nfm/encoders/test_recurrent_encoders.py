@@ -83,6 +83,30 @@ def test_on_every_registered_trunk(name):
         assert all(p.grad is not None for p in encoder.trunk.parameters())
 
 
+def test_the_norm_is_of_what_the_trunk_gives_and_of_nothing_else(name):
+    obs, reset, extras = make_inputs(3, 2)
+    encoder, plain = build(name, trunk_norm=True), build(name)
+    assert plain.trunk_norm is None
+    assert set(encoder.state_dict()) - set(plain.state_dict()) == {
+        "trunk_norm.weight",
+        "trunk_norm.bias",
+    }
+    trunk = encoder.trunk(obs)[0].double()
+    centred = trunk - trunk.mean(-1, keepdim=True)
+    expected = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    assert encoder.trunk_norm is not None
+    expected = expected * encoder.trunk_norm.weight + encoder.trunk_norm.bias
+    found = encoder.core_inputs(obs, extras)
+    torch.testing.assert_close(
+        found[..., : trunk.shape[-1]], expected.float(), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        found[..., trunk.shape[-1] :], plain.core_inputs(obs, extras)[..., trunk.shape[-1] :]
+    )
+    encoder(obs, (), reset, extras)[0].sum().backward()
+    assert all(p.grad is not None for p in encoder.trunk_norm.parameters())
+
+
 def test_the_trunk_has_the_config_that_is_given(name):
     encoder = build(name, "nature")
     assert isinstance(encoder.trunk.convs, nn.Sequential)

@@ -301,3 +301,19 @@ def test_sizes_and_temperatures_that_make_no_network_are_refused():
         PrunedMLP([6])
     with pytest.raises(ValueError, match=r"tau: 0\.0 is not allowed: must be above 0"):
         RoutingConfig(tau=0.0)
+
+
+def test_levels_share_a_bank_only_if_it_has_as_many_modules():
+    levels = [
+        Level(positions=3, arch=(2, 12, 1), num_shared=2),
+        Level(positions=2, arch=(2, 12, 1), num_shared=3),
+        Level(positions=2, arch=(2, 12, 1), num_shared=3),
+    ]
+    network = HierarchicallyModular(6, 2, levels)
+    assert network.bank_of == [0, 1, 1]
+    assert network(torch.zeros(4, 6)).shape == (4, 2)
+
+
+def test_a_module_that_reads_nothing_is_refused():
+    with pytest.raises(ValueError, match="does not begin with the 0 units read"):
+        HierarchicallyModular(6, 2, [Level(positions=3, arch=(2, 12, 1), reads=0)])

@@ -54,6 +54,14 @@ def test_sab_gradient_reaches_the_border_slot():
     torch.testing.assert_close(p.grad, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("length", [3, 6, 17, 64])
+def test_of_ties_the_first_are_kept(length):
+    scores = torch.zeros(4, length)
+    scores[1, -1] = 1.0
+    kept = [row.nonzero().flatten().tolist() for row in masked_top_k(scores, 2)]
+    assert kept == [[0, 1], [0, length - 1], [0, 1], [0, 1]]
+
+
 def test_ties_admit_k_and_never_more():
     ties = torch.zeros(3, 6)
     weights = masked_top_k(ties, 2)

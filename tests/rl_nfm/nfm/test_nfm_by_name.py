@@ -248,6 +248,33 @@ def test_readme_snippets():
     assert list(record.readers) == [(1, 0), (1, 1)]
 
 
+def test_a_replica_runs_with_its_own_weights():
+    """As `nn.DataParallel` makes them: hooks are those of the original."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh())
+    wrapper = NFMWrapper(model, ["0", "2"], example=torch.zeros(1, 6))
+    with torch.no_grad():
+        for parameter in wrapper.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    other = copy.deepcopy(wrapper)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    originals, replicas = [*wrapper.modules()], {}
+    for module in originals:
+        replicas[module] = module._replicate_for_data_parallel()
+    values = dict(zip(wrapper.parameters(), other.parameters(), strict=True))
+    for module, replica in replicas.items():
+        for name, child in module._modules.items():
+            replica._modules[name] = replicas[child]
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                setattr(replica, name, values[parameter])
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(replicas[wrapper](x), other(x))
+    assert not torch.allclose(wrapper(x), other(x))
+
+
 def test_threads_do_not_share_a_forward():
     torch.manual_seed(0)
     net = NFMWrapper(

@@ -599,6 +599,30 @@ def test_a_variant_checks_its_values(options):
             BRIMVariant(heads=0)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"input_gate": "across", "input_bias": True}, {"mask_input": True}]
+)
+def test_forms_whose_biases_would_be_read_wrongly_are_refused(wrong):
+    """A key's bias cancels only beside a null slot; a masked input would mask the biases too."""
+    with pytest.raises(ValueError, match="not with"):
+        Variant(**wrong)
+    Variant(mask_input=True, cell_bias=False)
+
+
+@pytest.mark.parametrize("kernels", ["0", "1"])
+def test_flags_and_states_of_another_batch_are_refused(kernels, monkeypatch):
+    """The plain loop broadcast them: a reset of one environment reset all."""
+    monkeypatch.setenv("RL_NFM_KERNELS", kernels)
+    cell = RIMLSTMCell(5, 12, 3, 2)
+    x, state = torch.randn(1, 3, 5), (torch.randn(3, 12), torch.randn(3, 12))
+    cell.run(x, *state, reset=torch.tensor([[True, False, False]]))
+    for reset in (torch.tensor([True, False, False]), torch.ones(1, 1, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"reset: torch.bool .* must be torch.bool \(1, 3\)"):
+            cell.run(x, *state, reset=reset)
+    with pytest.raises(ValueError, match=r"reset: torch.uint8"):
+        cell.run(x, *state, reset=torch.zeros(1, 3, dtype=torch.uint8))
+
+
 def test_a_step_checks_its_shapes():
     lstm, gru = RIMLSTMCell(5, 12, 3, 2), RIMGRUCell(5, 12, 3, 2)
     with pytest.raises(ValueError, match=r"input: shape \(4, 6\) .* must be \[B, 5\]"):
