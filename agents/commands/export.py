@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le
 from agents.commands.evaluate import score_content, score_text
 from agents.config import to_plain
 from agents.learning.network import QNetwork
-from agents.playing.evaluate import play
+from agents.playing.evaluate import NUM_ENVS, play
 from agents.reporting.card import model_card
 from agents.saving import checkpoint
 from agents.saving.checkpoint import Checkpoint
@@ -65,7 +65,7 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs; auto: cuda where there is one."""
 
-    num_envs: Annotated[int, Gt(0), Le(1024)] = 8
+    num_envs: Annotated[int, Gt(0), Le(1024)] = NUM_ENVS
     """Games played side by side, at most one per episode."""
 
 

@@ -133,7 +133,9 @@ def read_saved(run: Path, *, option: str) -> tuple[Any, Any]:
     """
     path = run / CONFIG_FILE
     if not path.is_file():
-        raise ValueError(f"{option}: {run} holds no supervised run (no {CONFIG_FILE})")
+        agent = (run / "config.yaml").is_file()
+        hint = "; rl-nfm evaluate takes agents" if agent else f" (no {CONFIG_FILE})"
+        raise ValueError(f"{option}: {run} holds no supervised run{hint}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return content["task"], content["config"]
