@@ -39,6 +39,8 @@ def trained(tmp_path_factory):
     flags = ["--env.max-num-frames-per-episode", "80", "--run.eval-episodes", "2"]
     flags += ["--run.eval-every-steps", "100", "--seed", "7", "--steps", "200"]
     assert cli.main(["train", "debug", "--out", str(folder), *flags]) == 0
+    (folder.parent / "supervised").mkdir()
+    (folder.parent / "supervised/config.json").write_text("{}")
     return folder
 
 
@@ -229,6 +231,12 @@ def test_an_agent_may_play_another_game_than_it_was_trained_on(trained, tmp_path
     assert (code, err) == (2, "rl-nfm: pong: has 6 actions, the network was made for 9\n")
 
 
+def test_a_supervised_evaluation_of_an_agent_says_what_takes_it(trained, capsys):
+    code, _, err = run(capsys, "supervised", "evaluate", trained)
+    assert code == 2
+    assert "holds no supervised run; rl-nfm evaluate takes agents" in err
+
+
 def test_a_game_without_a_human_score(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     write_config(memory(), tmp_path / "run" / "config.yaml")
@@ -249,6 +257,7 @@ BAD = [
     (["{tmp}", "--random"], "neither a run nor an exported agent nor a checkpoint"),
     (["debugg", "--random"], "debugg: does not exist"),
     ([], "path: must be given"),
+    (["{run}/../supervised"], "a supervised run; see rl-nfm supervised evaluate"),
     (["{run}", "--episods", "3"], "--episodes"),
     (["{run}", "--episodes", "0"], "episodes: 0 is not allowed"),
     (["{run}", "--episodes", "many"], "--episodes"),
