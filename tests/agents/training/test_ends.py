@@ -38,6 +38,14 @@ def quick(**changes):
     return make_config(values)
 
 
+def wait_for_metrics(run, process):
+    end = time.time() + 120
+    while not read_metrics(run / "metrics.jsonl"):
+        assert time.time() < end
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
 def test_a_signal_before_the_first_step_is_a_request_too(tmp_path, monkeypatch):
     """It comes as soon as the folder is there, before the line that names it."""
     original = RunFolder.begin
@@ -66,11 +74,7 @@ def test_a_signal_ends_an_evaluation_between_steps(tmp_path):
     with subprocess.Popen(
         command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
-        end = time.time() + 120
-        while not read_metrics(run / "metrics.jsonl"):
-            assert time.time() < end
-            assert process.poll() is None
-            time.sleep(0.05)
+        wait_for_metrics(run, process)
         time.sleep(1.0)  # well inside the evaluation
         process.send_signal(signal.SIGTERM)
         output = process.communicate(timeout=60)[0].decode()
@@ -96,11 +100,7 @@ def test_a_signal_to_the_whole_group_leaves_workers_to_the_run(number, tmp_path)
         stderr=subprocess.STDOUT,
         start_new_session=True,
     ) as process:
-        end = time.time() + 120
-        while not read_metrics(run / "metrics.jsonl"):
-            assert time.time() < end
-            assert process.poll() is None
-            time.sleep(0.05)
+        wait_for_metrics(run, process)
         os.killpg(process.pid, number)
         output = process.communicate(timeout=60)[0].decode()
     assert process.returncode == 128 + number, output
