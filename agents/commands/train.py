@@ -21,6 +21,15 @@ USAGE = """usage: rl-nfm train PRESET [options]
 
 PRESET is a name ({presets}) or the path of a YAML file; `rl-nfm train PRESET --help` shows
 every option with the preset's values. Every count of steps is in agent steps (4 frames each).
+
+Most used:
+  --game GAME            ms_pacman, gym:ID, ...: rl-nfm games
+  --encoder ENCODER      nature, resnet, nfm, rim, ...: rl-nfm encoders
+  --steps N              agent steps in all
+  --seed N               of everything that is random
+  --out DIR              the run's folder (default: a new one under runs/)
+  --device auto|cpu|cuda
+  --init AGENT           begin with the weights of a run or of zoo:NAME
 """
 EPILOG = """--out DIR: the run's folder (default: a new one under runs/); --resume RUN: go on.
 Under torchrun each process trains its share, and the same command goes on with the run in --out.

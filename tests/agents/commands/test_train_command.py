@@ -1,5 +1,6 @@
 """What `rl-nfm train` tells: the folder first, how far it is, and how to go on."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from agents import cli
+from agents.config import config_class
 from agents.training import train
 
 
@@ -54,3 +56,11 @@ def test_out_is_checked_before_anything_is_built(case, tmp_path, capsys, monkeyp
     message = capsys.readouterr().err
     expected = {"not empty": "is not empty", "below a file": "cannot be written (Not a directory)"}
     assert message.startswith(f"rl-nfm: out: {out} {expected[case]}")
+
+
+def test_the_short_help_names_options_that_there_are(capsys):
+    assert cli.main(["train", "--help"]) == 0
+    named = [word for word in capsys.readouterr().out.split() if word.startswith("--")]
+    fields = {f"--{field.name}" for field in dataclasses.fields(config_class())}
+    assert set(named) - fields == {"--out", "--resume", "--help`"}
+    assert {"--game", "--encoder", "--steps", "--seed"} <= set(named)
