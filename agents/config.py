@@ -141,7 +141,8 @@ class Config(Bounded):
     """One training run."""
 
     game: str = "ms_pacman"
-    """ms_pacman, MsPacman or ALE/MsPacman-v5, and likewise for every other Atari game; gym:ID or
+    """ms_pacman, MsPacman or ALE/MsPacman-v5, and likewise for every other Atari game (the version
+    of an id says nothing: sticky actions and frame skip are those of env.protocol); gym:ID or
     gym:PACKAGE:ID for a Gymnasium environment with images and discrete actions; memory_cue."""
 
     encoder: str = "nature"
