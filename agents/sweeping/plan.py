@@ -28,9 +28,9 @@ from rl_nfm.support.yaml_file import read_yaml
 
 SWEEP_FILE, PRESET_FILE = "sweep.yaml", "preset.yaml"
 _PER_RUN = ("game", "encoder", "seed")
+"""Options that a sweep sets for each run."""
 _VALUE = r"(?:\[[^\[\]]+\]|[^,\[\]]+)"
 """Of an option that is varied: a list in brackets, or anything without commas."""
-"""Options that a sweep sets for each run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ import torch
 
 from rl_nfm.backbones.matching import count_macs
 from rl_nfm.encoders.base import Encoder
+from rl_nfm.support.modules import in_eval_mode
 
 
 def encoder_macs(encoder: Encoder, obs_shape: tuple[int, int, int]) -> int:
@@ -18,9 +19,5 @@ def encoder_macs(encoder: Encoder, obs_shape: tuple[int, int, int]) -> int:
         "episode_step": torch.zeros(1, 1, dtype=torch.int64),
     }
     reset = torch.ones(1, 1, dtype=torch.bool)
-    training = encoder.training
-    try:
-        encoder.eval()
+    with in_eval_mode(encoder):
         return count_macs(lambda: encoder(obs, encoder.initial_state(1), reset, extras))
-    finally:
-        encoder.train(training)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from rl_nfm.nfm.config import NFMConfig
 from rl_nfm.nfm.module import Places
 from rl_nfm.nfm.places import Memory
+from rl_nfm.support.modules import in_eval_mode
 
 
 class NFMWrapper(nn.Module):
@@ -143,13 +144,10 @@ def _output_shapes(
         )
         for name in names
     ]
-    training = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad():
-            model.eval()(*(example if isinstance(example, tuple) else (example,)))
+        with torch.no_grad(), in_eval_mode(model):
+            model(*(example if isinstance(example, tuple) else (example,)))
     finally:
-        for module, flag in training.items():
-            module.training = flag
         for hook in hooks:
             hook.remove()
     ran = [name for name, _ in outputs]

@@ -1,7 +1,21 @@
-"""When a module's result may be computed from its parameters instead of by calling it."""
+"""Modules as they are found: evaluated and put back, or left to whoever has changed them."""
+
+import contextlib
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+
+
+@contextlib.contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[nn.Module]:
+    """Inside, all of `module` is in eval mode; each submodule then gets its own mode back."""
+    training = {part: part.training for part in module.modules()}
+    try:
+        yield module.eval()
+    finally:
+        for part, flag in training.items():
+            part.training = flag
 
 
 def is_untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
