@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from agents.learning.config import LearnerConfig, autocast_dtype
+from agents.learning.narrow import narrow_
 from agents.learning.network import QNetwork
 from agents.learning.objective import LossTerms, Objective
 from agents.replay.batch import Batch
@@ -63,6 +64,10 @@ class Learner:
         self._sums = torch.zeros(len(self._metrics), dtype=torch.float64, device=device)
         self._summed_updates = 0
         target.eval()
+        # Only what a copy replaces as a whole; an auxiliary loss may use the target in its own way.
+        self._may_narrow = (
+            self.dtype is not None and config.target_tau is None and not online.auxiliary
+        )
 
     @cached_property
     def optimizer(self) -> torch.optim.Adam:
@@ -113,6 +118,8 @@ class Learner:
     def gradient_step(self, batch: Batch) -> Float[Tensor, "T B"]:
         """The part of `update` that runs on the device alone, and so can be captured as a graph."""
         self.optimizer.zero_grad(set_to_none=True)
+        if self._may_narrow:
+            self._narrow_target(batch)
         total, terms, means = self._loss(batch)
         total.backward()
         if not self.ranks.alone:
@@ -170,6 +177,14 @@ class Learner:
         values = (sums / count).tolist()
         self._sums.zero_()
         return dict(zip(self._metrics, values, strict=True))
+
+    def _narrow_target(self, batch: Batch) -> None:
+        """From now on a copy to the target casts what autocast would cast at every update."""
+        assert self.dtype is not None
+        self._may_narrow = False
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad():
+            narrow_(self.target, self.dtype, lambda: self.objective.use_target(batch))
 
     def _average_gradients(self) -> None:
         """What one process with the batches of all ranks would have.

@@ -1,11 +1,12 @@
-"""Weights of an acting network in half precision, where autocast would only cast them there anyway.
+"""Weights of a network without gradients in half precision, where autocast would cast them anyway.
 
 Under autocast every convolution and every linear layer casts its float32 weights when it is called.
 Acting does so at every step of the environments, with weights that change once per update: of the
-419 kernels of an act of `nfm_paper` 129 were such casts. Which weights these are cannot be told
-from the modules, since code may use a layer's weights as it likes. So one act is watched: a weight
-that serves convolutions and linear layers under autocast, and nothing else, may be cast beforehand.
-What is computed stays the same, bit for bit.
+419 kernels of an act of `nfm_paper` 129 were such casts. An update does so with the target, which
+changes once in hundreds of updates. Which weights these are cannot be told from the modules, since
+code may use a layer's weights as it likes. So one use is watched: a weight that serves convolutions
+and linear layers under autocast, and nothing else, may be cast beforehand. What is computed stays
+the same, bit for bit.
 """
 
 from collections.abc import Callable, Iterable

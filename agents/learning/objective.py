@@ -57,8 +57,7 @@ class Objective:
         config = self.config
         first, positions = batch.burn_in_steps, batch.a_tm1.shape[0]
         trained = slice(first, first + positions)
-        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
-        with autocast:
+        with self._autocast():
             ahead = len(batch.obs) if config.double else first + positions
             features, maps = self._unroll(self.online, batch, 0, ahead, self._reads_maps)
             values, tau = self.online.values(features[trained], config.num_quantiles, noise="batch")
@@ -73,6 +72,15 @@ class Objective:
             loss, td_error = losses.quantile_huber_loss(taken, tau, target_t, config.kappa)
         value = taken.detach().mean(-1)
         return LossTerms(loss=loss, td_error=td_error, q_value=value, auxiliary=auxiliary)
+
+    def use_target(self, batch: Batch) -> None:
+        """Run the target network in the way that the loss runs it."""
+        with self._autocast():
+            features = self.unroll(self.target, batch, 0, len(batch.obs))
+            self.target.values(features, self.config.num_target_quantiles, noise="batch")
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def _auxiliary(self, batch: Batch, latents: Latents) -> dict[str, Tensor]:
         """The terms of the auxiliary losses."""
@@ -113,7 +121,11 @@ class Objective:
                 else:
                     features, state = network.features(*inputs)
             parts.append(features)
-            if not grad and not torch.compiler.is_compiling():
+            if (
+                piece.start < first
+                and torch.is_grad_enabled()
+                and not torch.compiler.is_compiling()
+            ):
                 # Casts cached without gradient would hide the weights from the next piece. The
                 # compiler caches none, and up to torch 2.11 its graph would end here.
                 torch.clear_autocast_cache()
