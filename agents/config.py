@@ -58,7 +58,7 @@ class EnvConfig(Bounded):
     """A lost life ends the return (the game goes on)."""
 
     noop_max: Annotated[int, Ge(0)] | None = None
-    """Most no-ops at the beginning of an episode."""
+    """An episode begins with fewer no-ops than that, as many as chance says."""
 
     max_num_frames_per_episode: Annotated[int, Gt(0)] | None = None
     """Emulator frames after which an episode is truncated."""
@@ -157,7 +157,7 @@ class Config(Bounded):
     init: str | None = None
     """Start from the weights of a trained agent: a run, a checkpoint, a folder of `rl-nfm export`
     or zoo:NAME of `rl-nfm agents`. Its encoder must be the same; for other actions the head begins
-    anew."""
+    anew, and a line says so."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""

@@ -74,8 +74,8 @@ class Options:
     random_attention: _Switch = 0
     """NFM: noise instead of attention scores, the paper's ablation, to see how much they matter."""
 
-    epsilon: Annotated[float, Ge(0), Le(1)] = 0.001
-    """Probability of a random action."""
+    epsilon: Annotated[float, Ge(0), Le(1)] | None = None
+    """Probability of a random action; none: the run's own, `run.eval_epsilon`."""
 
     fractions: Literal["drawn", "fixed"] = "drawn"
     """Quantile fractions: drawn anew at every step, as in training, or the same at every step."""
@@ -163,7 +163,7 @@ def _play(
         None if network is None else network.eval(),
         config,
         episodes=options.episodes,
-        epsilon=options.epsilon,
+        epsilon=config.run.eval_epsilon if options.epsilon is None else options.epsilon,
         seed=options.seed,
         num_envs=options.num_envs,
         fixed_fractions=options.fractions == "fixed",

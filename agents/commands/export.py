@@ -53,8 +53,8 @@ class Options:
     episodes: Annotated[int, Gt(0)] = 100
     """Episodes whose scores go along."""
 
-    epsilon: Annotated[float, Ge(0), Le(1)] = 0.001
-    """Probability of a random action in them."""
+    epsilon: Annotated[float, Ge(0), Le(1)] | None = None
+    """Probability of a random action in them; none: the run's own, `run.eval_epsilon`."""
 
     seed: Annotated[int, Ge(0), Le(2**31 - 1)] = 1000
     """Of their games and actions; another one than in training."""
@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
         network,
         found.config,
         episodes=options.episodes,
-        epsilon=options.epsilon,
+        epsilon=found.config.run.eval_epsilon if options.epsilon is None else options.epsilon,
         seed=options.seed,
         num_envs=options.num_envs,
         progress=True,

@@ -54,7 +54,7 @@ class Agent:
 
         Raises:
             ValueError: if the shape fits neither order, the values are no uint8, the batch is
-                empty, or `state` or `episode_start` are of another batch.
+                empty, or `state` or `episode_start` are of another batch or agent.
         """
         obs = np.asarray(observation)
         single = obs.ndim == 3
@@ -63,6 +63,7 @@ class Agent:
             raise ValueError("observation: an empty batch is not allowed: at least one observation")
         start = np.zeros(len(batch), bool) if episode_start is None else np.asarray(episode_start)
         start = start.reshape(-1).astype(bool)
+        self._check_parts(state)
         for name, rows in (
             ("episode_start", start),
             ("state", start if state is None else state[-1]),
@@ -86,6 +87,14 @@ class Agent:
         actions = action.cpu().numpy()
         kept = self._kept(actor)
         return (actions[0] if single else actions), kept
+
+    def _check_parts(self, state: PredictState | None) -> None:
+        parts = len(self.network.initial_state(1))
+        if state is not None and (not parts or len(state) != parts + 2):
+            raise ValueError(
+                f"state: one of {len(state)} arrays is not allowed: must be what the last call "
+                "returned, or none at the beginning"
+            )
 
     def _channels_first(self, obs: NDArray[np.uint8]) -> NDArray[np.uint8]:
         c, h, w = self.obs_shape
@@ -127,11 +136,12 @@ def load(path: str | Path, *, device: str = "auto", which: str = "last") -> Agen
 
     Args:
         path: either.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or cuda:N.
         which: of a run, the `last` checkpoint or the `best` one.
 
     Raises:
         CheckpointError: missing or damaged (a ValueError).
+        ValueError: another `device` or `which`.
     """
     found = checkpoint.open_checkpoint(checkpoint.find(Path(path), which))
     network = checkpoint.load_network(found, choose_device(device))

@@ -146,7 +146,10 @@ def find(path: Path, which: str = "last") -> Path:
 
     Raises:
         CheckpointError: if there is none.
+        ValueError: `which` is neither `last` nor `best`.
     """
+    if which not in ("last", "best"):
+        raise ValueError(f"which: {which!r} is not allowed: must be 'last' or 'best'")
     path = zoo.locate(path)
     if (path / storage.META).is_file():
         if which != "last":

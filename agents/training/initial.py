@@ -1,10 +1,13 @@
 """Starting a run from the weights of a trained agent."""
 
+import contextlib
 from pathlib import Path
 
+from agents.config import Config
 from agents.learning.learner import Learner
 from agents.saving import checkpoint
 from agents.training.trainer import Trainer
+from envs import make_env
 
 
 def initialize(trainer: Trainer) -> None:
@@ -14,19 +17,20 @@ def initialize(trainer: Trainer) -> None:
         ValueError: see `start_from`.
     """
     if trainer.config.init is not None:
-        start_from(trainer.config.init, trainer.learner)
+        start_from(trainer.config.init, trainer.learner, trainer.env.action_meanings)
         trainer.collector.weights.refresh()
 
 
-def start_from(agent: str, learner: Learner) -> None:
+def start_from(agent: str, learner: Learner, action_meanings: list[str]) -> None:
     """Load the weights of an agent into both networks of a learner that has made no update.
 
-    The head, whose size depends on the game's actions and on its own options, begins anew where it
-    does not fit, and so do auxiliary losses; a line says so.
+    The head, which depends on the game's actions and on its own options, begins anew where it does
+    not fit, and so do auxiliary losses; a line says so.
 
     Args:
         agent: path of a run, of a checkpoint or of an exported folder, or `zoo:NAME`.
         learner: whose networks are changed.
+        action_meanings: names of the actions, as the environments have them.
 
     Raises:
         CheckpointError: missing or damaged.
@@ -43,8 +47,21 @@ def start_from(agent: str, learner: Learner) -> None:
             f"init: {agent} is not allowed: its encoder {found.config.encoder!r} has other weights "
             f"than the one here ({wrong['encoder']})"
         )
-    for part, name in wrong.items():
-        print(f"note: init: the {part} of {agent} does not fit ({name}); it begins anew")
+    meanings = _action_meanings(found.config)
+    if meanings is not None and meanings != action_meanings:  # perhaps as many, of another meaning
+        for part in {name.split(".")[0] for name in current} - {"encoder"}:
+            wrong.setdefault(part, f"actions {' '.join(meanings)}")
+    for part, why in wrong.items():
+        print(f"note: init: the {part} of {agent} does not fit ({why}); it begins anew")
     weights = {k: v for k, v in weights.items() if k.split(".")[0] not in wrong}
     learner.online.load_state_dict({**current, **weights})
     learner.target.load_state_dict(learner.online.state_dict())
+
+
+def _action_meanings(config: Config) -> list[str] | None:
+    """Those of the game that a run was trained on; None where it cannot be made here."""
+    with contextlib.suppress(ValueError):
+        env = make_env(config.game, num_envs=1, num_threads=1, protocol=config.protocol)
+        with contextlib.closing(env):
+            return env.action_meanings
+    return None

@@ -60,6 +60,14 @@ def _problem(hint: Any, value: Any) -> str | None:
         if not isinstance(value, tuple | list):
             return "a tuple"
         return next(filter(None, (_problem(arguments[0], item) for item in value)), None)
+    if origin is dict:
+        if not isinstance(value, dict):
+            return "a mapping"
+        keys = next(filter(None, (_problem(arguments[0], key) for key in value)), None)
+        items = next(filter(None, (_problem(arguments[1], x) for x in value.values())), None)
+        return (keys and f"a mapping with keys {keys}") or (
+            items and f"a mapping to what is {items}"
+        )
     return _wrong_type(hint, value)
 
 

@@ -4,13 +4,16 @@ import torch
 
 
 def choose_device(name: str) -> torch.device:
-    """The device named by `auto`, `cpu` or `cuda`; `auto` is CUDA if it is available.
+    """The device named by `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is CUDA if it is available.
 
     Raises:
-        ValueError: CUDA was requested and is not available.
+        ValueError: another name, or CUDA was requested and is not available.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: 'cuda' is not available on this machine (allowed: auto, cpu)")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, colon, index = str(name).partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and index.isdecimal())):
+        raise ValueError(f"device: {name!r} is not allowed: must be auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: {name!r} is not available on this machine (allowed: auto, cpu)")
     return torch.device(name)

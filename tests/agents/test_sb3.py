@@ -92,6 +92,30 @@ def test_predict_names_a_state_or_starts_of_another_batch():
         policy.predict(obs, state, np.zeros(2, bool))
 
 
+@pytest.mark.parametrize("name", ["zoo:memory_cue-lstm", None])
+@pytest.mark.parametrize("count", [0, 1])
+def test_predict_refuses_what_is_no_state_of_its_own(name, count):
+    policy = agent() if name is None else agents.load(name)
+    obs = np.zeros((3, *policy.obs_shape), np.uint8)
+    with pytest.raises(ValueError, match=f"state: one of {count} arrays is not allowed"):
+        policy.predict(obs, (np.zeros(3),) * count)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"which": "latest"}, "which: 'latest' is not allowed: must be 'last' or 'best'"),
+        ({"device": "gpu"}, "device: 'gpu' is not allowed: must be auto, cpu, cuda or cuda:N"),
+        ({"device": "cuda:x"}, "device: 'cuda:x' is not allowed"),
+        ({"device": "cuda:99"}, "device: 'cuda:99' is not available on this machine"),
+        ({"device": None}, "device: None is not allowed"),
+    ],
+)
+def test_load_names_a_wrong_option(options, message):
+    with pytest.raises(ValueError, match=message):
+        agents.load("zoo:memory_cue-lstm", **options)
+
+
 def test_spectral_norm_is_refused():
     """SB3 copies parameters and running_* buffers: its target would have the first vectors."""
     space = spaces.Box(0, 255, (4, 36, 36), np.uint8)

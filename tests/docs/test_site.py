@@ -55,6 +55,24 @@ def test_every_module_of_the_reference_exists():
         assert importlib.import_module(module).__doc__, module
 
 
+def test_the_examples_of_the_readme_run(tmp_path):
+    """In a process of their own, where nothing is registered yet; shorter, and on an agent here."""
+    text = (ROOT / "README.md").read_text()
+    play, inside_sb3 = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)[:2]
+    for long, short in (
+        ('"runs/my-run"', '"zoo:ms_pacman-nfm"'),
+        ("range(1000)", "range(3)"),
+        ("encoder(obs_sequence)", "encoder(torch.zeros(2, 1, 4, 84, 84, dtype=torch.uint8))"),
+    ):
+        assert long in play
+        play = play.replace(long, short)
+    assert "100_000" in inside_sb3
+    script = tmp_path / "examples.py"
+    script.write_text(f"import torch\n{play}{inside_sb3.replace('100_000', '100')}")
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=200)
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_every_page_is_in_the_table_of_contents():
     listed = blocks("index.md", "{toctree}")[0].split()[2:]
     assert sorted([*listed, "index"]) == sorted(page.stem for page in DOCS.glob("*.md"))

@@ -167,6 +167,27 @@ def test_for_another_game_the_head_begins_anew(exported, tmp_path, capsys):
         )
 
 
+def test_as_many_actions_of_another_meaning_need_another_head(tmp_path, capsys):
+    """Pong moves to the right where Q*bert hops up."""
+    first, second, same_game = (tmp_path / name for name in "abc")
+    train = ["train", "debug", "--steps", "40"]
+    assert cli.main([*train, "--game", "pong", "--out", str(first)]) == 0
+    capsys.readouterr()
+    init = ["--init", str(first)]
+    other = ["--game", "qbert", "--seed", "5"]
+    assert cli.main([*train, *init, *other, "--out", str(second)]) == 0
+    out = capsys.readouterr().out
+    assert "note: init: the head of" in out
+    assert "(actions NOOP FIRE RIGHT LEFT RIGHTFIRE LEFTFIRE); it begins anew" in out
+    assert cli.main([*train, *init, "--game", "pong", "--seed", "5", "--out", str(same_game)]) == 0
+    assert "begins anew" not in capsys.readouterr().out
+    before = weights(first)
+    assert same(weights(same_game), before)
+    for name, value in weights(second).items():
+        if not name.endswith("sigma"):  # all begin alike
+            assert torch.equal(value, before[name]) == name.startswith("encoder."), name
+
+
 def test_another_encoder_is_refused_before_a_folder_is_made(exported, tmp_path, capsys):
     argv = ["train", "debug", "--encoder", "impala", "--init", str(exported)]
     error = fails(capsys, *argv, "--out", str(tmp_path / "run"))

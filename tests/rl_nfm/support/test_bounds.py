@@ -27,6 +27,7 @@ class Outer(Bounded):
     name: str = "x"
     inner: Inner = dataclasses.field(default_factory=Inner)
     anything: object = None
+    pairs: dict[str, Annotated[float, Gt(0)]] = dataclasses.field(default_factory=dict)
 
 
 GOOD = [
@@ -40,6 +41,7 @@ GOOD = [
     {"fast": True},
     {"inner": Inner(share=0.0)},
     {"anything": [1]},
+    {"pairs": {"a": 1.0}},
 ]
 BAD = [
     ({"count": 0}, "count: 0 is not allowed: must be above 0"),
@@ -55,6 +57,12 @@ BAD = [
     ({"fast": 1}, "fast: 1 is not allowed: must be true or false"),
     ({"name": 3}, "name: 3 is not allowed: must be of type str"),
     ({"inner": 3}, "inner: 3 is not allowed: must be of type Inner"),
+    ({"pairs": 3}, "pairs: 3 is not allowed: must be a mapping"),
+    ({"pairs": {"a": -1}}, "pairs: {'a': -1} is not allowed: must be a mapping to what is above 0"),
+    (
+        {"pairs": {1: 1}},
+        "pairs: {1: 1} is not allowed: must be a mapping with keys of type str",
+    ),
 ]
 
 
