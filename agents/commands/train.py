@@ -14,7 +14,7 @@ from rl_nfm.encoders import encoder_names
 from rl_nfm.support.device import choose_device
 from rl_nfm.support.flags import parse_flags
 from rl_nfm.support.memory import keep_freed_memory
-from rl_nfm.support.ranks import OtherRankError, Ranks
+from rl_nfm.support.ranks import OtherRankError, Ranks, restarts
 
 USAGE = """usage: rl-nfm train PRESET [options]
        rl-nfm train --resume RUN [--steps N]
@@ -66,6 +66,8 @@ def main(argv: Sequence[str]) -> int:
         if ranks.first:
             quoted = shlex.quote(str(stop.folder))
             print(f"stopped by {stop} after a checkpoint; go on: rl-nfm train --resume {quoted}")
+        if restarts():  # to torchrun any other code is a failure, after which it would begin again
+            return 0
         return 128 + signal.Signals[str(stop)]
     except ValueError as error:
         if ranks.first or isinstance(error, OtherRankError):

@@ -22,6 +22,21 @@ def folder_of(checkpoints: Path, rank: int) -> Path:
     return checkpoints / f"rank-{rank}" if rank else checkpoints
 
 
+def begin(run: Path, ranks: Ranks) -> None:
+    """Make the folder of this rank's checkpoints, before there is work that could be lost.
+
+    Raises:
+        ValueError: it cannot be made, or this rank does not see the run that rank 0 has begun.
+    """
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"out: {run} is not there: all ranks need storage that they share")
+    folder = folder_of(run / "checkpoints", ranks.rank)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be made ({error.strerror})") from None
+
+
 def newest(checkpoints: Path) -> Path | None:
     """The checkpoint of rank 0 to resume from: one that no rank lacks, if there is any.
 

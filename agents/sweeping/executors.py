@@ -4,11 +4,11 @@ The other form is `agents.sweeping.cluster`. Both hand out `concurrent.futures.F
 loop (`agents.sweeping.sweep`) waits for the next that is over.
 """
 
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from agents.sweeping.runs import PlannedRun, StopRequest, execute
+from rl_nfm.support.device import cores
 
 
 class Executor(Protocol):
@@ -34,12 +34,6 @@ class Executor(Protocol):
     def kill(self) -> None:
         """End the running ones at once, without a checkpoint."""
         ...
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    count = getattr(os, "sched_getaffinity", None)
-    return len(count(0)) if count else os.cpu_count() or 1
 
 
 class LocalExecutor:

@@ -8,13 +8,14 @@ import torch
 from rl_nfm.support.memory import free_bytes
 
 
-def check_memory(needed: int, for_states: int, device: torch.device) -> None:
+def check_memory(needed: int, for_states: int, device: torch.device, *, sharing: int = 1) -> None:
     """Print how much memory the replay takes, and refuse one that does not fit.
 
     Args:
         needed: bytes in all.
         for_states: bytes of these for recurrent states.
         device: where it is allocated.
+        sharing: processes that each allocate as much in the same memory.
 
     Raises:
         ValueError: naming what is needed, what is free and the option that shrinks it.
@@ -23,9 +24,11 @@ def check_memory(needed: int, for_states: int, device: torch.device) -> None:
     if for_states:
         print(f"replay: {needed / 1e9:.2f} GB on {device.type}{states}")
     free = free_bytes(device)
-    if free is not None and needed > free:
+    if free is not None and sharing * needed > free:
+        each = f" for each of {sharing} ranks" if sharing > 1 else ""
         raise ValueError(
-            f"replay.capacity_steps: needs {needed / 1e9:.1f} GB on {device.type}{states}, where "
+            f"replay.capacity_steps: needs {needed / 1e9:.1f} GB on {device.type}{states}{each}, "
+            "where "
             f"{free / 1e9:.1f} GB are free; lower --replay.capacity-steps{_elsewhere(device)}"
         )
 

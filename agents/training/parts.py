@@ -1,7 +1,6 @@
 """The parts of a run, built from its config: environments, learner and replay."""
 
 import dataclasses
-import os
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from agents.training.memory_check import check_memory, explained_out_of_memory
 from agents.training.turns import num_groups
 from envs import GameVecEnv, make_env
 from rl_nfm.encoders import State
+from rl_nfm.support.device import cores
 from rl_nfm.support.ranks import ALONE, Ranks
 
 
@@ -30,14 +30,15 @@ def share_of(config: Config, ranks: Ranks) -> Config:
     if ranks.alone:
         return config
     env, replay = config.env, config.replay
-    threads = env.num_threads // ranks.size or max(1, (os.cpu_count() or 1) // ranks.local_size)
+    # 0, as many as there are cores, is for the ranks of a machine together.
+    threads = env.num_threads // ranks.size if env.num_threads else cores() // ranks.local_size
     return dataclasses.replace(
         config,
         seed=ranks.seed(config.seed),
         env=dataclasses.replace(
             env,
             num_envs=ranks.share("env.num_envs", env.num_envs),
-            num_threads=threads,
+            num_threads=max(1, threads),
         ),
         replay=dataclasses.replace(
             replay,
@@ -116,7 +117,7 @@ def build_replay(
         state=state,
         frame_channels=env.step_spec.channels,
     )
-    check_memory(*size, home)
+    check_memory(*size, home, sharing=1 if home.type == "cuda" else ranks.local_size)
     with explained_out_of_memory(size[0], home):
         return _empty_replay(kind, config, env, state=state, device=device, ranks=ranks)
 

@@ -122,7 +122,7 @@ class Trainer:
         if self.ranks.first:
             folder.begin(self.config, self.counters.steps)
         if not self.ranks.alone or (last is not None and last.meta.ranks > 1):
-            folder.checkpoints.mkdir(exist_ok=True)
+            shards.begin(folder.path, self.ranks)
             steps = -1 if last is None else last.steps
             shards.forget_others(folder.checkpoints, self.ranks, steps)
         return last

@@ -66,9 +66,12 @@ def init(
     Raises:
         ValueError: another cell than lstm and gru, or sizes that do not fit.
     """
+    for name, count in (("input_size", input_size), ("num_rims", num_rims)):
+        if count < 1:
+            raise ValueError(f"{name}: {count} is not allowed: must be at least 1")
     if cell not in ("lstm", "gru"):
         raise ValueError(f"cell: {cell!r} is not allowed (allowed: lstm, gru)")
-    if hidden_size % num_rims:
+    if hidden_size < 1 or hidden_size % num_rims:
         raise ValueError(f"hidden_size: {hidden_size} is not a multiple of num_rims ({num_rims})")
     size = hidden_size // num_rims
     gates = (4 if cell == "lstm" else 3) * size
@@ -102,20 +105,38 @@ def run(
 
     Args:
         params: of one layer; those of an LSTM or of a GRU, which their shapes tell.
-        x: [T, B, F].
+        x: [T, B, F], of the parameters' type.
         state: before the first step; None: zeros.
         num_active: RIMs that are updated at a step (static under `jax.jit`).
 
     Returns:
         hidden states [T, B, H], the last state, and which RIMs were updated, bool [T, B, n].
+
+    Raises:
+        ValueError: x or state of another type or without steps or samples, or not 1 to n RIMs.
     """
     n, size = params.query.shape[:2]
+    dtype = params.query.dtype
+    if not 1 <= num_active <= n:
+        raise ValueError(f"num_active: {num_active} is not allowed: must be 1 to {n}")
+    if x.ndim != 3 or 0 in x.shape:
+        raise ValueError(
+            f"x: shape {x.shape} is not allowed: must be [T, B, F] with none of them 0"
+        )
     if state is None:
         parts = 2 if params.weight_hh.shape[-1] == 4 * size else 1
-        state = (jnp.zeros((x.shape[1], n * size), x.dtype),) * parts
+        state = (jnp.zeros((x.shape[1], n * size), dtype),) * parts
+    for name, array in (("x", x), *(("state", part) for part in state)):
+        if array.dtype != dtype:
+            raise ValueError(
+                f"{name}: {array.dtype} is not allowed: must be {dtype}, as parameters"
+            )
     split = tuple(part.reshape(-1, n, size) for part in state)
     # What does not depend on the state: queries of the keys, and the input's part of the gates.
-    key_query = jnp.einsum("tbk,nsk->tbns", x @ params.key, params.query)
+    # Half precision would choose other RIMs now and then, so it does not choose.
+    wide = jnp.promote_types(dtype, jnp.float32)
+    keys = x.astype(wide) @ params.key.astype(wide)
+    key_query = jnp.einsum("tbk,nsk->tbns", keys, params.query.astype(wide))
     key_query = key_query / FORM.input_key_size**0.5
     drive = jnp.einsum("tbv,vng->tbng", x @ params.value, params.weight_ih)
     one_step = jax.vmap(lambda *sample: _step(params, num_active, *sample))
@@ -139,7 +160,7 @@ def _step(
     # prefers the lower index among equals, as our cells do.
     _, chosen = lax.top_k(lax.stop_gradient(logit), num_active)
     active = jnp.zeros(len(logit), bool).at[chosen].set(True)
-    pre = drive * jax.nn.sigmoid(logit)[:, None] + params.bias_ih
+    pre = drive * jax.nn.sigmoid(logit).astype(drive.dtype)[:, None] + params.bias_ih
     product = jnp.einsum("ns,nsg->ng", hidden, params.weight_hh) + params.bias_hh
     candidate = _lstm(pre + product, *memory) if memory else _gru(pre, product, hidden)
     mask = active[:, None]
@@ -182,17 +203,26 @@ def from_torch(cell: RIMLSTMCell | RIMGRUCell) -> Params:
     Raises:
         ValueError: it is of another variant.
     """
-    if cell.variant != FORM:
-        raise ValueError("variant: only 'official' is allowed in JAX")
-    named = dict(cell.named_parameters())
-    return Params(*(jnp.asarray(named[name].detach().cpu().numpy()) for name in Params._fields))
+    _check_variant(cell)
+    named = {name: p.detach().cpu() for name, p in cell.named_parameters()}
+    kind = str(named["query"].dtype).removeprefix("torch.")
+    wide = {name: p.to(torch.promote_types(p.dtype, torch.float32)) for name, p in named.items()}
+    return Params(*(jnp.asarray(wide[name].numpy(), kind) for name in Params._fields))
 
 
 def to_torch(params: Params, cell: RIMLSTMCell | RIMGRUCell) -> None:
     """Write weights into one of our cells of the same sizes.
 
     Raises:
+        ValueError: the cell is of another variant.
         RuntimeError: other sizes.
     """
+    _check_variant(cell)
     arrays: dict[str, Any] = params._asdict()
-    cell.load_state_dict({k: torch.tensor(jax.device_get(v)) for k, v in arrays.items()})
+    wide = {k: v.astype(jnp.promote_types(v.dtype, jnp.float32)) for k, v in arrays.items()}
+    cell.load_state_dict({k: torch.tensor(jax.device_get(v)) for k, v in wide.items()})
+
+
+def _check_variant(cell: RIMLSTMCell | RIMGRUCell) -> None:
+    if cell.variant != FORM:
+        raise ValueError("variant: only 'official' is allowed in JAX")

@@ -1,4 +1,6 @@
-"""From the option `--device` to a device."""
+"""From the option `--device` to a device, and how many cores there are."""
+
+import os
 
 import torch
 
@@ -17,3 +19,9 @@ def choose_device(name: str) -> torch.device:
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device: {name!r} is not available on this machine (allowed: auto, cpu)")
     return torch.device(name)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    count = getattr(os, "sched_getaffinity", None)
+    return len(count(0)) if count else os.cpu_count() or 1

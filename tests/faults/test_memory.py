@@ -62,3 +62,6 @@ def test_the_limit_of_a_container_counts(tmp_path, monkeypatch, limit, current, 
     check_memory(free, 0, CPU)
     with pytest.raises(ValueError, match="needs"):
         check_memory(free + 1, 0, CPU)
+    check_memory(free // 2, 0, CPU, sharing=2)
+    with pytest.raises(ValueError, match=r"needs .* GB on cpu for each of 2 ranks, where"):
+        check_memory(free // 2 + 1, 0, CPU, sharing=2)

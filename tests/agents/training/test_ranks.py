@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,7 @@ from agents.replay.returns import ReturnConfig
 from agents.saving import checkpoint, shards
 from agents.saving.parts import restore
 from agents.saving.run_folder import RunFolder, read_metrics
-from agents.training import train
+from agents.training import parts, train
 from agents.training.parts import share_of
 from agents.training.step import GradientStep
 from rl_nfm.support.ranks import ALONE, Ranks
@@ -62,6 +63,18 @@ def test_the_shares_of_a_config_add_up_to_it():
         assert share.steps == config.steps
     assert len({share.seed for share in shares}) == 3
     assert shares[0].seed == config.seed
+
+
+@pytest.mark.parametrize(
+    ("threads", "size", "share"),
+    [(0, 4, 16), (1, 2, 1), (3, 4, 1), (4, 4, 1), (8, 4, 2), (0, 99, 1)],
+)
+def test_threads_are_shared_by_the_ranks_of_a_machine(monkeypatch, threads, size, share):
+    monkeypatch.setattr(parts, "cores", lambda: 64)
+    config = tiny(env={"num_envs": size}, replay={"batch_size": size, "capacity_steps": 99 * size})
+    config.env.__dict__["num_threads"] = threads  # more than this machine has
+    ranks = Ranks(rank=0, size=size, local_size=size)
+    assert share_of(config, ranks).env.num_threads == share
 
 
 @pytest.mark.parametrize(
@@ -468,6 +481,21 @@ def test_a_signal_to_any_rank_stops_all_with_a_checkpoint(in_ranks, tmp_path, ra
     assert last.steps == read_metrics(out / "metrics.jsonl")[-1]["steps"]
 
 
+@pytest.mark.parametrize("fault", ["a file in its place", "no shared storage"])
+def test_a_rank_that_cannot_save_says_so_before_it_trains(in_ranks, tmp_path, fault):
+    out = tmp_path / "run"
+    folder = RunFolder.create(tiny(steps=64), out)
+    folder.checkpoints.mkdir()
+    if fault == "a file in its place":
+        (folder.checkpoints / "rank-1").touch()
+        message = f"{folder.checkpoints / 'rank-1'}: cannot be made (File exists)"
+    else:
+        folder.config_path.unlink()
+        message = f"out: {out} is not there: all ranks need storage that they share"
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        shards.begin(out, Ranks(rank=1, size=2))
+
+
 def test_a_signal_while_rank_0_evaluates_is_heard(in_ranks, tmp_path):
     """Evaluation of a hundred thousand episodes; rank 1 waits for it, and is asked to end."""
     often = {"eval_every_steps": 16, "eval_episodes": 10**5, "checkpoint_every_steps": 16}
@@ -564,6 +592,25 @@ def test_a_killed_rank_is_begun_again_and_the_run_goes_on(tmp_path):
     # (1200 - 80) / 8: none was made twice, none left out
     assert lines[-1]["updates"] == 140
     assert shards.is_whole(checkpoint.open_checkpoint(checkpoint.find(out)))
+
+
+@pytest.mark.slow
+def test_a_signal_to_a_rank_ends_a_run_that_torchrun_would_repeat(tmp_path):
+    out = tmp_path / "run"
+    flags = ["--steps", "1000000", "--device", "cpu", "--run.checkpoint-every-steps", "40"]
+    process = torchrun("debug", *flags, "--out", str(out), options=["--max-restarts", "2"])
+    deadline = time.monotonic() + 200
+    while not checkpoint.list_checkpoints(out / "checkpoints" / "rank-1"):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(rank_of(process.pid, 1), signal.SIGTERM)
+    told, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    assert told.count("stopped by SIGTERM after a checkpoint") == 1
+    last = checkpoint.open_checkpoint(checkpoint.find(out))
+    assert shards.is_whole(last)
+    assert read_metrics(out / "metrics.jsonl")[-1]["steps"] == last.steps
 
 
 def rank_of(parent: int, rank: int) -> int:

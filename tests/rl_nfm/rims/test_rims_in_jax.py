@@ -116,3 +116,61 @@ def test_what_is_not_there_is_refused():
         in_jax.init(jax.random.key(0), 4, 6, 3, cell="rnn")
     with pytest.raises(ValueError, match="hidden_size: 7"):
         in_jax.init(jax.random.key(0), 4, 7, 3)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_half_precision_chooses_rims_as_float32_does(kind):
+    """The choice is made in float32 from the same numbers, as in our cells."""
+    cell = make(kind, (7, 60, 12, 5))
+    cell.to(torch.bfloat16)
+    params = in_jax.from_torch(cell)
+    assert {p.dtype for p in params} == {jnp.dtype("bfloat16")}
+    wide = in_jax.Params(*(p.astype(jnp.float32) for p in params))
+    x, state = inputs(cell, 1, 500)
+    x, *state = (jnp.asarray(part.numpy(), jnp.bfloat16) for part in (x, *state))
+    output, last, active = in_jax.run(params, x, state, num_active=5)
+    assert output.dtype == last[0].dtype == jnp.bfloat16
+    wide_state = tuple(part.astype(jnp.float32) for part in state)
+    exact = in_jax.run(wide, x.astype(jnp.float32), wide_state, num_active=5)[2]
+    assert bool((active == exact).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_weights_of_any_precision_go_there_and_back(dtype):
+    cell, other = make("lstm").to(dtype), make("lstm", seed=3).to(dtype)
+    in_jax.to_torch(in_jax.from_torch(cell), other)
+    for a, b in zip(cell.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_weights_are_not_written_into_a_cell_of_another_variant():
+    cell = make("lstm")
+    other = RIMLSTMCell(7, 12, 3, 2, variant="previous")
+    before = [p.clone() for p in other.parameters()]
+    with pytest.raises(ValueError, match="variant: only 'official' is allowed"):
+        in_jax.to_torch(in_jax.from_torch(cell), other)
+    assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
+
+
+def test_sizes_and_types_that_do_not_fit_are_told():
+    params = in_jax.from_torch(make("lstm"))
+    x = jnp.zeros((2, 3, 7))
+    for count in (0, 4):
+        with pytest.raises(ValueError, match=f"num_active: {count} is not allowed: must be 1 to 3"):
+            in_jax.run(params, x, num_active=count)
+    for wrong in (jnp.zeros((0, 3, 7)), jnp.zeros((2, 0, 7)), jnp.zeros((3, 7))):
+        with pytest.raises(ValueError, match="x: shape"):
+            in_jax.run(params, wrong, num_active=2)
+    with pytest.raises(ValueError, match="x: bfloat16 is not allowed: must be float32"):
+        in_jax.run(params, x.astype(jnp.bfloat16), num_active=2)
+    state = (jnp.zeros((3, 12), jnp.bfloat16),) * 2
+    with pytest.raises(ValueError, match="state: bfloat16 is not allowed: must be float32"):
+        in_jax.run(params, x, state, num_active=2)
+    key = jax.random.PRNGKey(0)
+    for sizes, name in (
+        ((0, 12, 3), "input_size"),
+        ((7, 12, 0), "num_rims"),
+        ((7, 0, 3), "hidden"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            in_jax.init(key, *sizes)
