@@ -9,11 +9,12 @@ from rl_nfm.modular.networks import (
 )
 from rl_nfm.modular.placement import Routing, known_routing, wiring
 from rl_nfm.modular.routing import straight_through_one_hot, straight_through_top_k
-from rl_nfm.modular.search import redraw
+from rl_nfm.modular.search import Draws, redraw
 from rl_nfm.modular.tasks import BooleanTask, Gate, boolean_task
 
 __all__ = [
     "BooleanTask",
+    "Draws",
     "Gate",
     "HierarchicallyModular",
     "Level",

@@ -11,7 +11,8 @@ Works on stacked parameters (`torch.func.stack_module_state`). Shapes: S seeds, 
 seed, which lie together on the leading axis of S P; T tasks, M positions of a level.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,20 +25,36 @@ DESCENT = 1 / 2
 """Probability that a change goes on to a unit that the changed position reads."""
 
 
-def survivors(losses: Tensor, candidates: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+class Draws:
+    """Random numbers [S P, ...] of which each seed draws its own: the same alone and in a batch.
+
+    Args:
+        generators: of each seed, on the CPU.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator]):
+        self.generators = generators
+
+    def __call__(self, draw: Callable[..., Tensor], *shape: int) -> Tensor:
+        """What `draw(shape, generator=...)` gives for each seed's share of the first axis."""
+        share = (shape[0] // len(self.generators), *shape[1:])
+        return torch.cat([draw(share, generator=generator) for generator in self.generators])
+
+
+def survivors(losses: Tensor, candidates: int, draws: Draws) -> tuple[Tensor, Tensor]:
     """Which candidate each is to be a copy of.
 
     Args:
         losses: [S P]; nan counts as worst.
         candidates: P.
-        generator: chooses among the kept.
+        draws: chooses among the kept.
 
     Returns:
         Sources int64 [S P], and whether a candidate is new rather than kept, bool [S P].
     """
     ranks = losses.nan_to_num(float("inf")).view(-1, candidates).argsort(1)  # [S, P]
     kept = max(candidates // KEPT, 1)
-    choice = torch.randint(kept, ranks.shape, generator=generator)
+    choice = draws(partial(torch.randint, kept), losses.numel()).view(ranks.shape)
     sources = torch.arange(candidates).expand_as(ranks).clone()
     sources.scatter_(1, ranks[:, kept:], ranks.gather(1, choice)[:, kept:])
     new = torch.zeros_like(ranks, dtype=torch.bool).scatter_(1, ranks[:, kept:], True)
@@ -52,7 +69,7 @@ def redraw(
     optimizer: torch.optim.Optimizer,
     losses: Tensor,
     candidates: int,
-    generator: torch.Generator,
+    draws: Draws,
 ) -> None:
     """Replace the worst candidates by copies of the best in which a few positions are drawn anew.
 
@@ -65,16 +82,16 @@ def redraw(
         optimizer: of `parameters`; its state is changed in place.
         losses: training losses [S P].
         candidates: P.
-        generator: of all randomness, on the CPU.
+        draws: all randomness.
     """
-    sources, new = survivors(losses.cpu(), candidates, generator)
+    sources, new = survivors(losses.cpu(), candidates, draws)
     for parameter in parameters.values():
         for tensor in (parameter, *_moments(optimizer, parameter)):
             tensor.copy_(tensor[sources.to(tensor.device)])
     count, tasks = len(new), parameters["module_input_logits.0"].shape[1]
     positions = [level.positions for level in model.levels] + [1]
-    start = torch.randint(sum(positions), (count,), generator=generator)
-    task = torch.randint(tasks, (count,), generator=generator)
+    start = draws(partial(torch.randint, sum(positions)), count)
+    task = draws(partial(torch.randint, tasks), count)
     place = torch.full((count,), -1)  # at the level in question; -1: nothing changes there
     for depth in range(len(positions) - 1, -1, -1):
         begun = start - sum(positions[:depth])
@@ -85,9 +102,9 @@ def redraw(
             if "logits" in name:
                 of_task = torch.arange(tasks) == task[:, None]
                 mask = of_task[:, :, None, None] & changed[:, None, None]  # [S P, T, 1, M]
-            _replace(name, parameters[name], mask, model, optimizer, generator)
+            _replace(name, parameters[name], mask, model, optimizer, draws)
         if depth > 0:
-            place = _unit_read(parameters, depth, place, task, model, generator)
+            place = _unit_read(parameters, depth, place, task, model, draws)
 
 
 def _unit_read(
@@ -96,13 +113,13 @@ def _unit_read(
     place: Tensor,
     task: Tensor,
     model: HierarchicallyModular,
-    generator: torch.Generator,
+    draws: Draws,
 ) -> Tensor:
     """A position of the level below that the changed one reads, int64 [S P]; often -1, none."""
     read = model.chosen_units(parameters)[depth].cpu()  # [S P, T, R, M]
-    rank = torch.randint(read.shape[2], (len(place),), generator=generator)
+    rank = draws(partial(torch.randint, read.shape[2]), len(place))
     units = read[torch.arange(len(place)), task, rank, place.clamp(min=0)]
-    goes_on = (torch.rand(len(place), generator=generator) < DESCENT) & (place >= 0)
+    goes_on = (draws(torch.rand, len(place)) < DESCENT) & (place >= 0)
     return torch.where(goes_on, units // model.levels[depth - 1].arch[-1], -1)
 
 
@@ -127,15 +144,15 @@ def _replace(
     mask: Tensor,
     model: HierarchicallyModular,
     optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
+    draws: Draws,
 ) -> None:
     """New values with the distribution of the start where `mask` is true, without moments."""
     if "logits" in name:
-        fresh = torch.randn(parameter.shape, generator=generator)
+        fresh = draws(torch.randn, *parameter.shape)
     else:
         _, bank, _, layer = name.split(".")
         fan_in = model.get_parameter(f"banks.{bank}.weights.{layer}").shape[-1]
-        fresh = (2 * torch.rand(parameter.shape, generator=generator) - 1) / fan_in**0.5
+        fresh = (2 * draws(torch.rand, *parameter.shape) - 1) / fan_in**0.5
     mask = mask.view(*mask.shape, *[1] * (parameter.dim() - mask.dim())).to(parameter.device)
     parameter.copy_(torch.where(mask, fresh.to(parameter.device), parameter))
     for moment in _moments(optimizer, parameter):

@@ -53,6 +53,8 @@ class ImageData:
     classes: int
     from_files: bool = True
     """Whether the user's files decide what they are."""
+    names: tuple[str, ...] | None = None
+    """Of the classes, where the user's folders name them."""
 
     @cached_property
     def digest(self) -> str | None:
@@ -202,7 +204,7 @@ def _npm_images(path: Path) -> Tensor:
     try:
         pixels = np.array(json.loads(path.read_bytes())["data"], np.float64)
         images = (pixels * 255).round().reshape(-1, 1, 28, 28)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
     if len(images) < 5 or not ((images >= 0) & (images <= 255)).all():
         raise ValueError(f"{path}: not at least five images with pixels from 0 to 1")
@@ -221,7 +223,11 @@ def _idx(folder: Path, name: str, rank: int) -> NDArray[np.uint8]:
     start = 4 + 4 * rank
     sizes = np.frombuffer(content[4:start].ljust(4 * rank, b"\xff"), dtype=">i4")
     found = start + int(np.prod(sizes, dtype=np.int64))
-    if content[:4] != bytes([0, 0, 8, rank]) or sizes.min() < 0 or len(content) != found:
+    if (
+        content[:4] != bytes([0, 0, 8, rank])
+        or sizes[1:].min(initial=1) < 1
+        or len(content) != found
+    ):
         raise ValueError(f"{path}: not the IDX file it should be, or truncated")
     return np.frombuffer(content, np.uint8, offset=start).reshape(sizes.tolist()).copy()
 
@@ -273,6 +279,9 @@ def _folder(folder: Path) -> ImageData:
     index = {name: number for number, name in enumerate(names)}
     train_images, train_labels = _read_all(train, index)
     test_images, test_labels = _read_all(test, index)
+    empty = [names[i] for i in range(len(names)) if not (train_labels == i).any()]
+    if empty:
+        raise ValueError(f"{train / empty[0]}: holds no images ({', '.join(IMAGE_ENDINGS)})")
     if test_images.shape[1:] != train_images.shape[1:]:
         raise ValueError(
             f"data_folder: {folder} has images of {tuple(train_images.shape[2:])} in train and "
@@ -284,6 +293,7 @@ def _folder(folder: Path) -> ImageData:
         test_images=test_images,
         test_labels=test_labels,
         classes=len(names),
+        names=tuple(names),
     )
 
 
@@ -298,8 +308,10 @@ def _labelled(split: Path) -> bool:
 
 
 def _read_all(split: Path, index: dict[str, int]) -> tuple[Tensor, Tensor]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
+    # Pillow also raises SyntaxError, for a PNG whose chunks are broken.
+    no_image = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
     images, labels = [], []
     for path, name in _labelled_files(split):
         if name not in index:
@@ -307,7 +319,7 @@ def _read_all(split: Path, index: dict[str, int]) -> tuple[Tensor, Tensor]:
         try:
             with Image.open(path) as image:
                 images.append(np.asarray(image.convert("RGB")))
-        except (OSError, UnidentifiedImageError) as error:
+        except no_image as error:
             raise ValueError(f"{path}: no readable image ({error})") from None
         if images[-1].shape != images[0].shape:
             size, first = images[-1].shape[:2], images[0].shape[:2]
@@ -322,13 +334,17 @@ def _read_all(split: Path, index: dict[str, int]) -> tuple[Tensor, Tensor]:
 def _labelled_files(split: Path) -> Iterator[tuple[Path, str]]:
     annotations = split / "val_annotations.txt"
     if annotations.is_file():
-        for line in annotations.read_text(encoding="utf-8").splitlines():
-            file, name = line.split("\t")[:2]
-            yield split / "images" / file, name
+        for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), 1):
+            file, tab, rest = line.partition("\t")
+            if not tab:
+                raise ValueError(f"{annotations}: line {number} is no FILE, tab and CLASS")
+            yield split / "images" / file, rest.split("\t")[0]
         return
-    for path in sorted(split.rglob("*")):
-        if path.suffix.lower() in IMAGE_ENDINGS:
-            yield path, path.relative_to(split).parts[0]
+    for inside in sorted(split.iterdir()):
+        # each class by itself: a link to a folder is entered here, but not further down
+        for path in sorted(inside.rglob("*")) if inside.is_dir() else [inside]:
+            if path.suffix.lower() in IMAGE_ENDINGS:
+                yield path, inside.name
 
 
 def _how(name: str, folder: Path) -> str:

@@ -9,6 +9,7 @@ Shapes: S seeds, U updates, B examples of an update, T tasks, R rows, C copies o
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,13 +45,18 @@ def split_rows(rows: int, share: float, seed: int) -> Split:
     if train < 1 or validation < 1:
         raise ValueError(
             f"dataset_split: {share} of {rows} rows leaves {train} to train on and "
-            f"{rows - train} to test (allowed: {1 / rows:.3g} to {(rows - 2) / rows:.3g})"
+            f"{rows - train} to test (allowed: {_up(1 / rows)} to {(rows - 2) / rows:.3g})"
         )
     return Split(
         train=order[:train],
         validation=order[train : train + validation],
         test=order[train + validation :],
     )
+
+
+def _up(share: float) -> str:
+    """A share in few digits, not below it."""
+    return f"{math.ceil(share * 10_000) / 10_000:g}"
 
 
 class BitRows:

@@ -20,6 +20,7 @@ from rl_nfm.supervised.loop.seed_batch import SeedBatchTask
 from rl_nfm.supervised.loop.trainee import Metrics, Trainee
 from rl_nfm.supervised.loop.trial import BEST, CHECKPOINT, load_weights
 from rl_nfm.supervised.registry import task_entry
+from rl_nfm.support.configuration import validate
 from rl_nfm.support.device import choose_device
 from rl_nfm.support.flags import parse_flags
 from rl_nfm.support.output_files import check_file
@@ -65,8 +66,10 @@ def load_trained(
     Raises:
         ValueError: no such run or trial, a change that is not allowed, or a damaged checkpoint.
     """
+    if weights not in (None, "best", "last"):
+        raise ValueError(f"weights: {weights!r} is not allowed: must be 'best', 'last' or None")
     config = _read(Path(run))
-    changed = dataclasses.replace(config, **changes)
+    changed = validate(type(config), {**dataclasses.asdict(config), **changes})
     _check_changes(Path(run), config, changed)
     return _load(Path(run), changed, trial, weights)
 
@@ -124,6 +127,8 @@ def _load(run: Path, config: Any, trial: int, weights: Weights | None) -> Loaded
         raise ValueError(
             f"data: {run} was trained on others, without which its weights mean nothing"
         )
+    if not same:
+        task.use_data_facts(meta.get("data_facts", {}))
     seeds = task.seeds if isinstance(task, SeedBatchTask) else [part.seed]
     epoch = meta["epoch"] if "epoch" in meta else meta["updates"]
     return Loaded(task=task, model=model, epoch=epoch, weights=chosen, seeds=seeds)

@@ -211,6 +211,20 @@ class Trainee(ABC, Generic[C]):
         best = min if self.lower_is_better else max
         return best(known, key=lambda i: history[i]["validation"], default=len(history) - 1)
 
+    def data_facts(self) -> dict[str, Any]:
+        """What the weights need of the data they were trained on, as JSON: statistics, names."""
+        return {}
+
+    def use_data_facts(self, facts: Mapping[str, Any]) -> None:
+        """Evaluate weights on other data than those that they were trained on.
+
+        Args:
+            facts: `data_facts` of the training; empty where an earlier version kept none.
+
+        Raises:
+            ValueError: these data mean something else.
+        """
+
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps besides model, optimiser and torch's global generators."""
         return {}

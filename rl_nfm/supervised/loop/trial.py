@@ -86,10 +86,10 @@ class Trial:
         return history[self.task.best_index(history)]
 
     def _has_stopped(self, history: Sequence[Metrics]) -> bool:
-        """Whether the best evaluation is `patience_epochs` epochs ago or more."""
+        """Whether an evaluation just made is the `patience_epochs`th epoch since the best one."""
         patience = self.schedule.patience_epochs
-        if patience is None or not history:
-            return False
+        if patience is None or not history or history[-1]["epoch"] != self.epoch:
+            return False  # epochs without an evaluation say nothing, and would not be kept
         return self.epoch - self._best(history)["epoch"] >= patience
 
     def _train_epoch(self, progress: Progress) -> Tensor:
@@ -135,8 +135,7 @@ class Trial:
             return self.task.pictures(self.model)
 
     def _outcome(self) -> dict[str, Any]:
-        rows = read_metrics(self.folder)
-        history = rows or [{"epoch": 0, **self._evaluate()}]  # epochs = 0: the untrained model
+        history = read_metrics(self.folder) or self._without_metrics()
         if self.task.tested_weights == "best" and (self.folder / BEST).is_dir():
             load_weights(self.folder / BEST, self.model)
         self.model.eval()
@@ -156,10 +155,22 @@ class Trial:
             facts["data_digest"] = self.task.data_digest
         return self.task.outcome(facts, figures)
 
+    def _without_metrics(self) -> list[Metrics]:
+        """What stands for the metrics of a model that was not trained, or whose file is lost."""
+        if self.epoch == 0 or not (self.folder / BEST).is_dir():
+            return [{"epoch": self.epoch, **self._evaluate()}]
+        print(f"note: {self.folder} has no metrics.jsonl: the best epoch is known, no curve")
+        meta = load_meta(self.folder / BEST, kind=_kind(self.model))
+        return [{"epoch": meta["epoch"], **meta["metrics"]}]
+
     @property
     def _seeds(self) -> list[int]:
         """The seed of each model that is trained."""
         return [*self.model.seeds] if isinstance(self.model, SeedBatch) else [self.seed]
+
+    def _of_data(self) -> dict[str, Any]:
+        """What weights say of the data that they were trained on."""
+        return {"data": self.task.data_digest, "data_facts": self.task.data_facts()}
 
     def _save_best(self, metrics: Metrics) -> None:
         save_directory(
@@ -169,7 +180,7 @@ class Trial:
                 "epoch": self.epoch,
                 "updates": self.updates,
                 "metrics": metrics,
-                "data": self.task.data_digest,
+                **self._of_data(),
             },
             tensors={"model": self.model.state_dict()},
         )
@@ -195,7 +206,7 @@ class Trial:
                 "updates": self.updates,
                 "seconds": self.seconds,
                 "learning_rates": self.rates,
-                "data": self.task.data_digest,
+                **self._of_data(),
                 "optimizer": {"groups": groups, "scalars": scalars},
             },
             tensors=saved,

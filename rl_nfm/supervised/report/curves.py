@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from rl_nfm.supervised.columns import Columns
+from rl_nfm.supervised.loop.reporting import is_number
 from rl_nfm.supervised.report.table import Row
 from rl_nfm.support.output_files import written
 
@@ -99,7 +100,11 @@ _COUNTS = ("epoch", "updates")
 def _draw(axes: Axes, row: Row, name: str, index: int, scale: float) -> None:
     """Mean and deviation at the updates after which all runs of the row were evaluated."""
     curves = [
-        {line["updates"]: scale * line[name] for line in run.history if name in line}
+        {
+            line["updates"]: scale * line[name]
+            for line in run.history
+            if is_number(line.get(name))  # null where one was not finite
+        }
         for run in row.runs
     ]
     updates = sorted(set(curves[0]).intersection(*curves[1:]))

@@ -75,6 +75,7 @@ def read_results(paths: Sequence[Path], notes: list[str]) -> dict[Path, Result]:
             raise ValueError(f"nothing to report: {path} does not exist")
         if path.is_dir() and not (path / CONFIG_FILE).is_file():
             begun = {file.parent for file in path.glob(f"{_SWEPT}/{CONFIG_FILE}")}
+            begun |= {log.with_suffix("") for log in path.glob(f"{_SWEPT}.log")}
             done = sorted(path.glob(f"{_SWEPT}/{RESULT_FILE}"))
             notes += [
                 f"{run} is not finished" for run in sorted(begun - {file.parent for file in done})

@@ -19,9 +19,9 @@ and a single linear output. Of the data the paper says only that they are 100k e
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -50,6 +50,7 @@ from rl_nfm.supervised.models import Models
 from rl_nfm.supervised.tasks.published import CLASSIFICATION
 
 CHUNK = 200
+LEAST_ALPHA = 1e-3
 CLASSIFICATION_NFM = TaskNFMConfig(top_k=5, out_norm="batch")
 
 
@@ -160,6 +161,11 @@ class ClassificationTask(Task[ClassificationConfig]):
         super().__init__(config, device)
         if config.share_convolutions and config.nfm.share_passes:
             raise ValueError("share_convolutions: has no effect beside nfm.share_passes")
+        if 0 < config.mixup_alpha < LEAST_ALPHA:  # of which no Beta distribution can be drawn
+            raise ValueError(
+                f"mixup_alpha: {config.mixup_alpha} is not allowed: must be 0 or at least "
+                f"{LEAST_ALPHA}"
+            )
         self.data = load_images(config.data, config.data_folder, num_symbols=config.num_symbols)
         self.data_digest = self.data.digest
         side = min(self.data.train_images.shape[2:])
@@ -170,6 +176,33 @@ class ClassificationTask(Task[ClassificationConfig]):
         self.held_out, self.kept = self.hold_out(len(self.data.train_images), config.validation)
         mean, deviation = channel_statistics(self.data.train_images)
         self.mean, self.deviation = mean.to(device), deviation.to(device)
+
+    def data_facts(self) -> dict[str, Any]:
+        """Mean and deviation of the training images, [C], and names of the classes."""
+        statistics = {"mean": self.mean, "deviation": self.deviation}
+        return {
+            **{name: value.flatten().tolist() for name, value in statistics.items()},
+            "classes": None if self.data.names is None else [*self.data.names],
+        }
+
+    def use_data_facts(self, facts: Mapping[str, Any]) -> None:
+        """Normalise as in training; these data's own training images are none to validate on.
+
+        Raises:
+            ValueError: the classes have other names.
+        """
+        self.held_out = self.held_out[:0]
+        if not facts:
+            print("note: these weights kept no mean of their images; the new ones have their own")
+            return
+        names = self.data_facts()["classes"]
+        if None not in (names, facts["classes"]) and names != facts["classes"]:
+            raise ValueError(
+                f"data_folder: its classes {', '.join(names)} are not those of the training "
+                f"({', '.join(facts['classes'])})"
+            )
+        self.mean = self.mean.new_tensor(facts["mean"]).view_as(self.mean)
+        self.deviation = self.deviation.new_tensor(facts["deviation"]).view_as(self.deviation)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """SGD with Nesterov momentum."""

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from rl_nfm.modular import (
     BooleanTask,
+    Draws,
     HierarchicallyModular,
     boolean_task,
     redraw,
@@ -165,7 +166,7 @@ class ModularTask(SeedBatchTask[ModularConfig]):
             optimizer,
             self._train_losses(model.eval()),
             config.routing_candidates,
-            seed_generator(config.seed, epoch),
+            Draws([seed_generator(seed, epoch) for seed in self.seeds]),
         )
 
     def evaluate(self, model: nn.Module) -> Metrics:
@@ -176,7 +177,8 @@ class ModularTask(SeedBatchTask[ModularConfig]):
         """The metrics of each seed, for its candidate with the smallest training loss."""
         del history
         assert isinstance(model, SeedBatch)
-        best = self._train_losses(model).view(len(self.seeds), -1).argmin(1).cpu()
+        losses = self._train_losses(model).nan_to_num(math.inf)  # one that diverged is not best
+        best = losses.view(len(self.seeds), -1).argmin(1).cpu()
         best += torch.arange(len(self.seeds)) * self.config.routing_candidates
         labels = self.rows.labels[:, :, None].bool()  # [T, R, 1, outputs]
         right = ((self._logits(model) > 0) == labels[:, None]).float()  # [T, S P, R, C, outputs]

@@ -54,15 +54,15 @@ class ModularConfig(RunConfig):
     """Sizes of the MLP; with several tasks the input has one more for each."""
     pruning_ratio: float = 0.0
     """Percent of the MLP's weights that are pruned at the start."""
-    num_modules: tuple[Size, ...] = (3, 2)
+    num_modules: Annotated[tuple[Size, ...], Len(1)] = (3, 2)
     """Modules of each level."""
     num_shared_modules: Size = 2
     """Modules that all slots choose from."""
-    num_slots: tuple[Size, ...] = (3, 2)
+    num_slots: Annotated[tuple[Size, ...], Len(1)] = (3, 2)
     """Slots of each level."""
     module_arch: tuple[Size, ...] = (2, 12, 1)
     """Sizes of a module's MLP; the first is the number of units it reads."""
-    img_module_arch: tuple[Size, ...] = (64, 64, 3)
+    img_module_arch: Annotated[tuple[Size, ...], Len(2)] = (64, 64, 3)
     """Sizes of the MLP that reads an image (modularity 2 2 3 2 2)."""
     known_module_input: bool = False
     """What each module reads is given, not learned."""

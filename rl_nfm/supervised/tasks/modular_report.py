@@ -36,10 +36,21 @@ def labels(results: Sequence[Result], notes: list[str]) -> list[str]:
         results: the results of the runs.
         notes: see `distinguish`.
     """
-    settings = [settings_of(result["config"]) for result in results]
-    for setting in settings:
-        setting.pop("dataset_split", None)  # each share has a row and a point of a curve
+    settings = [_settings(result) for result in results]
     return distinguish([label(result) for result in results], settings, notes)
+
+
+def _settings(result: Result) -> dict[str, Any]:
+    """What sets runs apart; not the shares, each of which has a row and a point of a curve."""
+    settings = settings_of(result["config"])
+    settings.pop("dataset_split", None)
+    first = result["splits"][0]
+    # Step sizes of a run that was resumed with more epochs, and the images that were read, whose
+    # folder says nothing then.
+    settings |= {name: first[name] for name in ("learning_rates", "data_digest") if name in first}
+    if "data_digest" in first:
+        settings.pop("data_folder", None)
+    return settings
 
 
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -56,10 +67,7 @@ def pooled(results: Sequence[Result]) -> list[Result]:
     """
     groups: dict[str, list[Result]] = {}
     for result in results:
-        settings = settings_of(result["config"])
-        del settings["dataset_split"]
-        rates = [split.get("learning_rates") for split in result["splits"]]  # of a resumed run
-        groups.setdefault(json.dumps([settings, rates[0]], sort_keys=True), []).append(result)
+        groups.setdefault(json.dumps(_settings(result), sort_keys=True), []).append(result)
     joined: list[Result] = []
     for group in groups.values():
         shares: dict[float, list[dict[str, Any]]] = {}

@@ -5,15 +5,19 @@ import torch
 from torch.func import stack_module_state
 
 from rl_nfm.modular import HierarchicallyModular, Level, known_routing, redraw, wiring
-from rl_nfm.modular.search import survivors
+from rl_nfm.modular.search import Draws, survivors
 from rl_nfm.modular.tasks import boolean_task
+
+
+def draws(*seeds):
+    return Draws([torch.Generator().manual_seed(seed) for seed in seeds])
 
 
 def test_the_best_quarter_of_each_seed_is_kept_and_the_rest_replaced_by_it():
     losses = torch.tensor(
         [0.5, 0.1, 0.9, 0.2, 0.8, 0.7, 0.6, 0.3] + [3.0, float("nan")] + [2.0] * 6
     )
-    sources, new = survivors(losses, 8, torch.Generator().manual_seed(0))
+    sources, new = survivors(losses, 8, draws(0, 1))
     assert new.tolist()[:8] == [True, False, True, False, True, True, True, True]
     assert set(sources[:8].tolist()) == {1, 3}
     assert sources[1] == 1
@@ -42,8 +46,8 @@ def test_redrawn_positions_are_new_and_all_else_is_the_parent(shared):
     before = {name: p.detach().clone() for name, p in parameters.items()}
     moments = {name: copy.deepcopy(optimizer.state[p]) for name, p in parameters.items()}
     losses = torch.tensor([5.0, 0.0, 6.0, 1.0, 7.0, 8.0, 9.0, 4.0])
-    redraw(model, parameters, optimizer, losses, 8, torch.Generator().manual_seed(1))
-    sources, new = survivors(losses, 8, torch.Generator().manual_seed(1))
+    redraw(model, parameters, optimizer, losses, 8, draws(1))
+    sources, new = survivors(losses, 8, draws(1))
     changed = torch.zeros(8, dtype=torch.int64)
     for name, parameter in parameters.items():
         parents = before[name][sources]
@@ -62,12 +66,31 @@ def test_redrawn_positions_are_new_and_all_else_is_the_parent(shared):
     assert (changed[~new] == 0).all()
 
 
+def test_a_seed_is_redrawn_alike_alone_and_beside_others():
+    losses = torch.tensor([5.0, 0.0, 6.0, 1.0])
+    found = []
+    for alone in (True, False):
+        model, parameters, optimizer = candidates(None, 4)
+        if not alone:  # behind another seed, whose candidates come first
+            _, others, _ = candidates(None, 8)
+            parameters = {
+                name: torch.cat([others[name].detach()[4:], p.detach()]).requires_grad_()
+                for name, p in parameters.items()
+            }
+            optimizer = torch.optim.Adam(parameters.values(), lr=0.01)
+        here = losses if alone else torch.cat([torch.tensor([0.0, 1.0, 2.0, 3.0]), losses])
+        redraw(model, parameters, optimizer, here, 4, draws(7) if alone else draws(3, 7))
+        found.append({name: p.detach()[-4:] for name, p in parameters.items()})
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+
+
 def test_a_position_changes_as_a_whole():
     model, parameters, optimizer = candidates(None)
     before = {name: p.detach().clone() for name, p in parameters.items()}
     losses = torch.arange(8.0)
-    redraw(model, parameters, optimizer, losses, 8, torch.Generator().manual_seed(2))
-    sources, _ = survivors(losses, 8, torch.Generator().manual_seed(2))
+    redraw(model, parameters, optimizer, losses, 8, draws(2))
+    sources, _ = survivors(losses, 8, draws(2))
     for level in range(2):
         logits = parameters[f"module_input_logits.{level}"]
         moved = (logits != before[f"module_input_logits.{level}"][sources])[:, 0]  # [8, N, M]
@@ -85,7 +108,7 @@ def test_known_logits_are_not_redrawn():
     parameters, _ = stack_module_state(models)
     before = parameters["module_input_logits.0"].clone()
     optimizer = torch.optim.Adam([p for p in parameters.values() if p.requires_grad])
-    redraw(models[0], parameters, optimizer, torch.rand(4), 4, torch.Generator().manual_seed(0))
+    redraw(models[0], parameters, optimizer, torch.rand(4), 4, draws(0))
     assert torch.equal(parameters["module_input_logits.0"], before)
 
 

@@ -63,6 +63,49 @@ def test_training_stops_when_patience_is_over_and_goes_on_with_more_of_it(tmp_pa
     assert (trial["epochs"], trial["best_epoch"]) == (8, 5)
 
 
+def test_patience_counts_where_there_was_an_evaluation(tmp_path, scripted):
+    """The last epoch of a run that stops is evaluated, and its weights are there."""
+    scripted += [0.5, 0.2, 0.3, 0.3]
+    flags = ["--epochs", "40", "--eval-every-epochs", "4", "--patience-epochs", "5"]
+    trial = run(tmp_path / "a", *flags)
+    assert (trial["epochs"], trial["best_epoch"]) == (16, 8)
+    assert load_trained(tmp_path / "a", weights="last").epoch == 16
+    scripted += [0.5, 0.2, 0.3]
+    flags[-1] = "1"
+    assert run(tmp_path / "b", *flags)["epochs"] == 12, "the first that is no better"
+
+
+def test_a_run_whose_metrics_are_lost_keeps_its_best_epoch(tmp_path, scripted, capsys):
+    scripted += [0.5, 0.2, 0.3]
+    before = run(tmp_path / "a", "--epochs", "3")
+    (tmp_path / "a" / "trial0" / "metrics.jsonl").unlink()
+    assert main(["adding", "--resume", str(tmp_path / "a")]) == 0
+    after = json.loads((tmp_path / "a" / "result.json").read_text())["trials"][0]
+    assert "has no metrics.jsonl" in capsys.readouterr().out
+    assert after == before
+
+
+def test_the_python_loader_checks_as_the_command_does(tmp_path):
+    run(tmp_path / "a", "--epochs", "1")
+    for changes, message in [
+        ({"test_steps": -5}, "test_steps: -5 is not allowed"),
+        ({"test_stepz": 3}, "test_stepz"),
+        ({"weights": "bst"}, "weights: 'bst' is not allowed"),
+        ({"hidden_size": 8}, "hidden_size: cannot change in an evaluation"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load_trained(tmp_path / "a", **changes)
+
+
+def test_figures_that_are_not_finite_are_null_in_a_file(tmp_path, monkeypatch):
+    run(tmp_path / "a", "--epochs", "1")
+    monkeypatch.setattr(AddingTask, "evaluate", lambda *_: {"mse_9": float("nan"), "mse_1": 1.0})
+    file = tmp_path / "figures.json"
+    assert main(["evaluate", str(tmp_path / "a"), "--json", str(file)]) == 0
+    assert "NaN" not in file.read_text()
+    assert json.loads(file.read_text())["metrics"] == [{"mse_9": None, "mse_1": 1.0}]
+
+
 def test_a_killed_run_keeps_the_same_best(tmp_path, scripted):
     scripted += [0.5, 0.2, 0.3]
     run(tmp_path / "whole", "--epochs", "3")

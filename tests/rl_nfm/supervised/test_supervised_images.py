@@ -16,6 +16,7 @@ from rl_nfm.nfm import NeuralFunctionModule, NFMConfig
 from rl_nfm.supervised.cli import main
 from rl_nfm.supervised.data import augmentation
 from rl_nfm.supervised.data.datasets import load_images
+from rl_nfm.supervised.loop.evaluate import load_trained
 from rl_nfm.supervised.tasks import classification, stacked_digits
 
 
@@ -191,6 +192,71 @@ def test_image_folders(tmp_path):
     (tmp_path / "train" / "bee" / "c.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"c\.png: no readable image"):
         load_images("folder", tmp_path)
+    write_image(tmp_path / "train" / "bee" / "c.png", 1)
+    whole = (tmp_path / "train" / "bee" / "c.png").read_bytes()
+    broken = bytearray(whole)
+    broken[33 + 4 : 33 + 8] = b"\0\1\2\3"  # the name of the chunk after the header
+    (tmp_path / "train" / "bee" / "c.png").write_bytes(broken)
+    with pytest.raises(ValueError, match=r"c\.png: no readable image"):
+        load_images("folder", tmp_path)
+
+
+def test_a_class_may_be_a_link_to_its_folder_and_none_may_be_empty(tmp_path):
+    write_image(tmp_path / "train" / "ant" / "a.png", 1)
+    write_image(tmp_path / "elsewhere" / "deep" / "b.png", 2)
+    write_image(tmp_path / "test" / "ant" / "a.png", 3)
+    (tmp_path / "train" / "bee").symlink_to(tmp_path / "elsewhere")
+    data = load_images("folder", tmp_path)
+    assert data.train_labels.tolist() == [0, 1]
+    assert data.names == ("ant", "bee")
+    (tmp_path / "train" / "cow").mkdir()
+    with pytest.raises(ValueError, match=r"train/cow: holds no images"):
+        load_images("folder", tmp_path)
+
+
+def test_a_line_of_annotations_that_cannot_be_read_is_named(tmp_path):
+    write_image(tmp_path / "train" / "n01" / "a.png", 1)
+    write_image(tmp_path / "val" / "images" / "v.png", 4)
+    (tmp_path / "val" / "val_annotations.txt").write_text("v.png\tn01\t0\n\n")
+    with pytest.raises(ValueError, match=r"val_annotations\.txt: line 2 is no FILE, tab and CLASS"):
+        load_images("folder", tmp_path)
+
+
+def image_folder(folder, classes, train, test):
+    """Pictures of one grey each for every class: of the values in `train` and in `test`."""
+    for part, values in (("train", train), ("test", test)):
+        for name, value in zip(classes, values, strict=True):
+            for index in range(4):
+                path = folder / part / name / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8), value + index).save(path)
+    return folder
+
+
+def test_other_images_are_normalised_as_those_of_the_training(tmp_path, capsys):
+    """The same test images, beside other training images, have the same figures."""
+    a = image_folder(tmp_path / "a", "xy", (40, 200), (44, 204))
+    b = image_folder(tmp_path / "b", "xy", (0, 10), (44, 204))
+    c = image_folder(tmp_path / "c", "yz", (0, 10), (44, 204))
+    words = ["classification", "--model", "resnet", "--depth", "10", "--width", "2"]
+    words += ["--occlusion", "0", "--epochs", "2", "--batch-size", "4", "--validation", "0.5"]
+    run = str(tmp_path / "run")
+    assert main([*words, "--data", "folder", "--data-folder", str(a), "--out", run]) == 0
+    own, other = load_trained(run), load_trained(run, data_folder=str(b))
+    logits = [
+        loaded.model(loaded.task._normalise(loaded.task.data.test_images))
+        for loaded in (own, other)
+    ]
+    assert torch.equal(*logits)
+    assert "validation" in own.evaluate()
+    assert "validation" not in other.evaluate(), "its training images are none of this run's"
+    with pytest.raises(
+        ValueError, match=r"data_folder: its classes y, z are not those .* \(x, y\)"
+    ):
+        load_trained(run, data_folder=c)
+    capsys.readouterr()
+    other.task.use_data_facts({})  # of an earlier version
+    assert "kept no mean" in capsys.readouterr().out
 
 
 def test_tiny_imagenet_layout(tmp_path):

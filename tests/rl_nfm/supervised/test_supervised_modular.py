@@ -200,12 +200,27 @@ def test_figures_by_hand():
         assert "right_modules" not in row
 
 
+def test_a_candidate_that_diverged_is_not_the_best():
+    config = ModularConfig(trials=1, device="cpu", dataset_split=(0.25,), routing_candidates=3)
+    task = ModularTask(config, CPU)
+    model = task.build_model().eval()
+    assert isinstance(model, SeedBatch)
+    (before,) = task.figures(model, [])
+    losses = task._train_losses(model)
+    worst = int(losses.argmax())
+    with torch.no_grad():
+        for value in model.values.values():
+            value[worst] = math.nan
+    assert task.figures(model, []) == [before]
+
+
 @pytest.mark.parametrize(
     "flags",
     [
         {},
         {"use_gumbel": True, "per_sample_routing": True},
         {"model": "hierarchically_modular_shared_modules", "routing_candidates": 3},
+        {"routing_candidates": 4, "search_every_epochs": 1},
         {"model": "mlp", "pruning_ratio": 30.0},
     ],
 )
@@ -320,6 +335,14 @@ def test_a_report_pools_the_seeds_of_runs_with_equal_settings(tmp_path):
         pooled([alone[0], {**one, "config": {**one["config"], "dataset_split": [0.5]}}])
     resumed = {**one, "splits": [{**one["splits"][0], "learning_rates": "3 epochs, then 4"}]}
     assert len(pooled([alone[0], resumed])) == 2
+    split = {**one["splits"][0], "data_digest": "aa"}
+    read = {**one, "splits": [split], "config": {**one["config"], "data_folder": "x/mnist"}}
+    elsewhere = {**read, "config": {**one["config"], "data_folder": "y/other"}}
+    with pytest.raises(ValueError, match="seed: 3 twice with equal settings"):
+        pooled([read, elsewhere])
+    others = {**read, "splits": [{**split, "data_digest": "bb"}]}
+    assert len(pooled([read, others])) == 2, "other images"
+    assert len({*labels([read, others], [])}) == 2
     with (tmp_path / "c/runs.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if "learning_rate=0.5" not in row["model"]]
     of_half = [row for row in rows if "dataset_split=0.5" in row["model"]]
@@ -332,7 +355,7 @@ def test_a_report_pools_the_seeds_of_runs_with_equal_settings(tmp_path):
 def test_runs_of_other_settings_have_other_labels():
     base = plain(PRESETS["small"])
     results = [
-        {"config": base | {"learning_rate": rate, "dataset_split": [s]}}
+        {"config": base | {"learning_rate": rate, "dataset_split": [s]}, "splits": [{}]}
         for rate, s in RATES_AND_SHARES
     ]
     learned = "modules, learned routing"

@@ -210,6 +210,16 @@ def test_a_sweep_of_which_a_run_is_not_finished(tmp_path):
     (sweep / "stacked_digits/cnn/seed-1/result.json").unlink()
     text, _ = report(tmp_path, str(sweep))
     assert "seed-1 is not finished" in text
+    (sweep / "stacked_digits/cnn/seed-2.log").write_text("cannot begin")  # it left nothing else
+    assert "seed-2 is not finished" in report(tmp_path, str(sweep))[0]
+
+
+def test_a_metric_that_was_not_finite_leaves_a_gap_in_its_curve(tmp_path):
+    run = write_run(tmp_path / "a", [0], [0.5])
+    rows = [{"epoch": 1, "exact_1": None}, {"epoch": 2, "exact_1": 0.5}]
+    (tmp_path / "a/trial0/metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    report(tmp_path, run)
+    assert any((tmp_path / "report").glob("*.png"))
 
 
 def test_a_picture_has_a_panel_for_each_figure_and_no_empty_one(tmp_path, monkeypatch):
