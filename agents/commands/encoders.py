@@ -9,6 +9,7 @@ from rl_nfm.encoders import encoder_entries, make_encoder
 from rl_nfm.encoders.cost import encoder_macs
 from rl_nfm.encoders.registry import EncoderEntry
 from rl_nfm.support.configuration import nearest
+from rl_nfm.support.errors import named_line
 
 HELP = """usage: rl-nfm encoders [--json]
 
@@ -48,10 +49,9 @@ def _described(entry: EncoderEntry) -> dict[str, Any] | None:
     try:
         return _describe(entry.name, entry.summary)
     except Exception as error:  # whatever the code of another package may raise
-        reason = (str(error).splitlines() or [""])[0]
         print(
             f"rl-nfm: encoder {entry.name} ({entry.build.__module__}) cannot be built: "
-            f"{type(error).__name__}: {reason}",
+            f"{named_line(error)}",
             file=sys.stderr,
         )
         return None

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from agents.learning.random_stream import RandomStream
+from rl_nfm.support.errors import first_line
 
 WARM_UP_CALLS = 3
 """Calls before the capture: they compile kernels, choose algorithms and allocate lasting state."""
@@ -78,9 +79,9 @@ class Captured:
         except RuntimeError as error:
             self.enabled = False
             random.renew()
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             warnings.warn(
-                f"{self.name} cannot be captured as a CUDA graph and stays slower ({reason})",
+                f"{self.name} cannot be captured as a CUDA graph and stays slower "
+                f"({first_line(error)})",
                 RuntimeWarning,
                 stacklevel=3,
             )

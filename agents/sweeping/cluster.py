@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from agents.sweeping.runs import PlannedRun, StopRequest, execute
+from rl_nfm.support.errors import first_line
 
 _LOST_MACHINES = 20
 """How often Ray begins a task again whose machine was lost; this is no failure of the run."""
@@ -35,7 +36,7 @@ class RayExecutor:
         try:
             self._ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise ValueError(f"ray: no cluster at {address!r} ({reason})") from None
         self.threads = cpus
         self.at_once = self._room(cpus, gpus)

@@ -21,6 +21,7 @@ from agents.saving import checkpoint
 from agents.saving.dropping import drop_replay
 from agents.saving.run_folder import BusyError, RunFolder, read_metrics
 from rl_nfm.support.commit import commit
+from rl_nfm.support.errors import first_line
 from rl_nfm.support.metrics_file import MetricsFile
 from rl_nfm.support.storage import CheckpointError
 
@@ -135,7 +136,7 @@ def drop_replay_of(run: PlannedRun) -> str:
     try:
         drop_replay(run.folder)
     except (ValueError, OSError) as error:
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
     return ""
 
 

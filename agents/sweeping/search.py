@@ -19,6 +19,7 @@ from agents.sweeping.plan import Plan
 from agents.sweeping.runs import PlannedRun
 from agents.sweeping.space import Dimension
 from envs import games_of, human_normalized_score
+from rl_nfm.support.errors import named_line
 from rl_nfm.support.output_files import written
 
 STUDY_FILE, BEST_FILE = "study.db", "best.yaml"
@@ -78,7 +79,7 @@ class Search:
                 pruner=self._optuna.pruners.MedianPruner(n_warmup_steps=plan.base.steps // 10),
             )
         except Exception as error:  # of Optuna, SQLAlchemy or SQLite, whatever is wrong with it
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = named_line(error)
             raise ValueError(f"search: {out / STUDY_FILE} cannot be used ({reason})") from None
         begun = len(self._study.get_trials(deepcopy=False))
         if begun:  # the storage does not hold the sampler's state: the same seed, the same values

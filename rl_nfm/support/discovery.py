@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
+from rl_nfm.support.errors import named_line
+
 K = TypeVar("K")
 _LOG = logging.getLogger(__name__)
 
@@ -44,8 +46,7 @@ def load_plugins(
         except (Exception, SystemExit) as error:  # whatever foreign code may raise
             registry.clear()
             registry.update(known)
-            reason = (str(error).splitlines() or [""])[0]
             _LOG.warning(
-                "rl-nfm: the %s plug-in %s (%s) is left out: %s: %s",
-                *(kind, point.name, point.value, type(error).__name__, reason),
+                "rl-nfm: the %s plug-in %s (%s) is left out: %s",
+                *(kind, point.name, point.value, named_line(error)),
             )

@@ -22,6 +22,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from rl_nfm.support.errors import first_line
+
 TIME_LIMIT = timedelta(minutes=5)
 """How long a rank waits for the others. The end of a process is noticed at once, by its closed
 connections; the limit is for a process that hangs, or whose machine is gone."""
@@ -256,8 +258,7 @@ ALONE = Ranks()
 
 def _reason(error: RuntimeError) -> str:
     """The part of gloo's text that says what happened: neither its source line nor its advice."""
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    return re.sub(r"^\[[^\]]*\] ", "", first).split(". ")[0]
+    return re.sub(r"^\[[^\]]*\] ", "", first_line(error)).split(". ")[0]
 
 
 def under_torchrun() -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from rl_nfm.support.configuration import short
+from rl_nfm.support.errors import first_line
 
 
 class _NotPlainError(ValueError):
@@ -48,7 +49,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {error}") from None
     # PyYAML raises KeyError and AttributeError for wrong values of its own tags.
     except (yaml.YAMLError, ValueError, RecursionError, KeyError, AttributeError) as error:
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise ValueError(f"{path}: not valid YAML ({problem})") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: must be a mapping of options, got {type(values).__name__}")
