@@ -150,7 +150,7 @@ class FeedForwardEncoder(Encoder):
         """See `Encoder.forward`."""
         del reset, extras
         check_observations(obs)
-        features = self.embed(scale_pixels(obs.flatten(0, 1)))
+        features = self.embed(self._scaled(obs))
         return self._unfolded(features, obs), state
 
     def forward_with_maps(
@@ -163,8 +163,13 @@ class FeedForwardEncoder(Encoder):
         """See `Encoder.forward_with_maps`."""
         del reset, extras
         check_observations(obs)
-        maps = self.feature_maps(scale_pixels(obs.flatten(0, 1)))
+        maps = self.feature_maps(self._scaled(obs))
         return self._unfolded(self.pool(maps), obs), state, maps.unflatten(0, obs.shape[:2])
+
+    def _scaled(self, obs: UInt8[Tensor, "T B C H W"]) -> Float[Tensor, "N C H W"]:
+        """Pixels in [0, 1], in the parameters' type outside autocast."""
+        dtype = next((p.dtype for p in self.parameters()), torch.float32)
+        return scale_pixels(obs.flatten(0, 1), dtype)
 
     def _unfolded(self, features: Float[Tensor, "N D"], obs: Tensor) -> Float[Tensor, "T B D"]:
         """Features of each step of each sequence.
@@ -198,10 +203,13 @@ def check_observations(obs: Tensor) -> None:
         )
 
 
-def scale_pixels(frames: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
-    """Frames as numbers in [0, 1], channels_last; in bf16 under bf16 autocast."""
+def scale_pixels(
+    frames: UInt8[Tensor, "N C H W"], dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "N C H W"]:
+    """Frames as numbers in [0, 1] of a type, channels_last; under autocast of its type."""
     device = frames.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
     # One kernel, which rounds once. A compiler makes one by itself, and breaks its graph at `out`.
     if frames.is_cuda and not torch.compiler.is_compiling():
         pixels = torch.empty_like(frames, dtype=dtype, memory_format=torch.channels_last)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rl_nfm.encoders.base import State
@@ -90,7 +90,7 @@ class BRIMsEncoder(RecurrentEncoder):
         return (zeros, zeros.clone()) if self.layers.kind == "lstm" else (zeros,)
 
     def unroll(
-        self, x: Float32[Tensor, "T B I"], state: State, reset: Bool[Tensor, "T B"] | None
+        self, x: Float[Tensor, "T B I"], state: State, reset: Bool[Tensor, "T B"] | None
     ) -> tuple[Float[Tensor, "T B D"], State]:
         """See `RecurrentEncoder.unroll`."""
         by_layer = tuple(part.transpose(0, 1) for part in state)

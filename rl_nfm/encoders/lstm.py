@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rl_nfm.encoders.base import State
@@ -49,7 +49,7 @@ class LSTMEncoder(RecurrentEncoder):
         return zeros, zeros.clone()
 
     def unroll(
-        self, x: Float32[Tensor, "T B I"], state: State, reset: Bool[Tensor, "T B"] | None
+        self, x: Float[Tensor, "T B I"], state: State, reset: Bool[Tensor, "T B"] | None
     ) -> tuple[Float[Tensor, "T B D"], State]:
         """See `RecurrentEncoder.unroll`."""
         hidden, cell = state

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import Gt
-from jaxtyping import Bool, Float, Float32, Shaped, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor, nn
 
 from rl_nfm.encoders.base import (
@@ -84,7 +84,7 @@ class RecurrentEncoder(Encoder):
         self.input_size = self.trunk.feature_dim + extra
 
     def unroll(
-        self, x: Float32[Tensor, "T B I"], state: State, reset: Bool[Tensor, "T B"] | None
+        self, x: Float[Tensor, "T B I"], state: State, reset: Bool[Tensor, "T B"] | None
     ) -> tuple[Float[Tensor, "T B D"], State]:
         """The features of the core's inputs, and its state after the last step."""
         raise NotImplementedError
@@ -104,7 +104,7 @@ class RecurrentEncoder(Encoder):
         """
         check_observations(obs)
         state = state or self.initial_state(obs.shape[1])
-        return self.unroll(self.core_inputs(obs, extras), state, reset)
+        return self._unrolled(self.core_inputs(obs, extras), state, reset)
 
     def forward_with_maps(
         self,
@@ -117,29 +117,39 @@ class RecurrentEncoder(Encoder):
         check_observations(obs)
         state = state or self.initial_state(obs.shape[1])
         trunk_features, _, maps = self.trunk.forward_with_maps(obs, (), None, extras)
-        features, state = self.unroll(self._with_extras(trunk_features, extras), state, reset)
+        x = self._with_extras(trunk_features, extras)
+        features, state = self._unrolled(x, state, reset)
         return features, state, maps
+
+    def _unrolled(
+        self, x: Float[Tensor, "T B I"], state: State, reset: Bool[Tensor, "T B"] | None
+    ) -> tuple[Float[Tensor, "T B D"], State]:
+        return self.unroll(x, tuple(part.to(x.dtype) for part in state), reset)
 
     def core_inputs(
         self, obs: UInt8[Tensor, "T B C H W"], extras: Extras | None
-    ) -> Float32[Tensor, "T B I"]:
+    ) -> Float[Tensor, "T B I"]:
         """What the core reads: the trunk's features and the extras that the config asks for."""
         return self._with_extras(self.trunk(obs, (), None, extras)[0], extras)
 
     def _with_extras(
         self, trunk_features: Float[Tensor, "T B E"], extras: Extras | None
-    ) -> Float32[Tensor, "T B I"]:
-        """The trunk's features beside the extras that the config asks for."""
-        parts = [trunk_features.float()]
+    ) -> Float[Tensor, "T B I"]:
+        """The trunk's features beside the extras that the config asks for; no half of autocast."""
+        casts = torch.is_autocast_enabled(trunk_features.device.type)
+        parts = [trunk_features.float() if casts else trunk_features]
         if self.trunk_norm is not None:
             parts = [self.trunk_norm(parts[0])]
         if self.config.last_action:
             actions = torch.arange(self.num_actions, device=trunk_features.device)
-            parts.append((_extra(extras, "last_action").unsqueeze(-1) == actions).float())
+            parts.append(
+                (_extra(extras, "last_action").unsqueeze(-1) == actions).to(parts[0].dtype)
+            )
         if self.config.last_reward:
-            parts.append(_extra(extras, "last_reward").sign().unsqueeze(-1).float())
+            parts.append(_extra(extras, "last_reward").sign().unsqueeze(-1).to(parts[0].dtype))
         if self.config.episode_step:
-            parts.append(_extra(extras, "episode_step").unsqueeze(-1).float() / STEPS_SCALE)
+            steps = _extra(extras, "episode_step").unsqueeze(-1).float() / STEPS_SCALE
+            parts.append(steps.to(parts[0].dtype))
         return torch.cat(parts, -1)
 
 

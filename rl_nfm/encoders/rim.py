@@ -7,7 +7,7 @@ import dataclasses
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rl_nfm.encoders.base import State
@@ -78,7 +78,7 @@ class RIMEncoder(RecurrentEncoder):
         return (zeros, zeros.clone()) if self.cell.kind == "lstm" else (zeros,)
 
     def unroll(
-        self, x: Float32[Tensor, "T B I"], state: State, reset: Bool[Tensor, "T B"] | None
+        self, x: Float[Tensor, "T B I"], state: State, reset: Bool[Tensor, "T B"] | None
     ) -> tuple[Float[Tensor, "T B D"], State]:
         """See `RecurrentEncoder.unroll`."""
         output, *after, active = self.cell.run(x, *state, reset=reset)

@@ -136,6 +136,31 @@ def test_bf16_autocast_is_close(name):
     assert all(p.grad.isfinite().all() for p in encoder.parameters())
 
 
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-5), (torch.bfloat16, 0.1), (torch.float16, 0.02)]
+)
+def test_an_encoder_computes_in_the_type_of_its_parameters(name, dtype, bound):
+    encoder = build(name)
+    obs, reset = make_inputs(2, 3, (4, 84, 84))
+    exact = run(encoder, obs, reset)
+    found = run(copy.deepcopy(encoder).to(dtype), obs, reset)
+    assert found.dtype == dtype
+    assert (found.float() - exact).norm() < bound * exact.norm()
+    if dtype == torch.float64 and name not in ("rim", "brims"):  # these block some gradients
+        wide = encoder.double()
+        run(wide, obs, reset).square().sum().backward()
+        parameter = next(p for n, p in wide.named_parameters() if n.endswith("bias"))
+        step = 1e-5 * torch.ones_like(parameter)
+        values: list[float] = []
+        with torch.no_grad():
+            for shift in (step, -2 * step):
+                parameter.add_(shift)
+                values.append(float(run(wide, obs, reset).square().sum()))
+        assert parameter.grad is not None
+        slope = (values[0] - values[1]) / 2
+        assert float((parameter.grad * step).sum()) == pytest.approx(slope, rel=1e-2, abs=1e-9)
+
+
 def test_copies_are_independent(name):
     """A target network is a deep copy: it computes with its own weights."""
     encoder = build(name)
