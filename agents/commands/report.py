@@ -44,8 +44,8 @@ class Options:
     references: tyro.conf.UseCounterAction[
         Annotated[int, tyro.conf.arg(help_behavior_hint="(default: off)")]
     ] = 0
-    """Draw Dopamine's public curves (IQN and Rainbow, Nature and IMPALA) beside the training of
-    runs under their protocol."""
+    """Draw Dopamine's public curves (IQN and compact Rainbow, Nature and IMPALA) beside the
+    training of runs under their protocol."""
 
     open: tyro.conf.UseCounterAction[
         Annotated[int, tyro.conf.arg(help_behavior_hint="(default: off)")]

