@@ -3,8 +3,8 @@
 Sources, per name:
 
 * `rltime`: opherlieber/rltime, `configs/atari_iqn_lstm.json`; the setting of the NFM paper.
-* `dopamine`: google/dopamine, `discrete_domains/atari_lib.py`, and 27,000 steps an episode as in its
-  gin files (its present path through Gymnasium ends them at 100,000 frames).
+* `dopamine`: google/dopamine, `discrete_domains/atari_lib.py`, and 27,000 steps an episode as in
+  its gin files (its present path through Gymnasium ends them at 100,000 frames).
 * `machado`: Machado et al. 2018 with Dopamine's frame skip and cap: all 18 actions, frame skip 4
   (paper: 5) and 108,000 frames an episode (paper: 18,000).
 * `atari100k`: Kaiser et al. 2020 as it is commonly run, with rlpyt's `envs/atari/atari_env.py`.
