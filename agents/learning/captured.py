@@ -4,8 +4,9 @@ A launch costs the host about 10 us and an update has thousands; a graph is one 
 captured reads and writes the same tensors every time, and decides nothing on the host.
 """
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -93,9 +94,15 @@ def _new_graph() -> torch.cuda.CUDAGraph:
     return torch.cuda.CUDAGraph()
 
 
-def _recording(graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
+@contextlib.contextmanager
+def _recording(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
     current = torch.cuda.current_stream()
     # the default stream cannot be captured; a stream of torch.cuda.graph's own stands in for it
     stream = None if current == torch.cuda.default_stream() else current
     # thread_local: a checkpoint that is written in the background may use the device meanwhile
-    return torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
+    # A capture that fails would leave its stream the current one, but for the outer block.
+    with (
+        torch.cuda.stream(current),
+        torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+    ):
+        yield

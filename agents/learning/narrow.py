@@ -19,8 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 _CAST = (F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
 """Functions whose arguments autocast brings to half precision."""
-_READ_ONLY = ("__get__", "size", "dim", "stride", "numel", "is_contiguous", "data_ptr")
-"""What asks a tensor about itself, and reads no number of it."""
+_READ_ONLY = ("__get__", "size", "dim", "stride", "numel", "is_contiguous")
+"""What asks a tensor about itself, and reads no number of it; unless it gives another tensor, as
+`T` does. An address is for something that knows the type it expects there."""
 
 
 class _Watch(TorchFunctionMode):
@@ -37,10 +38,12 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         del types
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") not in _READ_ONLY:
+        found = func(*args, **kwargs)
+        asks = getattr(func, "__name__", "") in _READ_ONLY and not isinstance(found, Tensor)
+        if not asks:
             casting = func in _CAST and torch.is_autocast_enabled(self.device.type)
             (self.cast if casting else self.others).update(_ids((*args, *kwargs.values())))
-        return func(*args, **kwargs)
+        return found
 
 
 def _ids(values: Iterable[Any]) -> Iterable[int]:
@@ -72,5 +75,7 @@ def narrow_(network: nn.Module, dtype: torch.dtype, run: Callable[[], object]) -
         if p.dtype == torch.float32 and id(p) in watch.cast and id(p) not in watch.others
     ]
     for parameter in chosen:
+        if parameter.is_cuda:  # the allocator knows it from another stream than the one that reads
+            parameter.data.record_stream(torch.cuda.current_stream(parameter.device))
         parameter.data = parameter.data.to(dtype)
     return len(chosen)

@@ -96,6 +96,7 @@ class StaticActor:
             life_loss=False,
             terminated=False,
         )
+        self.stream.follow()  # what was made in the constructor, and weights that were loaded
         self.stream.run(self._uploads.copy)
 
     def act(self) -> Int64[np.ndarray, " E"]:

@@ -36,6 +36,10 @@ class Stream(Protocol):
         """Work appended from now on begins after this event of another stream."""
         ...
 
+    def follow(self) -> None:
+        """Work appended from now on begins after what was started outside of any such stream."""
+        ...
+
     def finish(self) -> None:
         """Let the host wait for all work appended so far."""
         ...
@@ -53,6 +57,9 @@ class HostStream:
         return self
 
     def wait(self, event: Event) -> None:
+        """Nothing to wait for."""
+
+    def follow(self) -> None:
         """Nothing to wait for."""
 
     def synchronize(self) -> None:
@@ -84,6 +91,10 @@ class CudaStream:
         """The device waits, not the host."""
         assert isinstance(event, torch.cuda.Event)
         self._stream.wait_event(event)
+
+    def follow(self) -> None:
+        """After the device's current stream."""
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
 
     def finish(self) -> None:
         """The host waits."""

@@ -9,6 +9,7 @@ the checkpoint before.
 """
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -295,6 +296,11 @@ def _own_stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    stream = torch.cuda.Stream(device)
-    with torch.cuda.stream(stream):
+    with torch.cuda.stream(_stream_of_copies(device)):
         yield
+
+
+@functools.cache
+def _stream_of_copies(device: torch.device) -> torch.cuda.Stream:
+    """One for all checkpoints: PyTorch has 32, and hands out that of the learner in its turn."""
+    return torch.cuda.Stream(device)

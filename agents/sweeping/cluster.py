@@ -7,15 +7,19 @@ package installed on each of them.
 
 import dataclasses
 import os
+import socket
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 from agents.sweeping.runs import PlannedRun, StopRequest, execute
+from rl_nfm.support.commit import commit, release
 from rl_nfm.support.errors import first_line
 
 _LOST_MACHINES = 20
 """How often Ray begins a task again whose machine was lost; this is no failure of the run."""
 
+_REACH_SECONDS = 10
 _THREADS = "--env.num-threads"
 
 
@@ -33,6 +37,7 @@ class RayExecutor:
 
     def __init__(self, address: str, *, cpus: int, gpus: float):
         self._ray = _import_ray()
+        _check_reachable(address)
         try:
             self._ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -60,7 +65,7 @@ class RayExecutor:
 
     def submit(self, run: PlannedRun) -> "Future[int]":
         """See `Executor.submit`."""
-        ref = self._refs[run.name] = self._task.remote(run, self.threads)
+        ref = self._refs[run.name] = self._task.remote(run, self.threads, commit(), Path.cwd())
         return ref.future()
 
     def end(self, run: PlannedRun) -> None:
@@ -86,10 +91,33 @@ def _import_ray() -> Any:
     return ray
 
 
-def _execute(run: PlannedRun, threads: int) -> int:
-    """The work of a task, on its machine."""
+def _check_reachable(address: str) -> None:
+    """Refuse in seconds what Ray would try to reach for a quarter of an hour.
+
+    Raises:
+        ValueError: nothing answers there.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host, int(port)), _REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"ray: no cluster at {address!r} ({first_line(error)})") from None
+
+
+def _execute(run: PlannedRun, threads: int, code: str, folder: Path) -> int:
+    """The work of a task, on its machine.
+
+    Raises:
+        ValueError: this machine has other code, or not the folder of the sweep's command.
+    """
+    if commit() != code and release() not in (commit(), code):  # git may be missing on either
+        raise ValueError(f"{socket.gethostname()} has rl-nfm at {commit()}, the sweep at {code}")
+    if not folder.is_dir():  # from which paths among the options are seen
+        raise ValueError(f"{folder}: is not there on {socket.gethostname()}")
     threads = min(threads, os.cpu_count() or 1)
-    return execute(with_threads(run, threads), threads, StopRequest())
+    return execute(with_threads(run, threads), threads, StopRequest(), folder=folder)
 
 
 def with_threads(run: PlannedRun, threads: int) -> PlannedRun:

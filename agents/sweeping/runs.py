@@ -140,11 +140,12 @@ def drop_replay_of(run: PlannedRun) -> str:
     return ""
 
 
-def execute(run: PlannedRun, threads: int, stop: StopRequest) -> int:
+def execute(run: PlannedRun, threads: int, stop: StopRequest, *, folder: Path | None = None) -> int:
     """Begin or resume a run and wait for its end; returns the exit code of its process.
 
-    Asked to stop, by the request or by an exception such as that of Ray's cancelling, the run ends
-    with a checkpoint first.
+    Paths among its options are seen from `folder` (none: the present one). Asked to stop, by the
+    request or by an exception such as that of Ray's cancelling, the run ends with a checkpoint
+    first.
     """
     while _is_trained_elsewhere(run.folder):
         # The runs of a killed sweep end by themselves; on another machine that can take a while.
@@ -154,7 +155,7 @@ def execute(run: PlannedRun, threads: int, stop: StopRequest) -> int:
         return -signal.SIGTERM
     if progress(run).done:
         return 0
-    process = _start(run, threads)
+    process = _start(run, threads, folder)
     try:
         while process.poll() is None:
             if stop.gently.wait(_PROCESS_POLL_SECONDS):
@@ -165,13 +166,14 @@ def execute(run: PlannedRun, threads: int, stop: StopRequest) -> int:
         raise
 
 
-def _start(run: PlannedRun, threads: int) -> "subprocess.Popen[bytes]":
+def _start(run: PlannedRun, threads: int, folder: Path | None) -> "subprocess.Popen[bytes]":
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     with run.log.open("ab") as log:
         log.write(f"{LOG_HEADER}{commit()}\n".encode())
         log.flush()
         return subprocess.Popen(
             [sys.executable, "-m", "agents.sweeping.child", str(os.getpid()), *_arguments(run)],
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -79,7 +79,7 @@ class Search:
                 pruner=self._optuna.pruners.MedianPruner(n_warmup_steps=plan.base.steps // 10),
             )
         except Exception as error:  # of Optuna, SQLAlchemy or SQLite, whatever is wrong with it
-            reason = named_line(error)
+            reason = named_line(error.__cause__ or error)
             raise ValueError(f"search: {out / STUDY_FILE} cannot be used ({reason})") from None
         begun = len(self._study.get_trials(deepcopy=False))
         if begun:  # the storage does not hold the sampler's state: the same seed, the same values

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from agents.sweeping.board import Board
 from agents.sweeping.executors import Executor
 from agents.sweeping.runs import PlannedRun, drop_replay_of, last_line, progress, saved_steps
+from agents.training.stop import ending_signals
 
 _BAD_INPUT = 2
 """Exit code of `rl-nfm` after an error of the user's."""
@@ -161,13 +162,13 @@ def _reason(future: "Future[int]", run: PlannedRun) -> str:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Inside, SIGINT and SIGTERM are collected instead of ending the process."""
+    """Inside, `ending_signals` are collected instead of ending the process."""
     received: list[int] = []
 
     def collect(number: int, _frame: Any) -> None:
         received.append(number)
 
-    before = {s: signal.signal(s, collect) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, collect) for number in ending_signals()}
     try:
         yield received
     finally:

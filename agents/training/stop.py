@@ -14,6 +14,12 @@ from rl_nfm.support.ranks import Ranks
 EXCHANGE_SECONDS = 1.0
 
 
+def ending_signals() -> list[signal.Signals]:
+    """Those that ask a command to end; a closed terminal is one, unless `nohup` ignores it."""
+    hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *[signal.SIGHUP] * hangs_up]
+
+
 class Stop(Exception):
     """A signal asked the run to end; its name is the text."""
 
@@ -35,7 +41,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, SIGINT and SIGTERM are requests, where the process belongs to this run.
+        """Inside, `ending_signals` are requests, where the process belongs to this run.
 
         Python lets only the main thread handle signals; a run in another one belongs to a program
         that decides for itself what its signals mean.
@@ -43,8 +49,7 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._note) for number in numbers}
+        before = {number: signal.signal(number, self._note) for number in ending_signals()}
         try:
             yield
         finally:

@@ -78,12 +78,7 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, factor: Tensor | None, relu: bool
     ) -> Tensor:
-        w, b = (torch.empty_like(x, dtype=rows.dtype) for x in (weight, bias))
-        size, outputs = weight.numel(), bias.numel()
-        launch(
-            "cast_parameters", (-(-(size + outputs) // BLOCK),), weight, bias, factor, w, b, size,
-            outputs, SCALED=factor is not None, BLOCK=BLOCK,
-        )  # fmt: skip
+        w, b = _cast(weight, bias, factor, rows.dtype)
         # With the ReLU cuBLAS writes its result once; under autocast neither is cast again.
         run = torch._addmm_activation if relu else torch.addmm  # pyright: ignore
         y = run(b, rows, w.t())
@@ -103,6 +98,21 @@ class _Linear(torch.autograd.Function):
             return of_rows, None, None, None, None
         of_weight, of_bias, of_factor = _finish(sums, _product(grad, rows), weight, bias, factor)
         return of_rows, of_weight.to(weight.dtype), of_bias.to(bias.dtype), of_factor, None
+
+
+def _cast(
+    weight: Tensor, bias: Tensor, factor: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Both in this type, times the factor; as they are where nothing has to be done."""
+    if factor is None and weight.dtype == bias.dtype == dtype:
+        return weight, bias
+    w, b = (torch.empty_like(x, dtype=dtype) for x in (weight, bias))
+    size, outputs = weight.numel(), bias.numel()
+    launch(
+        "cast_parameters", (-(-(size + outputs) // BLOCK),), weight, bias, factor, w, b, size,
+        outputs, SCALED=factor is not None, BLOCK=BLOCK,
+    )  # fmt: skip
+    return w, b
 
 
 def _sum_rows(grad: Tensor, result: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,11 @@ def commit() -> str:
             ).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             pass  # no git here, or not our checkout
+    return release()
+
+
+def release() -> str:
+    """The version of the installed package."""
     try:
         return version("rl-nfm")
     except PackageNotFoundError:

@@ -61,6 +61,7 @@ class Mixed(nn.Module):
     def __init__(self):
         super().__init__()
         self.plain, self.scaled, self.outside = (nn.Linear(3, 3) for _ in range(3))
+        self.turned, self.looked_into, self.by_address = (nn.Linear(3, 3) for _ in range(3))
         self.convolution, self.unused = nn.Conv2d(1, 2, 1), nn.Linear(3, 3)
         self.norm = nn.GroupNorm(1, 2)
 
@@ -68,6 +69,9 @@ class Mixed(nn.Module):
         x = F.linear(self.plain(x), self.scaled.weight * 2, self.scaled.bias)
         with torch.autocast("cpu", enabled=False):
             x = self.outside(x.float())
+        x = x + self.turned(x) + (x.float() @ self.turned.weight.T).sum()
+        x = x + self.looked_into(x) * self.looked_into.weight.data.sum()
+        x = x + self.by_address(x) * (self.by_address.weight.data_ptr() > 0)
         x = self.plain(x)[:, None, :, None]
         return self.norm(self.convolution(x)) + self.scaled(x.flatten(1)).sum()
 
@@ -81,10 +85,10 @@ def test_a_weight_with_any_other_use_stays() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             return network(x)
 
-    assert narrow_(twin, torch.bfloat16, lambda: run(twin)) == 5
+    assert narrow_(twin, torch.bfloat16, lambda: run(twin)) == 8
     half = {name for name, p in twin.named_parameters() if p.dtype == torch.bfloat16}
     kept = {"plain.weight", "plain.bias", "scaled.bias", "convolution.weight", "convolution.bias"}
-    assert half == kept
+    assert half == kept | {f"{name}.bias" for name in ("turned", "looked_into", "by_address")}
     assert torch.equal(run(net), run(twin))
 
 

@@ -1,5 +1,6 @@
 """A real Ray cluster of two nodes on this machine, one of which is killed in mid-run."""
 
+import socket
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from agents.saving.run_folder import read_metrics
 from agents.sweeping import cluster
 from agents.sweeping.plan import Plan
 from agents.sweeping.runs import saved_steps
+from rl_nfm.support.commit import commit, release
 
 STEPS = 600
 WORDS = f"debug --seeds 0..3 --steps {STEPS} --env.max-num-frames-per-episode 80".split()
@@ -36,15 +38,46 @@ def test_a_run_gets_no_more_emulator_threads_than_its_machine_has_cores(tmp_path
     plan = Plan(base=read_preset("debug"), games=("qbert",), encoders=("nature",), seeds=(3,))
     runs = plan.runs(tmp_path, threads=4)
     begun = []
-    monkeypatch.setattr(cluster, "execute", lambda run, threads, _: begun.append((run, threads)))
+
+    def execute(run, threads, _, *, folder):
+        begun.append((run, threads, folder))
+
+    monkeypatch.setattr(cluster, "execute", execute)
     monkeypatch.setattr(cluster.os, "cpu_count", lambda: 2)
-    cluster._execute(runs[0], 4)
-    cluster._execute(runs[0], 1)
-    for (run, threads), expected in zip(begun, (2, 1), strict=True):
+    cluster._execute(runs[0], 4, commit(), tmp_path)
+    cluster._execute(runs[0], 1, commit(), tmp_path)
+    for (run, threads, folder), expected in zip(begun, (2, 1), strict=True):
+        assert folder == tmp_path
         assert threads == expected
         for words in (run.begin, run.resume):
             assert words[words.index("--env.num-threads") + 1] == str(expected)
     assert runs[0].begin[:-4] == begun[0][0].begin[:-4], "everything else stays"
+
+
+def test_a_machine_with_other_code_or_without_the_folder_is_refused(tmp_path, monkeypatch):
+    (run,) = Plan(
+        base=read_preset("debug"), games=("qbert",), encoders=("nature",), seeds=(3,)
+    ).runs(tmp_path, threads=1)
+    begun = []
+    monkeypatch.setattr(cluster, "execute", lambda *_, **__: begun.append(1))
+    monkeypatch.setattr(cluster, "commit", lambda: "aaaa")
+    with pytest.raises(ValueError, match="has rl-nfm at aaaa, the sweep at bbbb"):
+        cluster._execute(run, 1, "bbbb", tmp_path)
+    with pytest.raises(ValueError, match=r"nowhere: is not there on "):
+        cluster._execute(run, 1, "aaaa", tmp_path / "nowhere")
+    assert not begun
+    cluster._execute(run, 1, release(), tmp_path)  # of a machine without git
+    assert begun
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once(tmp_path):
+    pytest.importorskip("ray")
+    with socket.socket() as taken:  # bound, so that no one else has it, but not listening
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for ray in (address, f"ray://{address}"):
+            with pytest.raises(ValueError, match=f"ray: no cluster at '{ray}' .*refused"):
+                command.main([*WORDS, "--out", str(tmp_path / "a"), "--ray", ray])
 
 
 @pytest.mark.slow

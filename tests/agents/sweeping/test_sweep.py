@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import textwrap
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +16,8 @@ import pytest
 
 from agents.sweeping.board import Board, duration
 from agents.sweeping.runs import PlannedRun, Progress
-from agents.sweeping.sweep import FixedWork, run_all
+from agents.sweeping.sweep import FixedWork, _signals, run_all
+from agents.training.stop import ending_signals
 
 
 def planned(folder, seed):
@@ -123,6 +126,62 @@ def test_a_signal_stops_the_runs_and_nothing_is_called_failed(tmp_path):
     assert outcome.signal == signal.SIGTERM
     assert not outcome.failed
     assert "the runs end with a checkpoint each" in text
+
+
+def test_a_closed_terminal_ends_a_sweep_unless_it_is_ignored():
+    assert signal.SIGHUP in ending_signals()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert signal.SIGHUP not in ending_signals()
+        with _signals() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not received
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with _signals() as received:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert received == [signal.SIGHUP]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a parent's death")
+def test_a_parent_that_dies_thread_by_thread_is_one_signal(tmp_path):
+    """Each of its threads that dies tells the child; the second SIGTERM would end it at once."""
+    run = tmp_path / "run.py"
+    log = tmp_path / "log"
+    run.write_text(
+        "import signal, sys, time\n"
+        "from pathlib import Path\n"
+        f"log = Path({str(log)!r})\n"
+        "count = []\n"
+        "signal.signal(signal.SIGTERM, lambda *_: count.append(1))\n"
+        "log.write_text('begun')\n"
+        "deadline = time.monotonic() + 30\n"
+        "while not count and time.monotonic() < deadline: time.sleep(0.01)\n"
+        "time.sleep(0.5)\n"
+        "log.write_text(str(len(count)))\n"
+    )
+    parent = tmp_path / "parent.py"
+    parent.write_text(
+        "import os, subprocess, sys, threading, time\n"
+        "for _ in range(6):\n"
+        "    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "code = 'import runpy, sys; '\n"
+        "code += 'runpy.run_module = lambda *_, **__: runpy.run_path(sys.argv[1]); '\n"
+        "code += 'from agents.sweeping import child; sys.exit(child.main(sys.argv[1:]))'\n"
+        f"subprocess.Popen([sys.executable, '-c', code, str(os.getpid()), {str(run)!r}])\n"
+        "time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, parent])
+    deadline = time.monotonic() + 60
+    while not (log.is_file() and log.read_text() == "begun"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    while log.read_text() in ("", "begun"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert log.read_text() == "1"
 
 
 class Screen(io.StringIO):

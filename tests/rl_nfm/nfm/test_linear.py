@@ -154,7 +154,8 @@ def test_a_failed_launch_means_the_plain_path(device, monkeypatch, caplog):
     monkeypatch.setattr(linear, "guard", TritonGuard("linear layers", lambda *_: []))
     monkeypatch.setattr(linear, "launch", lambda *_, **__: 1 / 0)
     layer, x = make_layer(3, 4, device), draw(5, 3, seed=0).to(device)
-    assert torch.equal(run_linear(layer, x), layer(x))
+    factor = torch.ones((), device=device)  # without it there is nothing to cast
+    assert torch.equal(run_linear(layer, x, factor=factor), layer(x))
     where = "cpu" if device == "cpu" else "cuda:0"
     assert [record.message for record in caplog.records] == [
         f"slower on {where} without the Triton linear layers: division by zero"
