@@ -182,7 +182,9 @@ class Learner:
         """From now on a copy to the target casts what autocast would cast at every update."""
         assert self.dtype is not None
         self._may_narrow = False
-        devices = [self.device] if self.device.type == "cuda" else []
+        # a fake GPU, of which operations are counted, has no generator
+        real = self.device.type == "cuda" and torch.cuda.is_available()
+        devices = [self.device] if real else []
         with torch.random.fork_rng(devices), torch.no_grad():
             narrow_(self.target, self.dtype, lambda: self.objective.use_target(batch))
 

@@ -75,7 +75,9 @@ def narrow_(network: nn.Module, dtype: torch.dtype, run: Callable[[], object]) -
         if p.dtype == torch.float32 and id(p) in watch.cast and id(p) not in watch.others
     ]
     for parameter in chosen:
-        if parameter.is_cuda:  # the allocator knows it from another stream than the one that reads
+        if (
+            parameter.is_cuda and torch.cuda.is_available()
+        ):  # no fake one; the allocator knows it from another stream than the one that reads
             parameter.data.record_stream(torch.cuda.current_stream(parameter.device))
         parameter.data = parameter.data.to(dtype)
     return len(chosen)

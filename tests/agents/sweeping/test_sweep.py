@@ -129,18 +129,19 @@ def test_a_signal_stops_the_runs_and_nothing_is_called_failed(tmp_path):
 
 
 def test_a_closed_terminal_ends_a_sweep_unless_it_is_ignored():
-    assert signal.SIGHUP in ending_signals()
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
         assert signal.SIGHUP not in ending_signals()
         with _signals() as received:
             os.kill(os.getpid(), signal.SIGHUP)
         assert not received
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert signal.SIGHUP in ending_signals()
+        with _signals() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert received == [signal.SIGHUP]
     finally:
         signal.signal(signal.SIGHUP, before)
-    with _signals() as received:
-        os.kill(os.getpid(), signal.SIGHUP)
-    assert received == [signal.SIGHUP]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a parent's death")

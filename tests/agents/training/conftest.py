@@ -75,6 +75,9 @@ class Queue:
         if self.recorder.heeds():
             self.items.append(event)
 
+    def follow(self) -> None:
+        """Outside of the queues work is done at once."""
+
     def finish(self) -> None:
         if self.recorder.heeds():
             self.force(len(self.items))
