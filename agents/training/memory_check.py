@@ -28,8 +28,7 @@ def check_memory(needed: int, for_states: int, device: torch.device, *, sharing:
         each = f" for each of {sharing} ranks" if sharing > 1 else ""
         raise ValueError(
             f"replay.capacity_steps: needs {needed / 1e9:.1f} GB on {device.type}{states}{each}, "
-            "where "
-            f"{free / 1e9:.1f} GB are free; lower --replay.capacity-steps{_elsewhere(device)}"
+            f"where {free / 1e9:.1f} GB are free; lower --replay.capacity-steps{_elsewhere(device)}"
         )
 
 
