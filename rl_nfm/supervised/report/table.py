@@ -73,14 +73,15 @@ def make_rows(entry: TaskEntry, runs: Sequence[FinishedRun], notes: list[str]) -
     rows = []
     for name, group in zip(names, groups, strict=True):
         mean, deviation = mean_and_deviation([run.metrics for run in group])
+        published = _published(entry.columns, group[0].settings)
         rows.append(
             Row(
                 name=name,
                 runs=group,
                 mean=mean,
                 deviation=deviation,
-                published=_published(entry.columns, group[0].settings),
-                differs=_differences(entry, group[0].settings),
+                published=published,
+                differs=_differences(entry, group[0].settings, published),
             )
         )
     return rows
@@ -96,8 +97,13 @@ def _published(columns: Columns, settings: Mapping[str, Any]) -> Published | Non
     return max(fitting, key=lambda row: len(row.setting), default=None)
 
 
-def _differences(entry: TaskEntry, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """How a run's settings differ from the published setting of the same model."""
+def _differences(
+    entry: TaskEntry, settings: Mapping[str, Any], published: Published | None
+) -> dict[str, tuple[Any, Any]]:
+    """How a run's settings differ from the published setting of the same model.
+
+    What the row beside it is published for is no difference, though the preset has another value.
+    """
     if "paper" not in entry.presets:
         return {}
     paper = settings_of(plain(entry.presets["paper"]))
@@ -105,6 +111,7 @@ def _differences(entry: TaskEntry, settings: Mapping[str, Any]) -> dict[str, tup
         name: (value, paper[name])
         for name, value in settings.items()
         if name != "model"
+        and (published is None or name not in published.setting)
         and settings.get("model") in entry.used_by.get(name.split(".")[0], [settings.get("model")])
         and name in paper
         and value != paper[name]

@@ -95,6 +95,17 @@ def test_other_settings_are_other_rows_and_no_published_row_stands_where_it_does
     assert "* cnn (data=digits, width=8): data digits (mnist), width 8 (32)" in text
 
 
+def test_what_the_row_beside_it_is_published_for_is_no_difference(tmp_path):
+    options = {"data": "mnist", "train_counts": [1, 5]}
+    run = write_run(tmp_path / "a", [0], [0.5], **options, width=8)
+    text, _ = report(tmp_path, run)
+    assert "| 99.22 | 74.69 | 57.11 | 75.90 | 68.87 |" in text
+    assert "width 8 (32)" in text
+    assert "train_counts" not in text
+    text, _ = report(tmp_path, write_run(tmp_path / "b", [0], [0.5], train_counts=[1, 4]))
+    assert "train_counts [1, 4] ([1, 3])" in text
+
+
 def test_options_that_a_model_does_not_read_are_no_difference(tmp_path):
     """The preset `small` has another form of NFM than `paper`, which the cnn does not read."""
     other = plain(task_entry("stacked_digits").presets["small"])["nfm"]
