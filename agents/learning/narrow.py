@@ -75,9 +75,8 @@ def narrow_(network: nn.Module, dtype: torch.dtype, run: Callable[[], object]) -
         if p.dtype == torch.float32 and id(p) in watch.cast and id(p) not in watch.others
     ]
     for parameter in chosen:
-        if (
-            parameter.is_cuda and torch.cuda.is_available()
-        ):  # no fake one; the allocator knows it from another stream than the one that reads
+        # The allocator knows it from another stream than the one that reads; a fake GPU has none.
+        if parameter.is_cuda and torch.cuda.is_available():
             parameter.data.record_stream(torch.cuda.current_stream(parameter.device))
         parameter.data = parameter.data.to(dtype)
     return len(chosen)

@@ -63,7 +63,8 @@ class Agent:
             raise ValueError("observation: an empty batch is not allowed: at least one observation")
         start = np.zeros(len(batch), bool) if episode_start is None else np.asarray(episode_start)
         start = start.reshape(-1).astype(bool)
-        self._check_parts(state)
+        if state is not None:
+            self._check_parts(state)
         for name, rows in (
             ("episode_start", start),
             ("state", start if state is None else state[-1]),
@@ -88,9 +89,9 @@ class Agent:
         kept = self._kept(actor)
         return (actions[0] if single else actions), kept
 
-    def _check_parts(self, state: PredictState | None) -> None:
+    def _check_parts(self, state: PredictState) -> None:
         parts = len(self.network.initial_state(1))
-        if state is not None and (not parts or len(state) != parts + 2):
+        if not parts or len(state) != parts + 2:
             raise ValueError(
                 f"state: one of {len(state)} arrays is not allowed: must be what the last call "
                 "returned, or none at the beginning"

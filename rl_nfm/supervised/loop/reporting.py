@@ -1,6 +1,5 @@
 """The files of a run: metrics.jsonl, TensorBoard curves, pictures and one JSON result."""
 
-import json
 import math
 import platform
 import statistics
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from rl_nfm.support.curves import Curves
 from rl_nfm.support.metrics_file import MetricsFile
-from rl_nfm.support.output_files import written
+from rl_nfm.support.output_files import finite, write_json, written
 
 Metrics = Mapping[str, float]
 METRICS_FILE = "metrics.jsonl"
@@ -104,20 +103,9 @@ def versions() -> dict[str, str]:
 
 def write_result(result: Mapping[str, Any], *paths: Path) -> None:
     """Write one JSON result to each path, atomically; a number that is not finite becomes null."""
-    text = json.dumps(_finite(result), indent=1, allow_nan=False) + "\n"
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        write_json(path, finite(result))
 
 
 def format_metrics(mean: Metrics, deviation: Metrics, baselines: Metrics) -> str:

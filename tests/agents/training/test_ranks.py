@@ -470,10 +470,7 @@ def test_a_signal_to_any_rank_stops_all_with_a_checkpoint(in_ranks, tmp_path, ra
     config = tiny(steps=10**6, run={"eval_every_steps": 10**6, "log_every_steps": 10**6})
     out = tmp_path / "run"
     forks = in_ranks(2, lambda: train_together(config, out))
-    deadline = time.monotonic() + 200
-    while not checkpoint.list_checkpoints(out / "checkpoints"):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: checkpoint.list_checkpoints(out / "checkpoints"))
     os.kill(forks.pids[rank], signal.SIGTERM)
     assert forks.wait() == ["stopped by SIGTERM"] * 2
     last = checkpoint.open_checkpoint(checkpoint.find(out))
@@ -502,10 +499,7 @@ def test_a_signal_while_rank_0_evaluates_is_heard(in_ranks, tmp_path):
     config, out = tiny(steps=10**6, run=often), tmp_path / "run"
 
     forks = in_ranks(2, lambda: train_together(config, out))
-    deadline = time.monotonic() + 200
-    while not (out / "metrics.jsonl").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until((out / "metrics.jsonl").exists)
     time.sleep(2)  # most likely it evaluates now; the result is the same if not
     os.kill(forks.pids[1], signal.SIGTERM)
     assert forks.wait() == ["stopped by SIGTERM"] * 2
@@ -577,12 +571,7 @@ def test_a_killed_rank_is_begun_again_and_the_run_goes_on(tmp_path):
     out = tmp_path / "run"
     flags = ["--steps", "1200", "--device", "cpu", "--run.checkpoint-every-steps", "40"]
     process = torchrun("debug", *flags, "--out", str(out), options=["--max-restarts", "1"])
-    folder = out / "checkpoints" / "rank-1"
-    deadline = time.monotonic() + 200
-    while not checkpoint.list_checkpoints(folder):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: checkpoint.list_checkpoints(out / "checkpoints" / "rank-1"), process)
     os.kill(rank_of(process.pid, 1), signal.SIGKILL)
     _, errors = process.communicate(timeout=280)
     assert process.returncode == 0, errors
@@ -599,11 +588,7 @@ def test_a_signal_to_a_rank_ends_a_run_that_torchrun_would_repeat(tmp_path):
     out = tmp_path / "run"
     flags = ["--steps", "1000000", "--device", "cpu", "--run.checkpoint-every-steps", "40"]
     process = torchrun("debug", *flags, "--out", str(out), options=["--max-restarts", "2"])
-    deadline = time.monotonic() + 200
-    while not checkpoint.list_checkpoints(out / "checkpoints" / "rank-1"):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: checkpoint.list_checkpoints(out / "checkpoints" / "rank-1"), process)
     os.kill(rank_of(process.pid, 1), signal.SIGTERM)
     told, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
@@ -611,6 +596,15 @@ def test_a_signal_to_a_rank_ends_a_run_that_torchrun_would_repeat(tmp_path):
     last = checkpoint.open_checkpoint(checkpoint.find(out))
     assert shards.is_whole(last)
     assert read_metrics(out / "metrics.jsonl")[-1]["steps"] == last.steps
+
+
+def wait_until(holds, process=None):
+    """Return when `holds` gives something; a process that is given must still be running."""
+    deadline = time.monotonic() + 200
+    while not holds():
+        assert process is None or process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def rank_of(parent: int, rank: int) -> int:
