@@ -200,6 +200,7 @@ def test_send_does_not_wait_and_recv_brings_what_step_would():
     for env in envs:
         env.reset()
     rng = np.random.default_rng(0)
+    sending_was_quicker = []
     for _ in range(5):
         actions = rng.integers(18, size=5)
         began = time.perf_counter()
@@ -209,7 +210,9 @@ def test_send_does_not_wait_and_recv_brings_what_step_would():
         received = time.perf_counter()
         second = envs[1].step(actions)
         assert same(first[:4], second[:4])
-    assert sent - began < received - sent  # 300 frames take far longer than queueing five actions
+        sending_was_quicker.append(sent - began < received - sent)
+    # 300 frames take far longer than queueing five actions, but a busy machine may stop us at any line.
+    assert any(sending_was_quicker)
     for env in envs:
         env.close()
 
