@@ -211,7 +211,7 @@ def test_send_does_not_wait_and_recv_brings_what_step_would():
         second = envs[1].step(actions)
         assert same(first[:4], second[:4])
         sending_was_quicker.append(sent - began < received - sent)
-    # 300 frames take far longer than queueing five actions, but a busy machine may stop us at any line.
+    # 300 frames take far longer than queueing five actions, unless a busy machine stops us there.
     assert any(sending_was_quicker)
     for env in envs:
         env.close()
