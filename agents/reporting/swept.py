@@ -3,7 +3,7 @@
 A run lies in GAME/METHOD/seed-N, be it the folder of `rl-nfm sweep` or one of kept results
 (`agents.reporting.kept`). One frozen greedy policy is a poor measure of a young agent, so a run is
 judged by its training episodes of the last tenth of its steps (as Dopamine reports an iteration)
-and by the mean of its last five evaluations (as Beyond The Rainbow does), never by its best one.
+and by the mean of its last five evaluations, never by its best one.
 """
 
 import dataclasses

@@ -18,8 +18,8 @@ _SOURCES = {
         "https://arxiv.org/abs/1709.06009",
     ),
     "scores": Link(
-        "Mnih et al. 2015: scores of random play and of a human tester",
-        "https://doi.org/10.1038/nature14236",
+        "Wang et al. 2016: scores of random play and of a human tester from no-op starts",
+        "https://arxiv.org/abs/1511.06581",
     ),
     "atari5": Link("Aitchison et al. 2023: Atari-5", "https://arxiv.org/abs/2210.02019"),
     "dopamine": Link(

@@ -2,7 +2,8 @@
 
 Every single-player ROM of ale-py is a game here. Human and random scores: the table of dqn_zoo
 (`dqn_zoo/atari_data.py`, Atari-57; at least 3 episodes from up to 30 no-ops, at most 108,000
-frames), as used by DQN (Mnih et al. 2015) and its successors.
+frames), as in Wang et al. 2016 (table 2) and its successors. Mnih et al. 2015 cut episodes after 5
+minutes and printed other human scores (Alien: 6,875; here 7,127.7).
 """
 
 import difflib
