@@ -7,7 +7,7 @@ chosen one (and of its trunk) is read and saved.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,11 +18,10 @@ from annotated_types import Ge, Gt, Le
 
 from agents.learning.config import ExplorationConfig, LearnerConfig
 from agents.replay.config import ReplayConfig
-from agents.replay.storage import storages
 from envs import PROTOCOLS, EnvProtocol, Protocol, env_protocol, make_protocol
 from rl_nfm.encoders import encoder_entry, encoder_names
 from rl_nfm.support.bounds import Bounded
-from rl_nfm.support.configuration import nearest, validate
+from rl_nfm.support.configuration import nearest, plain_values, validate
 from rl_nfm.support.former import with_current_names
 from rl_nfm.support.output_files import written
 from rl_nfm.values.heads import HeadConfig
@@ -171,7 +170,6 @@ class Config(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = storages[self.replay.storage]
         entry = encoder_entry(self.encoder)
         trunk = getattr(getattr(self, entry.name, None), "trunk", None)
         if trunk is not None:
@@ -206,6 +204,13 @@ def chosen_encoders(config: Config) -> list[str]:
     names = [config.encoder]
     trunk = getattr(getattr(config, config.encoder), "trunk", None)
     return names if trunk is None else [*names, trunk]
+
+
+def flags_of_encoder(name: str, argv: Sequence[str]) -> list[str]:
+    """The flags among the words that are options of an encoder, without their values."""
+    flags = [word.split("=")[0] for word in argv if word.startswith("--")]
+    groups = (f"{name}.", f"no_{name}.")
+    return [flag for flag in flags if flag[2:].replace("-", "_").startswith(groups)]
 
 
 def config_class() -> type[Config]:
@@ -258,7 +263,7 @@ def _check_registered(encoder: str, where: str) -> None:
 
 def to_plain(config: Config) -> dict[str, Any]:
     """Plain values of everything that is read: groups of encoders not chosen are left out."""
-    plain = dataclasses.asdict(config)
+    plain = plain_values(config)
     for name in set(encoder_names()) - set(chosen_encoders(config)):
         plain.pop(name, None)
     return plain

@@ -164,7 +164,15 @@ class GymVecEnv(GameVecEnv):
         NDArray[np.uint8], NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
     ]:
         vec = self._vec
-        result = vec.step_wait() if isinstance(vec, AsyncVectorEnv) else vec.step(self._sent)
+        try:
+            result = vec.step_wait() if isinstance(vec, AsyncVectorEnv) else vec.step(self._sent)
+        except ValueError as error:
+            if "Output array" not in str(error):  # np.stack's words, in Gymnasium's `concatenate`
+                raise
+            raise ValueError(
+                f"game: {self.game!r} gave an observation that does not fit its space: "
+                f"{vec.single_observation_space}"
+            ) from error
         images, rewards, terminated, truncated, _ = result
         obs, info = self._stacked(images, self._over.copy())
         return obs, rewards, terminated, truncated, info

@@ -63,12 +63,14 @@ def register_env(
     """Decorator: register a maker of environments; see `EnvEntry` for what the parts do.
 
     Raises:
-        ValueError: if the key is taken or no identifier.
+        ValueError: if the key is taken, by another maker or an Atari game, or no identifier.
     """
     if not key.isidentifier():
         raise ValueError(f"environment key {key!r} must be a Python identifier")
     if key in _REGISTRY:
         raise ValueError(f"environment key {key!r} is already registered")
+    if DEFAULT in _REGISTRY and _is_canonical(key):
+        raise ValueError(f"environment key {key!r} is not allowed: an Atari game is called so")
 
     def register(make: Callable[..., GameVecEnv]) -> Callable[..., GameVecEnv]:
         _REGISTRY[key] = EnvEntry(
@@ -77,6 +79,12 @@ def register_env(
         return make
 
     return register
+
+
+def _is_canonical(game: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(_REGISTRY[DEFAULT].canonical(game))
+    return False
 
 
 def _load_plugins() -> None:
@@ -109,7 +117,7 @@ def env_entry(game: str) -> EnvEntry:
     """The maker of a game.
 
     Raises:
-        ValueError: no name, or a prefix that is not registered, with the nearest one.
+        ValueError: no name, or one that is not registered and no Atari game's, with the nearest.
     """
     if not isinstance(game, str):
         raise ValueError(f"game: must be a name, got {game!r}")
@@ -126,6 +134,14 @@ def env_entry(game: str) -> EnvEntry:
         raise ValueError(
             f"game: {game!r}: prefix {prefix!r} is not registered{hint} (known: {', '.join(keys)})"
         )
+    try:
+        _REGISTRY[DEFAULT].canonical(game)
+    except ValueError as error:
+        others = [key for key in keys if key != DEFAULT]
+        raise ValueError(
+            f"{error}; other environments: {', '.join(others)}{did_you_mean(game, others)} (one of "
+            "another package needs that package installed)"
+        ) from None
     return _REGISTRY[DEFAULT]
 
 

@@ -11,6 +11,7 @@ import tyro
 from agents.reporting.kept import keep
 from agents.reporting.report import write_report
 from agents.reporting.served import serve
+from agents.reporting.swept import SWEEP_FILE
 from rl_nfm.supervised.loop.options import CONFIG_FILE
 from rl_nfm.supervised.report.command import main as report_supervised
 from rl_nfm.support.flags import parse_flags
@@ -21,7 +22,6 @@ games, and all of it in one page, index.html. A run adds its training curve and 
 where it has one. Runs of one encoder are seeds of one method, unless their settings differ. Scores
 of different protocols are refused. Runs and sweeps of supervised tasks get the table of
 `rl-nfm supervised report`."""
-SWEEP_FILE = "sweep.yaml"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.commands.sweep_options import DESCRIPTION, Options, split_flags
-from agents.config import chosen_encoders, config_class
+from agents.config import chosen_encoders, config_class, flags_of_encoder
 from agents.presets import read_preset
 from agents.reporting.kept import check_same, is_kept
 from agents.reporting.sizes import describe
@@ -153,12 +153,10 @@ def _plan(options: Options, others: Sequence[str]) -> Plan:
     )
     read = {name for config in plan.configs().values() for name in chosen_encoders(config)}
     for name in set(encoder_names()) - read:
-        for word in others:
-            if word.startswith((f"--{name}.", f"--no-{name}.")):
-                raise ValueError(
-                    f"{word.split('=')[0]}: encoder {name!r} is not among --encoders "
-                    f"({', '.join(plan.encoders)})"
-                )
+        for flag in flags_of_encoder(name, others):
+            raise ValueError(
+                f"{flag}: encoder {name!r} is not among --encoders ({', '.join(plan.encoders)})"
+            )
     return plan
 
 
@@ -180,6 +178,8 @@ def _known(folder: Path | None, plan: Plan, runs: Sequence[PlannedRun]) -> list[
             config = dataclasses.replace(configs[run.method], game=run.game, seed=run.seed)
             check_same(config, place)
             kept.append(run.name)
+    if not kept:
+        print(f"known: no run of this sweep is kept in {folder} (as GAME/METHOD/seed-N)")
     return kept
 
 

@@ -1,16 +1,22 @@
 """`rl-nfm train`: begin a run from a preset, or go on with one."""
 
-import dataclasses
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from agents.config import Config, chosen_encoders, config_class, make_config
+from agents.config import (
+    Config,
+    chosen_encoders,
+    config_class,
+    flags_of_encoder,
+    make_config,
+)
 from agents.presets import preset_names, preset_path, read_preset
 from agents.training import train
 from rl_nfm.encoders import encoder_names
+from rl_nfm.support.configuration import plain_values
 from rl_nfm.support.device import choose_device
 from rl_nfm.support.flags import parse_flags
 from rl_nfm.support.memory import keep_freed_memory
@@ -114,16 +120,16 @@ def _flags(default: Config, argv: Sequence[str], prog: str) -> Config:
     config = parse_flags(
         config_class(),
         argv,
-        default=make_config(dataclasses.asdict(default)),
+        default=make_config(plain_values(default)),
         prog=f"rl-nfm train {prog}",
         description=description,
     )
     chosen = chosen_encoders(config)
     for name in encoder_names():
-        typed = [word for word in argv if word.startswith((f"--{name}.", f"--no-{name}."))]
+        typed = flags_of_encoder(name, argv)
         if typed and name not in chosen:
             raise ValueError(
-                f"{typed[0].split('=')[0]}: encoder {name!r} is not chosen (chosen: "
+                f"{typed[0]}: encoder {name!r} is not chosen (chosen: "
                 f"{', '.join(chosen)}; add --encoder {name})"
             )
     return config

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.config import Config
-from agents.reporting.swept import LAST_TENTH, SweptRun, differing, swept_runs
+from agents.reporting.swept import LAST_TENTH, SweptRun, differing, is_whole, swept_runs
 from agents.saving.run_folder import RunFolder, read_metrics
 from rl_nfm.support.output_files import write_json, written
 
@@ -46,8 +46,8 @@ def keep(sweep: Path, into: Path) -> list[Path]:
         if is_kept(target):
             check_same(config, target)
             continue
-        lines = read_metrics(folder.metrics_path)
-        if lines and lines[-1]["steps"] >= config.steps:
+        if is_whole(run.path):
+            lines = read_metrics(folder.metrics_path)
             _keep_run(run, thinned(lines, config.steps), target)
             new.append(target)
     return new
@@ -59,13 +59,15 @@ def is_kept(folder: Path) -> bool:
 
 
 def check_same(config: Config, kept: Path) -> None:
-    """Refuse a kept run that was made with other settings than `config`.
+    """Refuse a kept run that was made with other settings than `config`, or is not whole.
 
     Raises:
         ValueError: naming the first that differs.
     """
     if (field := differing(RunFolder(kept).config(), config)) is not None:
         raise ValueError(f"known: {kept} was made with another {field}")
+    if not is_whole(kept):
+        raise ValueError(f"known: {kept}: its metrics.jsonl is missing or ends too early")
 
 
 def _keep_run(run: SweptRun, lines: Sequence[Mapping[str, Any]], target: Path) -> None:

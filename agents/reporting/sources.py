@@ -27,6 +27,7 @@ from agents.reporting.results import TRAINING_EPISODES, Curve, Result
 from agents.reporting.swept import (
     LAST_EVALUATIONS,
     LAST_TENTH,
+    SWEEP_FILE,
     SweptRun,
     each_once,
     is_run,
@@ -57,7 +58,8 @@ def read_results(paths: Sequence[Path]) -> tuple[list[Result], list[str]]:
             raise ValueError(f"{path}: does not exist")
         files = [path]
         if path.is_dir():
-            if not is_run(path) and swept_runs(path):
+            if not is_run(path) and (swept_runs(path) or (path / SWEEP_FILE).is_file()):
+                notes += [] if swept_runs(path) else [f"{path}: a sweep in which no run has begun"]
                 continue
             if path.resolve() not in seen:
                 results.append(_read_run(path, notes))
@@ -77,7 +79,9 @@ def _read_swept(run: SweptRun, notes: list[str]) -> list[Result]:
     curve, steps = result.curve, RunFolder(run.path).config().steps
     assert curve is not None
     if curve.steps < steps:
-        notes.append(f"{run.name}: at step {curve.steps} of {steps}, not in the tables yet")
+        ended = result.steps is not None and result.steps >= steps
+        said = f"at step {curve.steps} of {steps}, not in the tables"
+        notes.append(f"{run.name}: {f'its metrics end {said}' if ended else f'{said} yet'}")
         return [dataclasses.replace(result, source="last_tenth", returns=[])]
     late = curve.episode_returns[curve.episode_steps > (1 - LAST_TENTH) * steps].tolist()
     scores = [dataclasses.replace(result, source="last_tenth", returns=late)]
@@ -100,7 +104,7 @@ def _read_run(path: Path, notes: list[str]) -> Result:
     curve = _read_curve(folder.metrics, notes)
     # Runs of early versions did not log their last stretch; their last checkpoint shows the end.
     saved = max(map(step_of, list_checkpoints(folder.checkpoints)), default=0)
-    curve = dataclasses.replace(curve, steps=max(curve.steps, saved))
+    steps = max(curve.steps, saved)
     if curve.updates == 0:
         notes.append(f"{path}: no update was made, so nothing was learned")
     if not len(curve.episode_returns):
@@ -113,7 +117,7 @@ def _read_run(path: Path, notes: list[str]) -> Result:
         game=resolve_game(config.game),
         encoder=encoder_of(config),
         seed=config.seed,
-        steps=curve.steps,
+        steps=steps,
         returns=curve.episode_returns[-TRAINING_EPISODES:].tolist(),
         protocol=protocol,
         settings=settings_of(config),

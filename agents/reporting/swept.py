@@ -12,8 +12,10 @@ from pathlib import Path
 
 from agents.config import Config, to_plain
 from agents.saving.resumable import RESUMABLE, changed_fields
-from agents.saving.run_folder import RunFolder
+from agents.saving.run_folder import RunFolder, read_metrics
 
+SWEEP_FILE = "sweep.yaml"
+"""In the folder of a sweep: what was asked of it."""
 LAST_TENTH = 0.1
 """Share of a run's steps whose training episodes count."""
 LAST_EVALUATIONS = 5
@@ -55,7 +57,9 @@ def swept_runs(folder: Path) -> list[SweptRun]:
 
 
 def each_once(runs: Sequence[SweptRun]) -> list[SweptRun]:
-    """The first run of each name: a sweep may be named together with its kept results.
+    """One run of each name, as a sweep may be named together with its kept results.
+
+    It is the first whose metrics reach its last step, or, without any, the first.
 
     Raises:
         ValueError: two of one name were made with other settings.
@@ -67,7 +71,16 @@ def each_once(runs: Sequence[SweptRun]) -> list[SweptRun]:
             configs = [RunFolder(r.path).config() for r in (first, run)]
             if (field := differing(*configs)) is not None:
                 raise ValueError(f"{first.path} and {run.path}: one run, made with another {field}")
+            if is_whole(run.path) and not is_whole(first.path):
+                found[run.name] = run
     return list(found.values())
+
+
+def is_whole(run: Path) -> bool:
+    """Whether the metrics of a run reach its last step."""
+    folder = RunFolder(run)
+    lines = read_metrics(folder.metrics_path)
+    return bool(lines) and lines[-1]["steps"] >= folder.config().steps
 
 
 def differing(one: Config, other: Config) -> str | None:

@@ -16,6 +16,8 @@ from typing import Any
 import yaml
 
 from agents.config import Config, chosen_encoders, make_config, to_plain
+from agents.replay.storage import storages
+from agents.reporting.swept import SWEEP_FILE
 from agents.saving.resumable import changed_fields, check_resumable
 from agents.saving.run_folder import RunFolder, folder_name
 from agents.sweeping.folder import LOCK_FILE
@@ -23,10 +25,11 @@ from agents.sweeping.runs import PlannedRun
 from agents.sweeping.variants import reference_of, with_encoder
 from envs import games_of
 from rl_nfm.encoders import encoder_names
+from rl_nfm.support.configuration import plain_values
 from rl_nfm.support.output_files import written
 from rl_nfm.support.yaml_file import read_yaml
 
-SWEEP_FILE, PRESET_FILE = "sweep.yaml", "preset.yaml"
+PRESET_FILE = "preset.yaml"
 _PER_RUN = ("game", "encoder", "seed")
 """Options that a sweep sets for each run."""
 _VALUE = r"(?:\[[^\[\]]+\]|[^,\[\]]+)"
@@ -75,6 +78,7 @@ class Plan:
         read: set[str] = set()
         for encoder, setting in itertools.product(self.encoders, self.settings()):
             config = self._config(encoder, setting)
+            _ = storages[config.replay.storage]  # an unknown name is an error here, not in each run
             groups = {*chosen_encoders(config), reference_of(encoder)}
             unread = set(encoder_names()) - groups
             own = {k: value for k, value in setting.items() if k.split(".")[0] not in unread}
@@ -88,7 +92,7 @@ class Plan:
 
     def _config(self, encoder: str, setting: Mapping[str, str]) -> Config:
         first = {"game": games_of(self.games)[0], "seed": self.seeds[0]}
-        values = dataclasses.asdict(self.base) | first
+        values = plain_values(self.base) | first
         for option, text in setting.items():
             *path, last = option.split(".")
             group: Any = values
@@ -160,9 +164,24 @@ class Plan:
         if (out / PRESET_FILE).is_file():
             self._check_same(out / PRESET_FILE, before.get("encoders", []))
             self._check_runs(out)
-        for name, values in ((PRESET_FILE, dataclasses.asdict(self.base)), (SWEEP_FILE, asked)):
+        preset = self._preset([*map(str, asked["encoders"])])
+        for name, values in ((PRESET_FILE, preset), (SWEEP_FILE, asked)):
             with written(out / name) as partial:
                 partial.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+    def _preset(self, encoders: Sequence[str]) -> dict[str, Any]:
+        """The preset as plain values, for a file.
+
+        Options at their defaults of encoders that the sweep does not have are left out: they may be
+        of packages that are not installed when it goes on.
+        """
+        values, defaults = plain_values(self.base), plain_values(type(self.base)())
+        used = {reference_of(name) for name in encoders} | set(encoders)
+        used |= {name for config in self.configs().values() for name in chosen_encoders(config)}
+        for name in set(encoder_names()) - used:
+            if values[name] == defaults[name]:
+                del values[name]
+        return values
 
     def _check_same(self, path: Path, encoders: Sequence[str]) -> None:
         """Refuse settings that differ from those of the runs that the sweep already has."""
@@ -273,7 +292,7 @@ def parse_seeds(words: Sequence[str]) -> tuple[int, ...]:
 def _changes(base: Config, config: Config) -> dict[str, Any]:
     """Dotted names and values of what `config` changes."""
     found: dict[str, Any] = {}
-    for name in changed_fields(dataclasses.asdict(base), dataclasses.asdict(config)):
+    for name in changed_fields(plain_values(base), plain_values(config)):
         option, value = "", config
         for key in name.split("."):
             if not dataclasses.is_dataclass(value):

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from agents.sweeping.plan import SWEEP_FILE, check_unique, method_name, read_request
+from agents.reporting.swept import SWEEP_FILE
+from agents.sweeping.plan import check_unique, method_name, read_request
 from agents.sweeping.runs import PlannedRun
 from rl_nfm.supervised.registry import task_entry
 from rl_nfm.support.output_files import written
@@ -37,7 +38,9 @@ class SupervisedPlan:
     def __post_init__(self) -> None:
         import rl_nfm.supervised  # noqa: F401  (the tasks register)
 
-        task_entry(self.task)
+        presets = task_entry(self.task).presets.values()
+        if self.models and not all(hasattr(preset, "model") for preset in presets):
+            raise ValueError(f"models: not an option of task {self.task!r}, which has one model")
         check_unique("seeds", self.seeds)
         if self.models:
             check_unique("models", self.models)

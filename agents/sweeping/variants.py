@@ -18,7 +18,7 @@ from agents.reporting.sizes import build_encoder, obs_shape
 from rl_nfm.backbones.matching import count_parameters, matching_width
 from rl_nfm.encoders import encoder_names
 from rl_nfm.encoders.cost import encoder_macs
-from rl_nfm.support.configuration import nearest
+from rl_nfm.support.configuration import nearest, plain_values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def with_encoder(config: Config, name: str) -> Config:
         ValueError: an unknown name, or a reference that cannot be matched.
     """
     if name in MATCHES:
-        chosen = _matched(json.dumps(dataclasses.asdict(config)), name)
+        chosen = _matched(json.dumps(plain_values(config)), name)
     elif name in encoder_names():
         chosen = _replaced(config, encoder=name)
     else:
@@ -85,7 +85,7 @@ def _without_sequences(config: Config) -> Config:
     replay = config.replay
     batch_size = replay.batch_size * replay.stride_steps
     single = {"sequence_steps": 1, "overlap_steps": 0, "burn_in_steps": 0, "batch_size": batch_size}
-    return _replaced(config, replay={**dataclasses.asdict(replay), **single})
+    return _replaced(config, replay={**plain_values(replay), **single})
 
 
 @cache
@@ -102,9 +102,7 @@ def _matched(values: str, name: str) -> Config:
 
     def at(width: int) -> Config:
         group = dataclasses.replace(baseline, **shared, **{match.option: width})
-        return _replaced(
-            config, **{"encoder": match.encoder, match.encoder: dataclasses.asdict(group)}
-        )
+        return _replaced(config, **{"encoder": match.encoder, match.encoder: plain_values(group)})
 
     count = _count_parameters if match.unit == "parameters" else _count_macs
     width = matching_width(count(reference), lambda width: count(at(width)), match.unit)
@@ -121,4 +119,4 @@ def _count_macs(config: Config) -> int:
 
 
 def _replaced(config: Config, **changes: Any) -> Config:
-    return make_config({**dataclasses.asdict(config), **changes})
+    return make_config({**plain_values(config), **changes})

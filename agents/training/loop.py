@@ -212,6 +212,8 @@ class Loop:
         self.recorder.log(self.learner.updates, {**schedules, **learnt, **scores, **times})
 
     def _save(self) -> None:
+        if self.ranks.first:
+            self.recorder.folder.metrics.sync()  # a resumed run goes on behind these lines
         self.saver.save(dataclasses.asdict(self.counters))
         if self.ranks.first:
             curves, steps = self.recorder.folder.curves, self.counters.steps

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agents.config import Config
+from agents.replay.storage import storages
 from agents.saving import checkpoint, shards
 from agents.saving.resumable import check_resumable
 from agents.saving.run_folder import RunFolder
@@ -32,6 +33,7 @@ def train(config: Config, *, out: Path | None = None) -> Path:
             or totals cannot be split evenly over the ranks, or one of these is lost.
         Stop: a signal asked the run to end, which it did with a checkpoint.
     """
+    _ = storages[config.replay.storage]  # an unknown name is told before anything is made
     if out is None and restarts():
         raise ValueError("out: is needed with torchrun --max-restarts, which begins runs by it")
     if out is not None and under_torchrun() and RunFolder(out).config_path.is_file():

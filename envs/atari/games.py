@@ -111,8 +111,7 @@ def resolve_game(name: str) -> str:
             raise ValueError(f"game: {name!r} has no single-player mode")
     near = _nearest(compact, stem)
     hint = f"; did you mean {near!r}?" if near else ""
-    others = "others, by make_env: memory_cue, gym:ID"
-    raise ValueError(f"game: {name!r} is unknown{hint} (`rl-nfm games` lists all; {others})")
+    raise ValueError(f"game: {name!r} is unknown{hint} (`rl-nfm games` lists all)")
 
 
 def _nearest(compact: str, stem: str) -> str | None:

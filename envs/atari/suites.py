@@ -1,8 +1,8 @@
 """Named sets of games that are reported together.
 
-Sources: `mission`, three of the five games of the NFM paper's table 3; `atari5`, Aitchison et al. 2023,
-"Atari-5: Distilling the Arcade Learning Environment down to Five Games"; `atari26`, Kaiser et al.
-2020 (Atari 100k); `atari57`, the games with published human scores, as in `envs.atari.games`.
+Sources: `mission`, three of the five games of the NFM paper's table 3; `atari5`, Aitchison et al.
+2023, "Atari-5: Distilling the Arcade Learning Environment down to Five Games"; `atari26`, Kaiser et
+al. 2020 (Atari 100k); `atari57`, the games with published human scores, as in `envs.atari.games`.
 """
 
 import math

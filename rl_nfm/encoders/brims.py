@@ -25,7 +25,7 @@ class BRIMsConfig(RecurrentConfig):
     """Options of the encoder of bidirectional RIMs."""
 
     hidden_size: Annotated[int, Gt(0)] = 300
-    """Size of the hidden state of each layer, which is also that of the features."""
+    """Size of the hidden state of each layer, and without `skip` that of the features."""
     num_rims: tuple[int, ...] = (6, 3)
     """RIMs of each layer, lowest first; each number divides hidden_size."""
     num_active: tuple[int, ...] = (4, 2)
@@ -91,7 +91,7 @@ class BRIMsEncoder(RecurrentEncoder):
 
     def unroll(
         self, x: Float[Tensor, "T B I"], state: State, reset: Bool[Tensor, "T B"] | None
-    ) -> tuple[Float[Tensor, "T B D"], State]:
+    ) -> tuple[Float[Tensor, "T B K"], State]:
         """See `RecurrentEncoder.unroll`."""
         by_layer = tuple(part.transpose(0, 1) for part in state)
         output, after, active = self.layers.run_layers(x, by_layer, reset)

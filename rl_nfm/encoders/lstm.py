@@ -50,7 +50,7 @@ class LSTMEncoder(RecurrentEncoder):
 
     def unroll(
         self, x: Float[Tensor, "T B I"], state: State, reset: Bool[Tensor, "T B"] | None
-    ) -> tuple[Float[Tensor, "T B D"], State]:
+    ) -> tuple[Float[Tensor, "T B K"], State]:
         """See `RecurrentEncoder.unroll`."""
         hidden, cell = state
         with torch.autocast(x.device.type, enabled=False):

@@ -3,8 +3,8 @@
 Source: rltime's `atari_iqn_lstm` (Recurrent IQN), which concatenates the one-hot last action, the
 sign of the last reward and episode_step / 100000 to the flattened CNN output before the LSTM.
 
-Shapes: T steps, B batch, C stacked frames, H x W pixels, I inputs of the core, D features,
-E features of the trunk, c channels of h x w feature maps.
+Shapes: T steps, B batch, C stacked frames, H x W pixels, I inputs and K outputs of the core, D
+features, E features of the trunk, c channels of h x w feature maps.
 """
 
 import dataclasses
@@ -39,7 +39,10 @@ class RecurrentConfig(Bounded):
     vary from one observation to the next, which RIMs, whose first weights are small, barely see
     (published on trunks with larger ones, and without a norm)."""
     hidden_size: Annotated[int, Gt(0)] = 512
-    """Size of the hidden state, which is also that of the features."""
+    """Size of the hidden state, and without `skip` that of the features."""
+    skip: bool = False
+    """The features are what the core gives and, behind it, what it reads, so that the head need not
+    see everything through the core (as skip connections in Guez et al. 2019, arXiv 1901.03559)."""
     last_action: bool = True
     """Also feed the last action, one-hot (all zero for a negative one)."""
     last_reward: bool = True
@@ -79,14 +82,14 @@ class RecurrentEncoder(Encoder):
         if self.trunk.recurrent:
             raise ValueError(f"trunk: {config.trunk!r} is not allowed, it has a state of its own")
         self.trunk_norm = nn.LayerNorm(self.trunk.feature_dim) if config.trunk_norm else None
-        self.feature_dim = config.hidden_size
         extra = num_actions * config.last_action + config.last_reward + config.episode_step
         self.input_size = self.trunk.feature_dim + extra
+        self.feature_dim = config.hidden_size + (self.input_size if config.skip else 0)
 
     def unroll(
         self, x: Float[Tensor, "T B I"], state: State, reset: Bool[Tensor, "T B"] | None
-    ) -> tuple[Float[Tensor, "T B D"], State]:
-        """The features of the core's inputs, and its state after the last step."""
+    ) -> tuple[Float[Tensor, "T B K"], State]:
+        """What the core gives for its inputs, and its state after the last step."""
         raise NotImplementedError
 
     def forward(
@@ -124,7 +127,8 @@ class RecurrentEncoder(Encoder):
     def _unrolled(
         self, x: Float[Tensor, "T B I"], state: State, reset: Bool[Tensor, "T B"] | None
     ) -> tuple[Float[Tensor, "T B D"], State]:
-        return self.unroll(x, tuple(part.to(x.dtype) for part in state), reset)
+        output, state = self.unroll(x, tuple(part.to(x.dtype) for part in state), reset)
+        return torch.cat([output, x], -1) if self.config.skip else output, state
 
     def core_inputs(
         self, obs: UInt8[Tensor, "T B C H W"], extras: Extras | None

@@ -1,6 +1,7 @@
 """From names to encoders; packages outside this project register theirs by entry point."""
 
 import dataclasses
+import keyword
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -29,9 +30,11 @@ class EncoderEntry:
 
 RESERVED_NAMES = frozenset(
     {"game", "encoder", "steps", "seed", "device", "preset", "out", "resume", "init", "help"}
-    | {"env", "replay", "learner", "head", "exploration", "run"}
+    | {"env", "replay", "learner", "head", "exploration", "run", "protocol"}
+    | {"resnet_matched", "resnet_macs", "lstm_matched"}
 )
-"""What options of a training run are called; an encoder's name is the name of its own group."""
+"""What options of a training run and matched baselines of a sweep are called; an encoder's name is
+the name of its own group of options."""
 
 _REGISTRY: dict[str, EncoderEntry] = {}
 _plugins_loaded = False
@@ -47,10 +50,12 @@ def register_encoder(name: str, config: type) -> Callable[[Callable[..., Encoder
         ValueError: if the name is taken, reserved or no identifier, or `config` is not a frozen
             dataclass that can be made without arguments.
     """
-    if not name.isidentifier():
-        raise ValueError(f"encoder name {name!r} must be a Python identifier")
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise ValueError(f"encoder name {name!r} must be a Python identifier, and no keyword")
     if name in RESERVED_NAMES:
-        raise ValueError(f"encoder name {name!r} is not allowed: options of a run are called so")
+        raise ValueError(
+            f"encoder name {name!r} is not allowed: an option or a matched baseline is called so"
+        )
     if name in _REGISTRY:
         raise ValueError(f"encoder {name!r} is already registered")
     if not (dataclasses.is_dataclass(config) and config.__dataclass_params__.frozen):  # pyright: ignore[reportAttributeAccessIssue]
@@ -78,11 +83,12 @@ def _load_plugins() -> None:
 
 
 def _check_options(names: Iterable[str]) -> None:
-    """Raise for options that cannot be read from files, which would break every command."""
-    from rl_nfm.support.configuration import validate
+    """Raise for options that files cannot hold or give back, which would break every command."""
+    from rl_nfm.support.configuration import plain_values, validate
 
     for name in names:
-        validate(_REGISTRY[name].config, {}, where=name)
+        config = _REGISTRY[name].config
+        validate(config, plain_values(config()), where=name)
 
 
 def encoder_names() -> list[str]:

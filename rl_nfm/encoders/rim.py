@@ -21,7 +21,7 @@ class RIMConfig(RecurrentConfig):
     """Options of the RIM encoder."""
 
     hidden_size: Annotated[int, Gt(0)] = 600
-    """Size of the hidden state of all RIMs, which is also that of the features."""
+    """Size of the hidden state of all RIMs, and without `skip` that of the features."""
     num_rims: Annotated[int, Gt(0)] = 6
     """Number of RIMs; divides hidden_size."""
     num_active: Annotated[int, Gt(0)] = 4
@@ -79,7 +79,7 @@ class RIMEncoder(RecurrentEncoder):
 
     def unroll(
         self, x: Float[Tensor, "T B I"], state: State, reset: Bool[Tensor, "T B"] | None
-    ) -> tuple[Float[Tensor, "T B D"], State]:
+    ) -> tuple[Float[Tensor, "T B K"], State]:
         """See `RecurrentEncoder.unroll`."""
         output, *after, active = self.cell.run(x, *state, reset=reset)
         if self.recording is not None:

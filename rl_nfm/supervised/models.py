@@ -35,6 +35,10 @@ GROUPS = "groups_of_models"
 """Attribute of a class of options that names the groups which models have brought."""
 
 
+class UnknownModelError(ValueError):
+    """A saved run has a model that is not registered here."""
+
+
 class Models:
     """A table of models.
 
@@ -98,6 +102,18 @@ class Models:
         if (self.name, name) not in MODELS:
             raise ValueError(nearest("model", name, [*self]))
         return MODELS[self.name, name]
+
+    def check_saved(self, name: Any, *, where: str) -> None:
+        """Check that the model of a saved run is registered.
+
+        Raises:
+            UnknownModelError: it is not.
+        """
+        if isinstance(name, str) and (self.name, name) not in MODELS:
+            raise UnknownModelError(
+                f"{where}: {nearest('model', name, [*self])}; one of another package needs that "
+                "package installed"
+            )
 
     @property
     def used_by(self) -> dict[str, list[str]]:

@@ -16,6 +16,8 @@ from rl_nfm.supervised.models import MODELS, Models, check_reads
 from rl_nfm.support.configuration import nearest
 from rl_nfm.support.discovery import load_plugins
 
+RESERVED_NAMES = frozenset({"report", "evaluate"})
+"""The commands beside the tasks' names on the command line."""
 Main = Callable[[Sequence[str]], int]
 WriteTable = Callable[[Path, Sequence[Mapping[str, Any]]], str]
 
@@ -55,8 +57,10 @@ def register_task(entry: TaskEntry) -> None:
     """Add a task to the table.
 
     Raises:
-        ValueError: if the name is taken.
+        ValueError: if the name is taken, or that of a command.
     """
+    if entry.name in RESERVED_NAMES:
+        raise ValueError(f"supervised task {entry.name!r} is not allowed: a command is called so")
     if entry.name in _TASKS:
         raise ValueError(f"supervised task {entry.name!r} is already registered")
     _TASKS[entry.name] = entry

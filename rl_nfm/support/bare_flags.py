@@ -1,7 +1,8 @@
 """Boolean flags without a value: `--use_gumbel` as well as `--use_gumbel True`."""
 
-import dataclasses
 from collections.abc import Sequence
+
+from rl_nfm.support.hints import hints_of
 
 
 def spell_out(argv: Sequence[str], config: type) -> list[str]:
@@ -11,7 +12,7 @@ def spell_out(argv: Sequence[str], config: type) -> list[str]:
         argv: the flags, with - or _ between words.
         config: the dataclass whose fields are the options.
     """
-    booleans = {field.name for field in dataclasses.fields(config) if field.type is bool}
+    booleans = {name for name, hint in hints_of(config).items() if hint is bool}
     spelled = []
     for index, word in enumerate(argv):
         spelled.append(word)

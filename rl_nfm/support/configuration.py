@@ -12,11 +12,13 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from rl_nfm.support.former import renamed_options
+from rl_nfm.support.hints import groups_of, hints_of
 from rl_nfm.support.near import did_you_mean
 
 T = TypeVar("T")
@@ -76,6 +78,18 @@ def validate(cls: type[T], values: Mapping[str, Any] | T, *, where: str = "") ->
     return checked
 
 
+def plain_values(config: Any) -> dict[str, Any]:
+    """A config dataclass as values of JSON and YAML, from which `validate` makes an equal one.
+
+    Raises:
+        ValueError: a value that no such file can hold, with the name of its type.
+    """
+    try:
+        return _adapter(type(config)).dump_python(config, mode="json", warnings=False)
+    except PydanticSerializationError as error:
+        raise ValueError(f"options of {type(config).__name__} cannot be saved: {error}") from None
+
+
 def may_be_none(hint: Any) -> bool:
     """Whether None is among the values of a field, and no text is, so that "none" means None."""
     if get_origin(hint) is Annotated:
@@ -90,13 +104,12 @@ def _with_none(cls: type, plain: Any) -> Any:
     """The values with None where a field without text has one of `NONE_WORDS`."""
     if not isinstance(plain, Mapping):
         return plain
-    hints, found = get_type_hints(cls, include_extras=True), dict(plain)
+    hints, groups, found = hints_of(cls), groups_of(cls), dict(plain)
     for key, value in plain.items():
-        hint = hints.get(key)
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            found[key] = _with_none(hint, value)
-        elif isinstance(value, str) and value in NONE_WORDS and may_be_none(hint):
+        if isinstance(value, str) and value in NONE_WORDS and may_be_none(hints.get(key)):
             found[key] = None
+        elif key in groups:
+            found[key] = _with_none(groups[key], value)
     return found
 
 
@@ -112,16 +125,16 @@ def _printable(line: str) -> str:
 
 def _unknown(cls: type, plain: Any, path: str = "") -> Iterator[str]:
     """A message for each key that is no field of `cls` or of the dataclasses inside it."""
-    types = {field.name: field.type for field in dataclasses.fields(cls)}
+    known, groups = hints_of(cls), groups_of(cls)
     renamed = renamed_options(cls)
     for key, value in plain.items() if isinstance(plain, Mapping) else ():
-        kind, name = types.get(key), f"{path}{_cut(str(key))}"
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            yield from _unknown(kind, value, f"{name}.")
+        name = f"{path}{_cut(str(key))}"
+        if key in groups:
+            yield from _unknown(groups[key], value, f"{name}.")
         elif key in renamed:
             yield f"{name} is now {path}{renamed[key]}"
-        elif key not in types:
-            yield nearest(name, str(key), list(types))
+        elif key not in known:
+            yield nearest(name, str(key), list(known))
 
 
 def _cut(name: str) -> str:
@@ -131,6 +144,9 @@ def _cut(name: str) -> str:
 def _implausible(plain: Mapping[str, Any], checked: Any, path: str = "") -> Iterator[str]:
     """A message for each value that pydantic wrongly accepts: booleans, infinite numbers, ..."""
     for key, value in plain.items():
+        if not hasattr(checked, key):  # of a union of groups, which `_unknown` does not look into
+            yield nearest(f"{path}{_cut(str(key))}", str(key), list(hints_of(type(checked))))
+            continue
         found = getattr(checked, key)
         if isinstance(value, Mapping) and dataclasses.is_dataclass(found):
             yield from _implausible(value, found, f"{path}{key}.")

@@ -134,7 +134,9 @@ def _explain(event: tyro_errors.ParseErrorEvent, cls: type) -> str:
         choices = ", ".join(event.choices)
         return f"{_flag(event)}: {short(event.value)} is not allowed (allowed: {choices})"
     if isinstance(event, tyro_errors.BadValue):
-        return f"{_flag(event)}: needs a value"
+        wanted = event.argument.lowered.nargs
+        several = isinstance(wanted, int) and wanted > 1
+        return f"{_flag(event)}: needs {f'{wanted} values' if several else 'a value'}"
     if isinstance(event, tyro_errors.MissingArgs):
         names = (missing.arg.display_name() for missing in event.missing_arguments)
         return f"{', '.join(names)}: must be given (see --help)"
@@ -176,6 +178,7 @@ def _flag(event: tyro_errors.InvalidChoice | tyro_errors.BadValue) -> str:
 
 _WORDS_FOR_TYPES = {"int": "an integer", "float": "a number", "{none}": "none"}
 _NO_UNION = re.compile(r"no type matching (\S+) could be instantiated from \['(.*)'\]")
+_NO_SEQUENCE = re.compile(r"Could not find valid parse for arguments: \['(.*)'\]")
 _NO_NUMBER = re.compile(r"(invalid literal for|could not convert string to) (\w+).*: '(.*)'$")
 
 
@@ -192,4 +195,7 @@ def _not_built(event: tyro_errors.InstantiationFailure) -> str:
     elif found := _NO_UNION.search(message):
         kinds = (_WORDS_FOR_TYPES.get(kind.lower(), kind) for kind in found[1].split("|"))
         message = f"{short(found[2])} is not allowed: must be {' or '.join(kinds)}"
+    elif found := _NO_SEQUENCE.search(message):
+        text, allowed = found[1].replace("', '", " "), event.argument.lowered.metavar
+        message = f"{short(text)} is not allowed: must be {allowed}"
     return f"{event.argument.display_name()}: {message}"

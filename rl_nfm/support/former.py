@@ -6,9 +6,10 @@ former name on the command line is answered with the current one; configs that e
 saved are read under the current names.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
+
+from rl_nfm.support.hints import groups_of
 
 
 def renamed_options(cls: type, prefix: str = "") -> dict[str, str]:
@@ -16,20 +17,15 @@ def renamed_options(cls: type, prefix: str = "") -> dict[str, str]:
     found = {
         f"{prefix}{old}": f"{prefix}{new}" for old, new in _merged(cls, "FORMER_NAMES").items()
     }
-    for field in dataclasses.fields(cls):
-        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            found |= renamed_options(field.type, f"{prefix}{field.name}.")
+    for name, group in groups_of(cls).items():
+        found |= renamed_options(group, f"{prefix}{name}.")
     return found
 
 
 def with_current_names(cls: type, saved: Mapping[str, Any]) -> dict[str, Any]:
     """Values of a `cls` that an earlier version saved, under the current names."""
     names, values = _merged(cls, "FORMER_NAMES"), _merged(cls, "FORMER_VALUES")
-    groups = {
-        field.name: field.type
-        for field in dataclasses.fields(cls)
-        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type)
-    }
+    groups = groups_of(cls)
     found: dict[str, Any] = {}
     for saved_name, value in saved.items():
         name = names.get(saved_name, saved_name)

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,6 +76,12 @@ class MetricsFile:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite) + "\n")
         return finite
+
+    def sync(self) -> None:
+        """Wait until the disk has what was appended, which a power cut could take otherwise."""
+        if self.path.is_file():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def cut(self, count: int) -> list[Line]:
         """Remove the lines after `count` and return the others.

@@ -10,16 +10,17 @@ from rl_nfm.support.discovery import load_plugins
 class Named:
     """A registry of classes."""
 
-    def __init__(self, kind: str, *, option: str, plugins: str):
+    def __init__(self, kind: str, base: type[Any] = object, *, option: str, plugins: str):
         """Make an empty one.
 
         Args:
             kind: what the classes are, for errors.
+            base: what they all derive from.
             option: that chooses one by its name, for errors.
             plugins: the group of entry points in which packages name modules that register more;
                 they are imported when a name is first asked for.
         """
-        self.kind, self.option, self._plugins = kind, option, plugins
+        self.kind, self.base, self.option, self._plugins = kind, base, option, plugins
         self._classes: dict[str, type[Any]] = {}
         self._complete = False
 
@@ -27,12 +28,14 @@ class Named:
         """Class decorator: register the class under a name.
 
         Raises:
-            ValueError: the name is taken or no identifier.
+            ValueError: the name is taken or no identifier, or the class has another base.
         """
         if not name.isidentifier() or name in self._classes:
             raise ValueError(f"{self.kind} {name!r} must be a free Python identifier")
 
         def add(cls: type[Any]) -> type[Any]:
+            if not (isinstance(cls, type) and issubclass(cls, self.base)):
+                raise ValueError(f"{self.kind} {name!r} must be a class of {self.base.__name__}")
             self._classes[name] = cls
             return cls
 
@@ -49,7 +52,8 @@ class Named:
             ValueError: an unknown name, with the nearest one.
         """
         if name not in self._all():
-            raise ValueError(nearest(self.option, name, list(self)))
+            unknown = nearest(self.option, name, list(self))
+            raise ValueError(f"{unknown}; one of another package needs that package installed")
         return self._classes[name]
 
     def _all(self) -> dict[str, type[Any]]:

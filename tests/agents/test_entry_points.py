@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,17 @@ def test_an_installed_package_brings_a_replay_and_a_loss_and_a_broken_one_is_lef
     loss, replay = (next(e for e in EXAMPLES if word in e) for word in ("small_features", "median"))
     installed(tmp_path, "rl_nfm.auxiliaries", "loss", loss)
     installed(tmp_path, "rl_nfm.replays", "replay", replay)
+    trained = train(tmp_path, "--replay.storage", "median")
+    assert trained.returncode == 0, trained.stderr
+    without = subprocess.run(
+        [sys.executable, "-m", "agents.cli", "evaluate", str(tmp_path / "run"), "--episodes", "1"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert without.returncode == 0, f"an evaluation needs no replay: {without.stderr}"
+    shutil.rmtree(tmp_path / "run")
     half = replay.replace('"median"', '"half"')
     installed(tmp_path, "rl_nfm.replays", "half", f"{half}\nraise RuntimeError('not today')")
     trained = train(tmp_path, *OPTIONS)
@@ -41,3 +53,4 @@ def test_an_installed_package_brings_a_replay_and_a_loss_and_a_broken_one_is_lef
     assert refused.returncode == 2
     assert "replay.storage: 'half' is unknown" in refused.stderr
     assert "median" in refused.stderr.splitlines()[-1], "allowed"
+    assert "needs that package installed" in refused.stderr

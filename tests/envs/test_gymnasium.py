@@ -368,3 +368,7 @@ def test_a_maker_of_ones_own(monkeypatch):
     assert registry.human_normalized_score("mine:Strip", 2.0) == 0.5
     with pytest.raises(ValueError, match="'mine' is already registered"):
         register_env("mine", protocol=lambda _: GymProtocol())
+    with pytest.raises(ValueError, match="'pong' is not allowed: an Atari game"):
+        register_env("pong", protocol=lambda _: GymProtocol())
+    with pytest.raises(ValueError, match=r"'min' is unknown.*; did you mean 'mine'?.*package"):
+        make_env("min")

@@ -9,10 +9,12 @@ import sys
 from dataclasses import fields
 
 import pytest
+import yaml
 
 from agents.cli import main
 from agents.config import Config, make_config, to_plain
 from agents.presets import read_preset
+from agents.sweeping.variants import MATCHES
 from rl_nfm.encoders import encoder_names, register_encoder, registry
 from rl_nfm.encoders.nature import NatureConfig, NatureEncoder
 from rl_nfm.encoders.registry import RESERVED_NAMES
@@ -31,6 +33,36 @@ PLUGINS = {
     "good": GOOD.format(
         name="mine", config="NatureConfig", build="return nature.build(config, **more)"
     ),
+    "kinds": (
+        "from __future__ import annotations\nimport dataclasses, enum, pathlib\n"
+        "class Act(enum.Enum):\n    RELU = 'relu'\n"
+        "@dataclasses.dataclass(frozen=True)\nclass Inner:\n    a: int = 1\n"
+        "@dataclasses.dataclass(frozen=True)\nclass C:\n"
+        "    file: pathlib.Path = pathlib.Path('x')\n"
+        "    act: Act = Act.RELU\n    inner: Inner = Inner()\n"
+        "    other: Inner | None = None\n    kernel_size: int = 8\n"
+    )
+    + GOOD.format(
+        name="the_kinds", config="C", build="return nature.build(nature.config(), **more)"
+    ),
+    "none": GOOD.format(
+        name="none_int",
+        config="__import__('dataclasses').make_dataclass('C', [('a', int, None)], frozen=True)",
+        build="return None",
+    ),
+    "infinite": GOOD.format(
+        name="infinite",
+        config="__import__('dataclasses').make_dataclass('C', [('a', float, 1e999)], frozen=True)",
+        build="return None",
+    ),
+    "function": GOOD.format(
+        name="function",
+        config="__import__('dataclasses').make_dataclass('C', [('a', object, len)], frozen=True)",
+        build="return None",
+    ),
+    "keyword": GOOD.format(name="lambda", config="NatureConfig", build="return None"),
+    "property": GOOD.format(name="protocol", config="NatureConfig", build="return None"),
+    "matched": GOOD.format(name="resnet_matched", config="NatureConfig", build="return None"),
     "syntax": "def (",
     "missing": "import nowhere_to_be_found",
     "exits": "import sys; sys.exit(3)",
@@ -49,7 +81,7 @@ PLUGINS = {
     ),
     "halfway": GOOD.format(name="halfway", config="NatureConfig", build="return None") + "1 / 0\n",
 }
-LEFT_OUT = PLUGINS.keys() - {"good"}
+LEFT_OUT = PLUGINS.keys() - {"good", "kinds"}
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +109,68 @@ def test_broken_plugins_are_named_and_the_others_go_on(site):
         check=False,
     )
     assert found.returncode == 0, found.stderr
-    assert found.stdout.split() == [*encoder_names(), "mine"]
+    assert found.stdout.split() == [*encoder_names(), "mine", "the_kinds"]
     lines = found.stderr.splitlines()
     assert len(lines) == len(LEFT_OUT), found.stderr
     for name in LEFT_OUT:
         assert sum(f"plug-in {name} (plugin_{name}) is left out" in line for line in lines) == 1
+
+
+PROGRAM = """
+from agents.cli import main
+from agents.presets import read_preset
+from agents.sweeping.variants import with_encoder
+debug = ["train", "debug", "--game", "memory_cue", "--steps", "8"]
+kinds = ["--encoder", "the_kinds", "--the-kinds.file", "y", "--the_kinds.act", "RELU"]
+assert main([*debug, *kinds, "--out", "run"]) == 0
+assert main(["evaluate", "run", "--episodes", "1"]) == 0
+assert main(["train", "--resume", "run", "--steps", "16"]) == 0
+assert main([*debug, "--the-kinds.kernel-size", "3"]) == 2
+for group in ("inner", "other"):
+    open("preset.yaml", "w").write(f"encoder: the_kinds\\nthe_kinds: {{{group}: {{typo: 1}}}}\\n")
+    assert main(["train", "preset.yaml"]) == 2
+sweep = ["sweep", "debug", "--games", "memory_cue", "--steps", "8", "--out", "sweep"]
+assert main([*sweep, "--encoders", "nature", "--seeds", "0"]) == 0
+assert main([*sweep, "--encoders", "nature", "--the-kinds.kernel-size", "3"]) == 2
+assert with_encoder(read_preset("debug"), "resnet_matched").encoder == "resnet"
+"""
+
+
+def test_options_of_every_kind_can_be_saved_and_do_not_stay_in_the_sweeps_of_others(site, tmp_path):
+    path = os.pathsep.join([str(site), os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    found = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    errors = [line for line in found.stderr.splitlines() if "is left out" not in line]
+    expected = [
+        "rl-nfm: --the-kinds.kernel-size: encoder 'the_kinds' is not chosen",
+        "rl-nfm: preset.yaml: the_kinds.inner.typo: 'typo' is unknown (allowed: a)",
+        "rl-nfm: preset.yaml: the_kinds.other.typo: 'typo' is unknown (allowed: a)",
+        "rl-nfm: --the-kinds.kernel-size: encoder 'the_kinds' is not among --encoders",
+    ]
+    assert [line for line in errors if line.startswith("rl-nfm:")] == [
+        next(line for line in errors if line.startswith(start)) for start in expected
+    ]
+    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["the_kinds"]
+    assert (saved["file"], saved["act"]) == ("y", "relu")
+    sweep = ["sweep", "debug", "--games", "memory_cue", "--steps", "8", "--out", "sweep"]
+    del environment["PYTHONPATH"]  # without the packages
+    again = subprocess.run(
+        [sys.executable, "-m", "agents.cli", *sweep, "--encoders", "nature", "--seeds", "0", "1"],
+        env={**environment, "PYTHONPATH": os.getcwd()},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 0, again.stderr
 
 
 def test_an_encoder_that_cannot_be_built_is_named_and_the_others_listed(monkeypatch, capsys):
@@ -112,6 +201,8 @@ def test_a_run_of_a_plugin_that_is_gone_says_so(tmp_path, capsys):
 
 def test_every_group_of_options_is_a_reserved_name():
     assert {field.name for field in fields(Config)} <= RESERVED_NAMES
+    assert {name for name in vars(Config) if not name.startswith("_")} <= RESERVED_NAMES
+    assert set(MATCHES) <= RESERVED_NAMES
     assert not RESERVED_NAMES & set(encoder_names())
 
 

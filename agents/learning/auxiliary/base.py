@@ -63,7 +63,9 @@ class AuxiliaryLoss(nn.Module, ABC):
         """
 
 
-auxiliaries = Named("auxiliary loss", option="learner.auxiliary", plugins="rl_nfm.auxiliaries")
+auxiliaries = Named(
+    "auxiliary loss", AuxiliaryLoss, option="learner.auxiliary", plugins="rl_nfm.auxiliaries"
+)
 """Subclasses of `AuxiliaryLoss` by name."""
 register_auxiliary = auxiliaries.register
 

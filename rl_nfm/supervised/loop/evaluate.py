@@ -20,7 +20,7 @@ from rl_nfm.supervised.loop.seed_batch import SeedBatchTask
 from rl_nfm.supervised.loop.trainee import Metrics, Trainee
 from rl_nfm.supervised.loop.trial import BEST, CHECKPOINT, load_weights
 from rl_nfm.supervised.registry import task_entry
-from rl_nfm.support.configuration import validate
+from rl_nfm.support.configuration import plain_values, validate
 from rl_nfm.support.device import choose_device
 from rl_nfm.support.flags import parse_flags
 from rl_nfm.support.output_files import check_file
@@ -69,7 +69,7 @@ def load_trained(
     if weights not in (None, "best", "last"):
         raise ValueError(f"weights: {weights!r} is not allowed: must be 'best', 'last' or None")
     config = _read(Path(run))
-    changed = validate(type(config), {**dataclasses.asdict(config), **changes})
+    changed = validate(type(config), {**plain_values(config), **changes})
     _check_changes(Path(run), config, changed)
     return _load(Path(run), changed, trial, weights)
 
@@ -79,7 +79,8 @@ def _read(run: Path) -> RunConfig:
     entry = task_entry(name)
     if entry.task is None:
         raise ValueError(f"run: a run of task {name!r} is not evaluated again: see its result.json")
-    return read_config(run, type(next(iter(entry.presets.values()))), task=name)
+    cls = type(next(iter(entry.presets.values())))
+    return read_config(run, cls, task=name, models=entry.models)
 
 
 def _task_of(run: Path) -> type[Trainee[Any]]:

@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt
 
 from rl_nfm.supervised.loop.reporting import value_text
 from rl_nfm.supervised.models import GROUPS, Models
-from rl_nfm.support.configuration import nearest, validate
+from rl_nfm.support.configuration import nearest, plain_values, validate
 from rl_nfm.support.flags import parse_flags
 from rl_nfm.support.former import with_current_names
 from rl_nfm.support.output_files import made_folder
@@ -93,7 +93,7 @@ def parse_config(
     default = presets[first.preset]
     cls = type(default)
     if first.resume is not None:
-        default = read_config(first.resume, cls, task=task)
+        default = read_config(first.resume, cls, task=task, models=models)
     elif first.nfm_preset is not None and hasattr(default, "nfm"):
         default = with_nfm_preset(default, first.nfm_preset)
     if models is not None:
@@ -143,15 +143,19 @@ def read_saved(run: Path, *, option: str) -> tuple[Any, Any]:
         raise ValueError(f"{option}: {path} is damaged, or of no supervised run") from None
 
 
-def read_config(run: Path, cls: type[ConfigT], *, task: str) -> ConfigT:
+def read_config(
+    run: Path, cls: type[ConfigT], *, task: str, models: Models | None = None
+) -> ConfigT:
     """The config that a run was started with, perhaps by an earlier version.
 
     Raises:
-        ValueError: the folder holds no run of this task.
+        ValueError: the folder holds no run of this task, or one of a model that is not registered.
     """
     found, values = read_saved(run, option="resume")
     if found != task:
         raise ValueError(f"resume: {run} holds a run of task {found!r}, not {task!r}")
+    if models is not None:
+        models.check_saved(values.get("model"), where=str(run / CONFIG_FILE))
     return validate(cls, with_current_names(cls, values), where=str(run / CONFIG_FILE))
 
 
@@ -199,11 +203,11 @@ def plain(config: Any) -> dict[str, Any]:
 
     So a run can be read where those models are not installed.
     """
-    values = dataclasses.asdict(config)
+    values = plain_values(config)
     for group in getattr(config, GROUPS, ()):
         if group != values["model"]:
             del values[group]
-    return json.loads(json.dumps(values, default=str))
+    return values
 
 
 def refuse_unused(

@@ -4,7 +4,6 @@ A file holds what differs from the defaults of the task's config. A preset is ch
 by the path of any other such file.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Generic
 
 from rl_nfm.supervised.loop.options import ConfigT, with_nfm_preset
 from rl_nfm.supervised.models import Models
-from rl_nfm.support.configuration import validate
+from rl_nfm.support.configuration import plain_values, validate
 from rl_nfm.support.yaml_file import read_yaml
 
 FOLDER = Path(__file__).parents[1] / "presets"
@@ -25,10 +24,13 @@ class Presets(Mapping[str, ConfigT], Generic[ConfigT]):
     Args:
         task: name of the folder.
         config: the class of the task's options.
+        given: configs by name, instead of a folder's files; the default one first.
     """
 
-    def __init__(self, task: str, config: type[ConfigT]):
-        self._folder, self._own = FOLDER / task, config
+    def __init__(
+        self, task: str, config: type[ConfigT], given: Mapping[str, ConfigT] | None = None
+    ):
+        self._folder, self._own, self._given = FOLDER / task, config, given
         self._read: dict[tuple[str, type[ConfigT]], ConfigT] = {}
         self.models: Models | None = None
         """The task's models, whose own options belong to the config; set at its registration."""
@@ -39,6 +41,8 @@ class Presets(Mapping[str, ConfigT], Generic[ConfigT]):
 
     @cached_property
     def _names(self) -> list[str]:
+        if self._given is not None:
+            return [*self._given]
         names = sorted(path.stem for path in self._folder.glob("*.yaml"))
         return sorted(names, key=lambda name: name != DEFAULT)  # the default first
 
@@ -52,6 +56,9 @@ class Presets(Mapping[str, ConfigT], Generic[ConfigT]):
         key = preset, self._config
         if key not in self._read:
             path = Path(preset)
+            if self._given is not None and preset in self._given:
+                self._read[key] = validate(self._config, plain_values(self._given[preset]))
+                return self._read[key]
             if preset in self._names:
                 path = self._folder / f"{preset}.yaml"
             elif path.suffix not in (".yaml", ".yml"):
@@ -70,7 +77,7 @@ class Presets(Mapping[str, ConfigT], Generic[ConfigT]):
         nfm = values.get("nfm")
         if isinstance(nfm, Mapping) and "preset" in nfm:
             start = with_nfm_preset(start, str(nfm["preset"]))
-        return validate(self._config, _over(dataclasses.asdict(start), values), where=str(path))
+        return validate(self._config, _over(plain_values(start), values), where=str(path))
 
 
 def _over(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,8 +51,9 @@ def register_loop_task(
         description: the text of its `--help`; by default the summary.
         write_table: see `TaskEntry.write_table`.
     """
-    if isinstance(presets, Presets):
-        presets.models = task.models
+    if not isinstance(presets, Presets):
+        presets = Presets(name, type(next(iter(presets.values()))), presets)
+    presets.models = task.models
 
     def parse(argv: Sequence[str]) -> RunConfig:
         return parse_config(

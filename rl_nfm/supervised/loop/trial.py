@@ -128,7 +128,7 @@ class Trial:
     def _evaluate(self) -> Metrics:
         self.model.eval()
         with torch.no_grad(), self.task.autocast():
-            return self.task.evaluate(self.model)
+            return _numbers(self.task.evaluate(self.model))
 
     def _pictures(self) -> Mapping[str, Tensor]:
         with torch.no_grad(), self.task.autocast():
@@ -274,6 +274,21 @@ def _check_fit(folder: Path, weights: Mapping[str, Tensor], model: nn.Module) ->
                 f"{folder}: does not fit this model: {name} is {saved} in the checkpoint and "
                 f"{tuple(value.shape)} here (other data or other options?)"
             )
+
+
+def _numbers(metrics: Mapping[str, Any]) -> Metrics:
+    """A task's metrics as numbers of Python, whatever kind of scalar they are.
+
+    Raises:
+        ValueError: one is none.
+    """
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        try:
+            found[name] = value if isinstance(value, int) else float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name}: the task's metric must be a number, got {value!r}") from None
+    return found
 
 
 def _one_line(metrics: Metrics) -> str:

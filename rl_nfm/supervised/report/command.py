@@ -73,6 +73,10 @@ def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
         rows = _rows(entry, task_results, notes)
         sections.append((entry, task_results, rows))
     _make_folder(out)
+    if not (
+        out / _REPORT
+    ).exists():  # the folder is known as a report's wherever an error ends this
+        write_json(out / _REPORT, {"supervised": {}, "notes": []})
     for entry, task_results, rows in sections:
         text += [f"# {entry.name}", ""]
         runs += [(row.name, run) for row in rows for run in row.runs]

@@ -113,17 +113,20 @@ def _draw(axes: Axes, row: Row, name: str, index: int, scale: float) -> None:
 
 
 def _draw_mean(
-    axes: Axes, x: Sequence[float], curves: Sequence[Sequence[float]], label: tuple[str, int]
+    axes: Axes,
+    x: Sequence[float],
+    curves: Sequence[Sequence[float | None]],
+    label: tuple[str, int],
 ) -> None:
     """The mean of curves over the same x, and one deviation around it.
 
     Args:
         axes: where to draw.
         x: of every curve.
-        curves: one or more.
+        curves: one or more; None where a value was not finite, which leaves a gap.
         label: the name of the line, and the index that decides its colour.
     """
-    values, (name, index) = np.array(curves), label
+    values, (name, index) = np.array(curves, float), label
     color, style = _COLORS[index % len(_COLORS)], _STYLES[index % len(_STYLES)]
     mean = values.mean(0)
     marker = "o" if len(mean) == 1 else None  # of a single point a line shows nothing

@@ -13,6 +13,7 @@ from typing import Any
 
 from rl_nfm.supervised.loop.options import CONFIG_FILE, plain
 from rl_nfm.supervised.loop.reporting import read_metrics, value_text
+from rl_nfm.supervised.models import UnknownModelError
 from rl_nfm.supervised.registry import TaskEntry, task_entry
 from rl_nfm.support.configuration import validate
 from rl_nfm.support.former import with_current_names
@@ -64,7 +65,7 @@ def read_results(paths: Sequence[Path], notes: list[str]) -> dict[Path, Result]:
 
     Args:
         paths: what the user named.
-        notes: receives a line about each unfinished run.
+        notes: receives a line about each unfinished run, and each of a model that is not here.
 
     Raises:
         ValueError: a path without a result, or with a damaged one.
@@ -86,7 +87,11 @@ def read_results(paths: Sequence[Path], notes: list[str]) -> dict[Path, Result]:
             done = [path / RESULT_FILE if path.is_dir() else path]
             done = [file for file in done if file.is_file()]
             notes += [] if done else [f"{path} is not finished"]
-        found |= {file.resolve(): _read(file) for file in done}
+        for file in done:
+            try:
+                found[file.resolve()] = _read(file)
+            except UnknownModelError as error:
+                notes.append(f"left out: {error}")
     if not found:
         raise ValueError(
             f"nothing to report: no supervised run in {', '.join(map(str, paths))} is finished"
@@ -107,6 +112,8 @@ def _current(file: Path, entry: TaskEntry, config: Mapping[str, Any]) -> Mapping
     """A saved config under the current names, with defaults for newer options."""
     if not entry.presets:
         return config
+    if entry.models is not None:
+        entry.models.check_saved(config.get("model"), where=str(file))
     cls = type(next(iter(entry.presets.values())))
     return plain(validate(cls, with_current_names(cls, config), where=str(file)))
 

@@ -35,6 +35,7 @@ BAD = [
     (["train", "debug", "--device", "tpu"], "--device: 'tpu' is not allowed (allowed: auto, cpu"),
     (["train", "debug", "--learner.reward-clip", "a"], "'a' is not allowed: must be none or a num"),
     (["train", "debug", "--env.num-envs"], "--env.num-envs: needs a value"),
+    (["train", "debug", "--brims.num-rims", "a"], "'a' is not allowed: must be [INT [INT ...]]"),
     (["train", "debug", "--game", "mspackman"], "ms_pacman"),
     (["train", "debug", "--encoder", "nmf"], "did you mean 'nfm'"),
     (["train", "debug", "--impala.width", "8"], "--impala.width: encoder 'impala' is not chosen"),

@@ -133,6 +133,39 @@ def test_report_of_a_half_finished_sweep(debug, tmp_path):
     assert (tmp_path / "report/curves_ms_pacman.png").stat().st_size > 10_000
 
 
+def test_a_finished_run_that_lost_the_end_of_its_metrics_is_not_judged_by_what_is_left(
+    debug, tmp_path
+):
+    folder = write_run(tmp_path, debug, lines=39)
+    (folder / "checkpoints/step_000001000").mkdir(parents=True)
+    results, notes = read_results([tmp_path])
+    assert [result.returns for result in results] == [[]]
+    name = f"ms_pacman/nature/seed-{debug.seed}"
+    assert notes == [f"{name}: its metrics end at step 975 of 1000, not in the tables"]
+
+
+def test_a_finished_run_stands_for_its_unfinished_copy_in_either_order(debug, tmp_path):
+    write_run(tmp_path / "sweep", debug)
+    keep(tmp_path / "sweep", tmp_path / "kept")
+    write_run(tmp_path / "again", debug, lines=10)
+    for paths in (["again", "kept"], ["kept", "again"]):
+        results, notes = read_results([tmp_path / path for path in paths])
+        assert [result.source for result in results] == ["last_tenth", "last_evaluations"]
+        assert not notes
+
+
+def test_a_sweep_whose_runs_are_all_kept_elsewhere_can_be_reported_with_them(debug, tmp_path):
+    write_run(tmp_path / "sweep", debug)
+    keep(tmp_path / "sweep", tmp_path / "kept")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sweep.yaml").write_text("games: [ms_pacman]")
+    results, notes = read_results([tmp_path / "out", tmp_path / "kept"])
+    assert len(results) == 2
+    assert notes == [f"{tmp_path / 'out'}: a sweep in which no run has begun"]
+    with pytest.raises(ValueError, match="nothing to report"):
+        write_report([tmp_path / "out"], tmp_path / "report")
+
+
 def test_report_of_a_sweep_without_a_finished_run_has_its_curves(debug, tmp_path):
     write_run(tmp_path / "sweep", debug, lines=5)
     write_report([tmp_path / "sweep"], tmp_path / "report")
@@ -204,6 +237,19 @@ def test_a_kept_run_of_other_settings_is_refused(debug, tmp_path):
     ):
         with pytest.raises(ValueError, match=f"another {field}"):
             check_same(other, kept)
+
+
+@pytest.mark.parametrize("lines", [None, 39])
+def test_a_kept_run_that_is_not_whole_is_refused(debug, tmp_path, lines):
+    folder = write_run(tmp_path / "sweep", debug)
+    keep(tmp_path / "sweep", tmp_path / "kept")
+    metrics = tmp_path / "kept/ms_pacman/nature" / folder.name / "metrics.jsonl"
+    rows = metrics.read_text().splitlines(keepends=True)
+    metrics.unlink()
+    if lines is not None:
+        metrics.write_text("".join(rows[:lines]))
+    with pytest.raises(ValueError, match=r"metrics.jsonl is missing or ends too early"):
+        check_same(dataclasses.replace(debug, steps=1000), metrics.parent)
 
 
 def test_keep_on_the_command_line(debug, tmp_path, capsys):

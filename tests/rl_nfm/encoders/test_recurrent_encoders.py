@@ -107,6 +107,20 @@ def test_the_norm_is_of_what_the_trunk_gives_and_of_nothing_else(name):
     assert all(p.grad is not None for p in encoder.trunk_norm.parameters())
 
 
+def test_with_skip_the_features_are_those_without_and_what_the_core_reads(name):
+    obs, reset, extras = make_inputs(3, 2)
+    encoder, plain = build(name, skip=True), build(name)
+    encoder.load_state_dict(plain.state_dict())
+    features, state = encoder(obs, (), reset, extras)
+    expected, expected_state = plain(obs, (), reset, extras)
+    read = plain.core_inputs(obs, extras)
+    assert encoder.feature_dim == features.shape[-1] == plain.feature_dim + plain.input_size
+    assert torch.equal(features, torch.cat([expected, read], -1))
+    assert all(map(torch.equal, state, expected_state))
+    mapped, _, _ = encoder.forward_with_maps(obs, (), reset, extras)
+    assert torch.equal(mapped, features)
+
+
 def test_the_trunk_has_the_config_that_is_given(name):
     encoder = build(name, "nature")
     assert isinstance(encoder.trunk.convs, nn.Sequential)

@@ -214,6 +214,42 @@ def test_a_folder_of_other_things_is_not_written_to(tmp_path):
     report(tmp_path, run)  # an earlier report is replaced
 
 
+def test_a_report_that_an_error_ended_can_be_written_again(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "a", [0], [0.5])
+    with monkeypatch.context() as broken:
+        broken.setattr("rl_nfm.supervised.report.command._section", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            report(tmp_path, run)
+    assert any((tmp_path / "report").glob("*.png"))
+    report(tmp_path, run)
+
+
+def test_a_run_of_a_model_that_is_gone_is_left_out_with_a_note(tmp_path):
+    run = write_run(tmp_path / "a", [0], [0.5])
+    gone = write_run(tmp_path / "b", [0], [0.5], model="patches", patches={"stride": 2})
+    text, content = report(tmp_path, run, gone)
+    assert len(content["supervised"]["stacked_digits"]["rows"]) == 1
+    (note,) = content["notes"]
+    assert "left out" in note
+    assert "model: 'patches' is unknown" in note
+    assert "needs that package installed" in note
+    assert note in text
+    for command in (["evaluate", gone], ["stacked_digits", "--resume", gone]):
+        with pytest.raises(ValueError, match=r"'patches' is unknown .* needs that package"):
+            main(command)
+
+
+def test_losses_by_step_that_were_not_finite_leave_gaps(tmp_path):
+    run = tmp_path / "a"
+    write_run(run, [0, 1], [0.5, 0.7])
+    result = json.loads((run / "result.json").read_text())
+    for trial, curve in zip(result["trials"], ([1.0, None, 2.0], [None] * 3), strict=True):
+        trial["by_step"] = {"test": curve}
+    (run / "result.json").write_text(json.dumps(result))
+    report(tmp_path, str(run))
+    assert (tmp_path / "report/steps_stacked_digits.png").is_file()
+
+
 def test_a_sweep_of_which_a_run_is_not_finished(tmp_path):
     sweep = tmp_path / "sweep"
     write_run(sweep / "stacked_digits/cnn/seed-0", [0], [0.5])
