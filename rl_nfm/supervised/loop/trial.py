@@ -58,7 +58,7 @@ class Trial:
     def run(self) -> dict[str, Any]:
         """Train to the last epoch or until patience runs out; returns the task's `outcome`."""
         log = MetricsLog(self.folder, last_epoch=self.epoch)
-        history = read_metrics(self.folder)
+        history = self._history()
         progress = Progress(None, begun=self.updates, unit="update", name=self.folder.name)
         with contextlib.closing(log):
             while self.epoch < self.schedule.epochs and not self._has_stopped(history):
@@ -135,7 +135,10 @@ class Trial:
             return self.task.pictures(self.model)
 
     def _outcome(self) -> dict[str, Any]:
-        history = read_metrics(self.folder) or self._without_metrics()
+        history = self._history()
+        if len(history) > len(read_metrics(self.folder)):
+            print(f"note: {self.folder} has lost metrics: the best epoch is known, no curve")
+        history = history or [{"epoch": self.epoch, **self._evaluate()}]
         if self.task.tested_weights == "best" and (self.folder / BEST).is_dir():
             load_weights(self.folder / BEST, self.model)
         self.model.eval()
@@ -155,13 +158,15 @@ class Trial:
             facts["data_digest"] = self.task.data_digest
         return self.task.outcome(facts, figures)
 
-    def _without_metrics(self) -> list[Metrics]:
-        """What stands for the metrics of a model that was not trained, or whose file is lost."""
-        if self.epoch == 0 or not (self.folder / BEST).is_dir():
-            return [{"epoch": self.epoch, **self._evaluate()}]
-        print(f"note: {self.folder} has no metrics.jsonl: the best epoch is known, no curve")
-        meta = load_meta(self.folder / BEST, kind=_kind(self.model))
-        return [{"epoch": meta["epoch"], **meta["metrics"]}]
+    def _history(self) -> list[Metrics]:
+        """The metrics of each evaluation; of the best one also where its line was lost."""
+        lines = read_metrics(self.folder)
+        if (self.folder / BEST).is_dir():
+            meta = load_meta(self.folder / BEST, kind=_kind(self.model))
+            known = {line["epoch"] for line in lines}
+            if meta["epoch"] <= self.epoch and meta["epoch"] not in known:
+                lines = [{"epoch": meta["epoch"], **meta["metrics"]}, *lines]
+        return sorted(lines, key=lambda line: line["epoch"])
 
     @property
     def _seeds(self) -> list[int]:

@@ -81,8 +81,14 @@ def test_a_run_whose_metrics_are_lost_keeps_its_best_epoch(tmp_path, scripted, c
     (tmp_path / "a" / "trial0" / "metrics.jsonl").unlink()
     assert main(["adding", "--resume", str(tmp_path / "a")]) == 0
     after = json.loads((tmp_path / "a" / "result.json").read_text())["trials"][0]
-    assert "has no metrics.jsonl" in capsys.readouterr().out
+    assert "has lost metrics" in capsys.readouterr().out
     assert after == before
+    (tmp_path / "a" / "trial0" / "metrics.jsonl").unlink()
+    scripted += [0.4, 0.4]
+    assert main(["adding", "--resume", str(tmp_path / "a"), "--epochs", "5"]) == 0
+    longer = json.loads((tmp_path / "a" / "result.json").read_text())["trials"][0]
+    assert (longer["best_epoch"], longer["epochs"]) == (2, 5), "still the best"
+    assert longer["metrics"] == before["metrics"]
 
 
 def test_the_python_loader_checks_as_the_command_does(tmp_path):
