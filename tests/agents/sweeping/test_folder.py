@@ -112,5 +112,6 @@ def test_kept_results_of_a_game_with_a_slash_are_known(tmp_path):
     place.mkdir(parents=True)
     (config,) = plan.configs().values()
     write_config(dataclasses.replace(config, game=run.game, seed=0), place / "config.yaml")
+    (place / "metrics.jsonl").write_text(f'{{"steps": {config.steps}}}\n')
     (place / KEPT_FILE).touch()
     assert command._known(tmp_path / "kept", plan, [run]) == [run.name]
