@@ -117,7 +117,7 @@ def env_entry(game: str) -> EnvEntry:
     """The maker of a game.
 
     Raises:
-        ValueError: no name, or one that is not registered and no Atari game's, with the nearest.
+        ValueError: no name, or a prefix that is not registered, with the nearest one.
     """
     if not isinstance(game, str):
         raise ValueError(f"game: must be a name, got {game!r}")
@@ -134,15 +134,27 @@ def env_entry(game: str) -> EnvEntry:
         raise ValueError(
             f"game: {game!r}: prefix {prefix!r} is not registered{hint} (known: {', '.join(keys)})"
         )
+    return _REGISTRY[DEFAULT]
+
+
+def _known_entry(game: str) -> EnvEntry:
+    """The maker of a game, whose name its maker knows.
+
+    Raises:
+        ValueError: see `env_entry`; or no Atari game, naming what else is registered.
+    """
+    entry = env_entry(game)
     try:
-        _REGISTRY[DEFAULT].canonical(game)
+        entry.canonical(game)
     except ValueError as error:
-        others = [key for key in keys if key != DEFAULT]
+        if entry.key != DEFAULT:
+            raise
+        others = [key for key in env_keys() if key != DEFAULT]
         raise ValueError(
             f"{error}; other environments: {', '.join(others)}{did_you_mean(game, others)} (one of "
             "another package needs that package installed)"
         ) from None
-    return _REGISTRY[DEFAULT]
+    return entry
 
 
 def resolve_game(game: str) -> str:
@@ -152,7 +164,7 @@ def resolve_game(game: str) -> str:
         ValueError: unknown, with the nearest name. Whether a `gym:` id is registered shows only
             when its environments are made.
     """
-    return env_entry(game).canonical(game)
+    return _known_entry(game).canonical(game)
 
 
 def env_protocol(game: str, options: Mapping[str, Any]) -> EnvProtocol:
@@ -229,7 +241,7 @@ def make_env(
     Raises:
         ValueError: anything unknown or out of range, naming what is allowed.
     """
-    env = env_entry(game).make(
+    env = _known_entry(game).make(
         game,
         num_envs=num_envs,
         batch_size=batch_size,

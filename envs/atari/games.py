@@ -111,7 +111,7 @@ def resolve_game(name: str) -> str:
             raise ValueError(f"game: {name!r} has no single-player mode")
     near = _nearest(compact, stem)
     hint = f"; did you mean {near!r}?" if near else ""
-    raise ValueError(f"game: {name!r} is unknown{hint} (`rl-nfm games` lists all)")
+    raise ValueError(f"game: {name[:100]!r} is unknown{hint} (`rl-nfm games` lists all)")
 
 
 def _nearest(compact: str, stem: str) -> str | None:

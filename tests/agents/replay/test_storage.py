@@ -71,6 +71,6 @@ def test_storages_have_names():
     assert {"device", "host"} <= set(storages)
     assert storages["device"] is Replay
     with pytest.raises(ValueError, match=r"replay\.storage: .*'hots'.*host"):
-        tiny(replay={"storage": "hots"})
+        _ = storages["hots"]
     with pytest.raises(ValueError, match="free Python identifier"):
         register_storage("device")
