@@ -75,7 +75,7 @@ def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
     _make_folder(out)
     if not (
         out / _REPORT
-    ).exists():  # the folder is known as a report's wherever an error ends this
+    ).exists():  # so that it is known as a report's wherever an error ends this
         write_json(out / _REPORT, {"supervised": {}, "notes": []})
     for entry, task_results, rows in sections:
         text += [f"# {entry.name}", ""]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from rl_nfm.supervised.cli import main
+from rl_nfm.supervised.cli import COMMANDS, main
 from rl_nfm.supervised.loop.run import LoopConfig, Task, register_loop_task
 from rl_nfm.supervised.models import MODELS, Models
 
@@ -124,6 +124,6 @@ def test_a_metric_that_is_no_number_is_named(tmp_path):
 
 
 def test_names_of_commands_are_not_free():
-    for name in ("report", "evaluate"):
+    for name in COMMANDS:
         with pytest.raises(ValueError, match="a command is called so"):
             register_loop_task(name, "mine", Count, {"small": CountConfig()})
