@@ -52,7 +52,7 @@ def test_bad_arguments_of_make(arguments, message):
     [
         ("MsPacmn", "did you mean 'ms_pacman'"),
         ("warlords", "single-player"),
-        ("memory_cue", "by make_env: memory_cue"),
+        ("memory_cue", "`rl-nfm games` lists all"),
     ],
 )
 def test_bad_games(game, message):
