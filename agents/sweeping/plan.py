@@ -164,7 +164,7 @@ class Plan:
         if (out / PRESET_FILE).is_file():
             self._check_same(out / PRESET_FILE, before.get("encoders", []))
             self._check_runs(out)
-        preset = self._preset([*map(str, asked["encoders"])])
+        preset = self._preset(asked["encoders"])
         for name, values in ((PRESET_FILE, preset), (SWEEP_FILE, asked)):
             with written(out / name) as partial:
                 partial.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

@@ -29,6 +29,15 @@ def build(config, **more):
     "Mine."
     {build}
 """
+
+
+def of_one_option(name, kind, default):
+    """An encoder with one option of that type and default."""
+    fields = f"[('a', {kind}, {default})]"
+    config = f"__import__('dataclasses').make_dataclass('C', {fields}, frozen=True)"
+    return GOOD.format(name=name, config=config, build="return None")
+
+
 PLUGINS = {
     "good": GOOD.format(
         name="mine", config="NatureConfig", build="return nature.build(config, **more)"
@@ -45,21 +54,9 @@ PLUGINS = {
     + GOOD.format(
         name="the_kinds", config="C", build="return nature.build(nature.config(), **more)"
     ),
-    "none": GOOD.format(
-        name="none_int",
-        config="__import__('dataclasses').make_dataclass('C', [('a', int, None)], frozen=True)",
-        build="return None",
-    ),
-    "infinite": GOOD.format(
-        name="infinite",
-        config="__import__('dataclasses').make_dataclass('C', [('a', float, 1e999)], frozen=True)",
-        build="return None",
-    ),
-    "function": GOOD.format(
-        name="function",
-        config="__import__('dataclasses').make_dataclass('C', [('a', object, len)], frozen=True)",
-        build="return None",
-    ),
+    "none": of_one_option("none_int", "int", "None"),
+    "infinite": of_one_option("infinite", "float", "1e999"),
+    "function": of_one_option("function", "object", "len"),
     "keyword": GOOD.format(name="lambda", config="NatureConfig", build="return None"),
     "property": GOOD.format(name="protocol", config="NatureConfig", build="return None"),
     "matched": GOOD.format(name="resnet_matched", config="NatureConfig", build="return None"),
@@ -98,17 +95,24 @@ def site(tmp_path_factory):
     return folder
 
 
-def test_broken_plugins_are_named_and_the_others_go_on(site):
-    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
-    names = "from rl_nfm.encoders import encoder_names; print(*encoder_names())"
+def run_python(*words, path, cwd=None):
+    """What Python does with these words where packages are also found in these folders."""
+    folders = [*path, os.getcwd(), os.environ.get("PYTHONPATH", "")]
     found = subprocess.run(
-        [sys.executable, "-c", names],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        [sys.executable, *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(folders)},
+        cwd=cwd,
         capture_output=True,
         text=True,
         check=False,
     )
     assert found.returncode == 0, found.stderr
+    return found
+
+
+def test_broken_plugins_are_named_and_the_others_go_on(site):
+    names = "from rl_nfm.encoders import encoder_names; print(*encoder_names())"
+    found = run_python("-c", names, path=[str(site)])
     assert found.stdout.split() == [*encoder_names(), "mine", "the_kinds"]
     lines = found.stderr.splitlines()
     assert len(lines) == len(LEFT_OUT), found.stderr
@@ -137,17 +141,7 @@ assert with_encoder(read_preset("debug"), "resnet_matched").encoder == "resnet"
 
 
 def test_options_of_every_kind_can_be_saved_and_do_not_stay_in_the_sweeps_of_others(site, tmp_path):
-    path = os.pathsep.join([str(site), os.getcwd(), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    found = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.returncode == 0, found.stderr
+    found = run_python("-c", PROGRAM, path=[str(site)], cwd=tmp_path)
     errors = [line for line in found.stderr.splitlines() if "is left out" not in line]
     expected = [
         "rl-nfm: --the-kinds.kernel-size: encoder 'the_kinds' is not chosen",
@@ -161,16 +155,8 @@ def test_options_of_every_kind_can_be_saved_and_do_not_stay_in_the_sweeps_of_oth
     saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["the_kinds"]
     assert (saved["file"], saved["act"]) == ("y", "relu")
     sweep = ["sweep", "debug", "--games", "memory_cue", "--steps", "8", "--out", "sweep"]
-    del environment["PYTHONPATH"]  # without the packages
-    again = subprocess.run(
-        [sys.executable, "-m", "agents.cli", *sweep, "--encoders", "nature", "--seeds", "0", "1"],
-        env={**environment, "PYTHONPATH": os.getcwd()},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert again.returncode == 0, again.stderr
+    words = ["-m", "agents.cli", *sweep, "--encoders", "nature", "--seeds", "0", "1"]
+    run_python(*words, path=[], cwd=tmp_path)  # without the packages
 
 
 def test_an_encoder_that_cannot_be_built_is_named_and_the_others_listed(monkeypatch, capsys):
