@@ -44,8 +44,8 @@ class Options:
     references: tyro.conf.UseCounterAction[
         Annotated[int, tyro.conf.arg(help_behavior_hint="(default: off)")]
     ] = 0
-    """Draw Dopamine's public curves (IQN and compact Rainbow, Nature and IMPALA) beside the
-    training of runs under their protocol."""
+    """Draw public scores beside runs under their protocol: Dopamine's curves of training (IQN and
+    compact Rainbow, Nature and IMPALA), and for `atari100k` the evaluations of DER, DrQ and SPR."""
 
     open: tyro.conf.UseCounterAction[
         Annotated[int, tyro.conf.arg(help_behavior_hint="(default: off)")]

@@ -1,7 +1,7 @@
 """The figures of a report. Matplotlib without pyplot: no display, no global state."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ class Look:
 
     color: str
     linestyle: str
+
+
+_Draw = Callable[[Axes, Sequence[Curve], str, Look], None]
 
 
 def looks(methods: Sequence[str]) -> dict[str, Look]:
@@ -88,26 +91,27 @@ def learning_curves(
         game: its name.
         results: runs on that game, with curves, one of which at least has episodes or evaluations.
         methods: all of the report, for colours and line styles.
-        public: curves of others under the same protocol, beside the training.
+        public: scores of others under the same protocol.
     """
     by_method = {m: [r.curve for r in results if r.method == m and r.curve] for m in methods}
-    panels = []
+    panels: list[tuple[str, str, _Draw]] = []
     if any(len(c.episode_returns) for curves in by_method.values() for c in curves):
         title = f"training: mean of the last {TRAINING_EPISODES} episodes"
-        panels.append((title, _draw_training))
+        panels.append(("training", title, _draw_training))
     if any(len(c.eval_steps) for curves in by_method.values() for c in curves):
         epsilon = next(
             (r.protocol["eval_epsilon"] for r in results if "eval_epsilon" in r.protocol), "?"
         )
-        panels.append((f"evaluations in training, epsilon {epsilon}", _draw_evaluations))
+        title = f"evaluations in training, epsilon {epsilon}"
+        panels.append(("evaluations", title, _draw_evaluations))
     figure = Figure(figsize=(6.6 * len(panels), 5.6), layout="constrained")
     palette = looks(methods)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for ax, (title, draw) in zip(axes, panels, strict=True):
+    for ax, (scores, title, draw) in zip(axes, panels, strict=True):
         for method, curves in by_method.items():
             draw(ax, curves, method, palette[method])
-        if draw is _draw_training:
-            _draw_public(ax, public, max(r.curve.steps for r in results if r.curve))
+        same = [reference for reference in public if reference.scores == scores]
+        _draw_public(ax, same, max(r.curve.steps for r in results if r.curve))
         _finish(ax, title, int(results[0].protocol.get("frameskip", 1)))
     _draw_references(axes, game)
     _legend_below(figure, columns=len(panels))
@@ -117,20 +121,20 @@ def learning_curves(
 
 
 def _draw_public(ax: Axes, public: Sequence[Reference], steps: int) -> None:
-    """Draw public curves up to the last step of the user's runs, and one iteration beyond."""
+    """Draw public scores up to the last step of the user's runs, and one iteration beyond."""
     for number, curve in enumerate(public):
         shown = max(1, int((curve.steps <= steps).sum()))
+        what = "published mean" if curve.runs is None else f"mean of {curve.runs} runs"
         beyond = curve.steps[0] > steps
-        mean = curve.returns[:, :shown].mean(0)
         when = f", first {curve.steps[0]:,} steps" if beyond else ""
         ax.plot(
             np.minimum(curve.steps[:shown], steps),
-            mean,
+            curve.returns[:shown],
             color="0.5",
             marker="sD^v"[number % 4],
             markersize=5,
             linestyle=":",
-            label=f"{curve.name}: mean of {len(curve.returns)} runs{when}",
+            label=f"{curve.name}: {what}{when}",
         )
 
 

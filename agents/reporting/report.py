@@ -48,7 +48,7 @@ def write_report(
         out: folder; an earlier report in it is replaced.
         force: write into a folder of other things too, over files of the same names.
         against: method that all others are compared with; none: all pairs.
-        references: draw public curves beside those of the same protocol.
+        references: draw public scores beside those of the same protocol.
 
     Returns:
         The files written, the one to read first.
@@ -79,13 +79,13 @@ def write_report(
         _write_csv(out / f"{name}.csv", [row for t in plain.values() for row in t[name]])
     for name in set(earlier) - set(figures):
         (out / name).unlink(missing_ok=True)
-    has_public = references and _has_public(results)
-    if references and not has_public:
+    public = _public(results) if references else set()
+    if references and not public:
         notes.append("references: none are published for these games under this protocol")
     content = {"protocol": protocol, "tables": plain, "notes": notes, "figures": figures}
     content["sizes"] = sizes
     write_json(out / REPORT, content)
-    text = report_text(protocol, sizes, tables, figures, notes, references=has_public)
+    text = report_text(protocol, sizes, tables, figures, notes, public=public)
     with written(out / "report.md") as partial:
         partial.write_text(to_markdown(text), encoding="utf-8")
     write_page(out / PAGE, text, runs_text(results, out))
@@ -128,7 +128,7 @@ def _draw(
         runs = [r for r in results if r.game == game and r.curve is not None]
         name = re.sub(r"\W", "_", game)
         names.append(f"curves_{name}.png")
-        public = find_references(game, runs[0].protocol) if references else []
+        public = find_references(game, runs[0].protocol) if references else ()
         report_figures.learning_curves(out / names[-1], game, runs, methods, public)
     for source, table in tables.items():
         if table.strata:
@@ -138,9 +138,10 @@ def _draw(
     return names
 
 
-def _has_public(results: Iterable[Result]) -> bool:
-    """Whether `_draw` finds public curves for any game."""
-    return any(r.has_curve and find_references(r.game, r.protocol) for r in results)
+def _public(results: Iterable[Result]) -> set[str]:
+    """Protocols of the public scores that `_draw` finds for any game."""
+    curves = [result for result in results if result.has_curve]
+    return {found.protocol for r in curves for found in find_references(r.game, r.protocol)}
 
 
 def _protocol(results: Iterable[Result]) -> dict[str, Any]:

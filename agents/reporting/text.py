@@ -1,6 +1,6 @@
 """The text of a report, as a list of blocks."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from agents.reporting.blocks import Block, Bullets, Heading, Link, Paragraph, Picture, Table
@@ -22,11 +22,21 @@ _SOURCES = {
         "https://arxiv.org/abs/1511.06581",
     ),
     "atari5": Link("Aitchison et al. 2023: Atari-5", "https://arxiv.org/abs/2210.02019"),
-    "dopamine": Link(
-        "Castro et al. 2018: Dopamine, whose public curves are drawn",
-        "https://arxiv.org/abs/1812.06110",
-    ),
 }
+_PUBLIC = {
+    "dopamine": [
+        Link(
+            "Castro et al. 2018: Dopamine, whose public curves are drawn",
+            "https://arxiv.org/abs/1812.06110",
+        )
+    ],
+    "atari100k": [
+        Link("van Hasselt et al. 2019: data-efficient Rainbow", "https://arxiv.org/abs/1906.05243"),
+        Link("Kostrikov et al. 2021: DrQ", "https://arxiv.org/abs/2004.13649"),
+        Link("Schwarzer et al. 2021: SPR", "https://arxiv.org/abs/2007.05929"),
+    ],
+}
+"""Sources of public scores, by their protocol."""
 
 
 _WITHIN: dict[Source, str] = {"last_evaluations": "evaluations"}
@@ -40,7 +50,7 @@ def report_text(
     figures: Sequence[str],
     notes: Sequence[str],
     *,
-    references: bool,
+    public: Collection[str],
 ) -> list[Block]:
     """The report, without what only the page has.
 
@@ -50,7 +60,7 @@ def report_text(
         tables: by source.
         figures: names.
         notes: on what is left out.
-        references: whether public curves were asked for.
+        public: protocols of the public scores in the figures.
     """
     blocks: list[Block] = [
         Heading(1, "Scores"),
@@ -67,8 +77,9 @@ def report_text(
         blocks += [Heading(2, "Notes"), Bullets(list(notes))]
     used = ["statistics", "protocol", "scores"]
     used += ["atari5"] if any(atari5_rows(table.scores) for table in tables.values()) else []
-    used += ["dopamine"] if references else []
-    return [*blocks, Heading(2, "References"), Bullets([_SOURCES[name] for name in used])]
+    sources = [_SOURCES[name] for name in used]
+    sources += [link for name, links in _PUBLIC.items() if name in public for link in links]
+    return [*blocks, Heading(2, "References"), Bullets(sources)]
 
 
 def _source_text(source: Source, table: Tables) -> Iterable[Block]:

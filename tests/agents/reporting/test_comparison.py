@@ -14,7 +14,13 @@ from agents.presets import read_preset
 from agents.reporting.comparison import atari5_rows, games_by_methods
 from agents.reporting.references import ITERATION_STEPS, references
 from agents.reporting.report import write_report
-from envs import PROTOCOLS, SUITES, atari5_median, random_and_human_score
+from envs import (
+    PROTOCOLS,
+    SUITES,
+    atari5_median,
+    human_normalized_score,
+    random_and_human_score,
+)
 from envs.atari.suites import ATARI5_WEIGHTS
 
 
@@ -129,10 +135,10 @@ def test_public_curves_are_those_of_the_same_protocol():
         "IQN, impala (Dopamine)",
         "compact Rainbow, impala (Dopamine)",
     ]
-    assert curves[0].returns.shape == (5, 12)
+    assert {(curve.scores, curve.runs) for curve in curves} == {("training", 5)}
+    assert curves[0].returns.shape == (12,)
     assert curves[0].steps[0] == ITERATION_STEPS
-    for protocol in ("machado", "rltime", "atari100k"):
-        assert references("ms_pacman", vars(PROTOCOLS[protocol])) == []
+    assert references("ms_pacman", vars(PROTOCOLS["machado"])) == []
     assert references("adventure", dopamine) == []
 
 
@@ -144,8 +150,27 @@ def test_public_curves_cover_the_suites_and_learn():
         scores = random_and_human_score(game)
         assert scores is not None
         for curve in references(game, dopamine):
-            assert curve.returns[:, -1].mean() > curve.returns[:, 0].mean() > scores[0]
+            assert curve.returns[-1] > curve.returns[0] > scores[0]
             assert np.isfinite(curve.returns).all()
+
+
+def test_public_scores_of_atari_100k_cover_its_games():
+    protocol = vars(PROTOCOLS["atari100k"])
+    assert {g for g in SUITES["atari57"] if references(g, protocol)} == set(SUITES["atari26"])
+    der, drq, spr = references("ms_pacman", protocol)
+    assert (der.returns, der.runs) == ([1204.1], None)  # van Hasselt et al. 2019
+    assert (drq.runs, spr.runs) == (100, 100)
+    assert {r.steps.item() for r in (der, drq, spr)} == {100_000}
+    normalized = [
+        [human_normalized_score(game, r.returns.item()) for r in references(game, protocol)]
+        for game in SUITES["atari26"]
+    ]
+    # Agarwal et al. 2021: mean and median human-normalised score of their runs of DrQ and SPR
+    assert np.mean(np.array(normalized, float)[:, 1:], 0) == pytest.approx([0.465, 0.616], abs=5e-4)
+    assert np.median(normalized, 0)[1:] == pytest.approx([0.313, 0.396], abs=1e-3)
+    # DER by the same scores in the table of SPR's paper
+    assert np.mean(normalized, 0)[0] == pytest.approx(0.285, abs=1e-3)
+    assert np.median(normalized, 0)[0] == pytest.approx(0.161, abs=1e-3)
 
 
 def test_list_of_games(capsys):

@@ -86,6 +86,20 @@ def test_a_run_in_a_gymnasium_environment_has_its_curve(tmp_path):
     assert "Dopamine" not in text
 
 
+@pytest.mark.parametrize("steps", [300, 200_000])
+def test_public_scores_of_evaluations_stand_beside_evaluations(tmp_path, steps):
+    run = make_run(
+        tmp_path / "run",
+        lines=((steps // 2, [1.0], 2.0), (steps, [3.0], 4.0)),
+        env={"protocol": "atari100k"},
+    )
+    write_report([run], tmp_path / "out", references=True)
+    text = (tmp_path / "out/report.md").read_text()
+    assert "SPR" in text
+    assert "Dopamine" not in text
+    assert "none are published" not in text
+
+
 def test_scores_over_seeds_by_hand(tmp_path):
     returns = {1: [0, 10], 2: [10, 10], 3: [20, 40], 4: [100, 300], 5: [5, 5]}
     files = [make_scores(tmp_path / f"{s}.json", r, train_seed=s) for s, r in returns.items()]
