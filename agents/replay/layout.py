@@ -91,7 +91,7 @@ def replay_bytes(
     pixels = math.prod(frame_shape(obs_shape, frame_channels))
     sizes = {name: dtype.itemsize for name, dtype in ROW.items()}
     per_step = sum(sizes.values()) + (pixels - 1) * sizes[FRAME] + WEIGHT.itemsize
-    steps = config.capacity_steps // num_envs * num_envs
+    steps = config.rows(num_envs) * num_envs
     kept = state if config.initial_state == "stored" else ()
     per_state = sum(s[0].numel() * STATE.itemsize for s in kept)
     states = steps // config.stride_steps * per_state

@@ -21,7 +21,7 @@ methods, but their scores mean the same and can be compared."""
 _VERSIONS = {"ale_py", "packages"}
 _NO_PROTOCOL = {"name", "env_id", "seed", "num_envs", "vectorization", *_VERSIONS, *OBSERVATION}
 """Fields of the protocol block in which scores that are put together may differ."""
-_NO_METHOD = {"game", "seed", *RESUMABLE, "learner.cuda_graph"} - {"steps"}
+_NO_METHOD = {"game", "seed", *RESUMABLE} - {"steps"}
 """Settings in which runs of one method may differ. The protocol's are checked separately."""
 _ENV_PROTOCOL = {"protocol", *_PROTOCOL_FIELDS, *_GYM_FIELDS}
 _MAX_SETTINGS_IN_NAME = 3

@@ -15,6 +15,7 @@ RESUMABLE = (
     "replay.storage",
     "learner.precision",
     "learner.compile",
+    "learner.cuda_graph",
 )
 """What may change when a run goes on."""
 

@@ -9,14 +9,13 @@ kept when the file is rewritten.
 import dataclasses
 import json
 import logging
-import math
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rl_nfm.support.output_files import written
+from rl_nfm.support.output_files import finite, written
 
 _LOG = logging.getLogger(__name__)
 Line = dict[str, Any]
@@ -72,10 +71,10 @@ class MetricsFile:
         Raises:
             OSError: if it cannot be written.
         """
-        finite = {key: _finite(value) for key, value in line.items()}
+        values = finite(line)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
-        return finite
+            file.write(json.dumps(values) + "\n")
+        return values
 
     def sync(self) -> None:
         """Wait until the disk has what was appended, which a power cut could take otherwise."""
@@ -121,7 +120,3 @@ class MetricsFile:
     def _free_name(self) -> Path:
         names = (f"{self.path.stem}.damaged{n or ''}.jsonl" for n in range(10_000))
         return next(path for path in map(self.path.with_name, names) if not path.exists())
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

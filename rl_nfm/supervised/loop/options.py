@@ -20,6 +20,7 @@ from annotated_types import Ge, Gt
 
 from rl_nfm.supervised.loop.reporting import value_text
 from rl_nfm.supervised.models import GROUPS, Models
+from rl_nfm.support.bounds import Bounded
 from rl_nfm.support.configuration import nearest, plain_values, validate
 from rl_nfm.support.flags import parse_flags
 from rl_nfm.support.former import with_current_names
@@ -32,7 +33,7 @@ FREE_ON_RESUME = frozenset(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Bounded):
     """Options of every supervised run."""
 
     preset: str = "small"

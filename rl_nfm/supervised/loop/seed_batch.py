@@ -140,5 +140,8 @@ class SeedBatchTask(Trainee[C]):
 
 
 def seed_generator(seed: int, step: int) -> torch.Generator:
-    """A generator for one seed's random numbers from `step` on, the same alone and in a batch."""
+    """A generator for one seed's random numbers from `step` on, the same alone and in a batch.
+
+    Equal arguments give equal numbers, so whatever is drawn for another purpose needs other steps.
+    """
     return torch.Generator().manual_seed(seed * 1_000_003 + step)

@@ -65,12 +65,13 @@ class ArithmeticConfig(RunConfig):
     """Update from which it counts in full."""
 
     def __post_init__(self) -> None:
-        """Check the ranges.
+        """Check the options.
 
         Raises:
-            ValueError: one is empty, `simple` is given options of `subsets`, or the training ends
+            ValueError: one is out of its bounds, a range is empty, `simple` is given options of `subsets`, or the training ends
                 before a given regulariser begins to count.
         """
+        super().__post_init__()
         if self.task == "simple":
             for name in ("input_size", "subset_ratio", "overlap_ratio"):
                 if getattr(self, name) != getattr(ArithmeticConfig, name):

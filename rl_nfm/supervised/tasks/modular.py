@@ -45,6 +45,8 @@ from rl_nfm.supervised.tasks.modular_models import MODELS, right_modules
 from rl_nfm.supervised.tasks.modular_report import means, write_report
 
 NAME = "modular"
+_REDRAWS = 500_000
+"""What is added to the epoch for random numbers other than those of its order of examples."""
 
 
 def make_tasks(config: ModularConfig) -> tuple[list[BooleanTask], BitRows]:
@@ -166,7 +168,7 @@ class ModularTask(SeedBatchTask[ModularConfig]):
             optimizer,
             self._train_losses(model.eval()),
             config.routing_candidates,
-            Draws([seed_generator(seed, epoch) for seed in self.seeds]),
+            Draws([seed_generator(seed, _REDRAWS + epoch) for seed in self.seeds]),
         )
 
     def evaluate(self, model: nn.Module) -> Metrics:

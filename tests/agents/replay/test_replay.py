@@ -514,16 +514,16 @@ def held_bytes(replay: Replay) -> tuple[int, int]:
     return rows + states + replay.priorities.weights.nbytes, states
 
 
-@pytest.mark.parametrize(("sequence", "overlap"), [(1, 0), (6, 2)])
-def test_bytes_are_told_before_they_are_taken(sequence: int, overlap: int) -> None:
+@pytest.mark.parametrize(("sequence", "overlap", "envs"), [(1, 0, 4), (6, 2, 4), (20, 10, 7)])
+def test_bytes_are_told_before_they_are_taken(sequence: int, overlap: int, envs: int) -> None:
     config = ReplayConfig(
         capacity_steps=4 * 300, sequence_steps=sequence, overlap_steps=overlap, burn_in_steps=3
     )
     returns = ReturnConfig(n_steps=3, discount=0.9, reward_clip=1.0, terminal_on_life_loss=False)
     state = (torch.zeros(1, 17), torch.zeros(1, 2, 3)) if sequence > 1 else ()
     shape = (4, 84, 84)
-    replay = Replay(config, returns, num_envs=4, obs_shape=shape, device=CPU, state=state)
-    told = replay_bytes(config, num_envs=4, obs_shape=shape, state=state)
+    replay = Replay(config, returns, num_envs=envs, obs_shape=shape, device=CPU, state=state)
+    told = replay_bytes(config, num_envs=envs, obs_shape=shape, state=state)
     assert told == held_bytes(replay)
 
 

@@ -82,8 +82,10 @@ def test_figures_of_a_model_that_knows_the_answer_and_of_one_that_is_off():
     wrong = task.evaluate(Oracle(0.6))
     assert wrong["exact_inside"] == wrong["exact_beyond"] == 0.0
     beyond = task.tests["beyond"][1]
-    expected = (beyond - task.tests["inside"][1].mean()).abs().mean().item()
-    assert wrong["baseline_beyond"] == pytest.approx(expected, rel=1e-5)
+    expected = (beyond - task.validation[1].mean()).abs().mean().item()
+    baselines = task.baselines()
+    assert baselines["error_beyond"] == pytest.approx(expected, rel=1e-5)
+    assert set(baselines) == set(wrong) - {"validation"}
 
 
 @pytest.mark.parametrize("model", ["linear", "nac", "nalu"])

@@ -8,12 +8,14 @@ from torch import nn, optim
 
 from rl_nfm.modular import HierarchicallyModular, boolean_task
 from rl_nfm.supervised.cli import main as supervised
+from rl_nfm.supervised.data import modular_data
 from rl_nfm.supervised.data.modular_data import BitRows, DigitRows, epoch_data, split_rows
 from rl_nfm.supervised.loop.options import parse_config, plain
 from rl_nfm.supervised.loop.seed_batch import OPTIMIZERS, SeedBatch, seed_generator
 from rl_nfm.supervised.loop.trial import Trial
 from rl_nfm.supervised.registry import task_entry
 from rl_nfm.supervised.report.command import main as report
+from rl_nfm.supervised.tasks import modular
 from rl_nfm.supervised.tasks.modular import ModularTask, batch_losses, rate_factor
 from rl_nfm.supervised.tasks.modular_config import PRESETS, ModularConfig
 from rl_nfm.supervised.tasks.modular_models import MODELS
@@ -282,6 +284,22 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path, monkeypatch):
     resumed = json.loads((tmp_path / "broken" / "result.json").read_text())
     for one, two in zip(resumed["splits"], whole["splits"], strict=True):
         assert one["trials"] == two["trials"]
+
+
+def test_each_purpose_draws_its_own_numbers(tmp_path, monkeypatch):
+    taken = []
+
+    def watched(seed, step):
+        taken.append((seed, step))
+        return seed_generator(seed, step)
+
+    for module in (modular, modular_data):
+        monkeypatch.setattr(module, "seed_generator", watched)
+    flags = ["--epochs", "4", "--eval_every_epochs", "2", "--use_gumbel"]
+    run(tmp_path / "a", *flags, "--routing_candidates", "4", "--search_every_epochs", "1")
+    # per epoch: the order of examples, and the noise of each candidate; three redraws
+    assert len(taken) == 4 * (1 + 4) + 3
+    assert len(set(taken)) == len(taken)
 
 
 def test_shares_of_rows_are_evaluated_one_at_a_time(tmp_path, capsys):

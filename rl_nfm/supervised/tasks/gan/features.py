@@ -28,13 +28,14 @@ from torch.nn import functional as F
 
 from rl_nfm.backbones.resnet import PreActResNetClassifier, ResNetConfig
 from rl_nfm.supervised.data.datasets import ImageData
+from rl_nfm.support.bounds import Bounded
 from rl_nfm.support.configuration import nearest
 
 _CHUNK = 250
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FeatureConfig:
+class FeatureConfig(Bounded):
     """Options of the network in whose features images are compared."""
 
     name: str = "classifier"
