@@ -18,7 +18,7 @@ from annotated_types import Ge, Gt, Le
 
 from agents.learning.config import ExplorationConfig, LearnerConfig
 from agents.replay.config import ReplayConfig
-from envs import PROTOCOLS, EnvProtocol, Protocol, env_protocol, make_protocol
+from envs import ATARI_FIELDS, PROTOCOLS, AtariProtocol, EnvProtocol, env_protocol, make_protocol
 from rl_nfm.encoders import encoder_entry, encoder_names
 from rl_nfm.support.bounds import Bounded
 from rl_nfm.support.configuration import nearest, plain_values, validate
@@ -79,7 +79,7 @@ class EnvConfig(Bounded):
         super().__post_init__()
         self.resolve()
 
-    def resolve(self) -> Protocol:
+    def resolve(self) -> AtariProtocol:
         """The Atari protocol with these overrides.
 
         Raises:
@@ -87,8 +87,7 @@ class EnvConfig(Bounded):
         """
         if self.protocol not in PROTOCOLS:
             raise ValueError(nearest("protocol", self.protocol, list(PROTOCOLS)))
-        fields = {field.name for field in dataclasses.fields(Protocol)} - {"name"}
-        overrides = {k: v for k, v in self.options().items() if k in fields}
+        overrides = {k: v for k, v in self.options().items() if k in ATARI_FIELDS}
         return make_protocol(self.protocol, **overrides)
 
     def options(self) -> dict[str, Any]:

@@ -7,10 +7,11 @@ import importlib
 import pkgutil
 
 from envs.atari import (
+    ATARI_FIELDS,
     PROTOCOLS,
     SUITES,
+    AtariProtocol,
     AtariVecEnv,
-    Protocol,
     atari5_median,
     game_names,
     games_of,
@@ -32,14 +33,15 @@ from envs.spec import EnvProtocol, StepSpec, as_picture, newest_frame, protocol_
 from envs.vector import GameVecEnv
 
 __all__ = [
+    "ATARI_FIELDS",
     "PROTOCOLS",
     "SUITES",
+    "AtariProtocol",
     "AtariVecEnv",
     "EnvProtocol",
     "GameVecEnv",
     "GymProtocol",
     "GymVecEnv",
-    "Protocol",
     "StepSpec",
     "as_picture",
     "atari5_median",

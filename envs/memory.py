@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.atari.protocols import Protocol, make_protocol
+from envs.atari.protocols import AtariProtocol, make_protocol
 from envs.registry import register_env
 from envs.spec import StepSpec
 from envs.vector import GameVecEnv, Turn
@@ -27,7 +27,7 @@ _ACTIONS = ["UPLEFT", "UPRIGHT", "DOWNLEFT", "DOWNRIGHT"]
 # Rows of the table of frames, after those of the cues.
 _BLACK, _WHITE = len(_ACTIONS), len(_ACTIONS) + 1
 
-MEMORY_PROTOCOL = Protocol(
+MEMORY_PROTOCOL = AtariProtocol(
     name=MEMORY_CUE,
     repeat_action_probability=0.0,
     full_action_space=False,
@@ -55,7 +55,7 @@ class MemoryCueVecEnv(GameVecEnv):
 
     def __init__(
         self,
-        protocol: Protocol = MEMORY_PROTOCOL,
+        protocol: AtariProtocol = MEMORY_PROTOCOL,
         *,
         num_envs: int = 8,
         batch_size: int = 0,
@@ -144,7 +144,7 @@ def _frames(height: int, width: int) -> NDArray[np.uint8]:
     return frames
 
 
-def _protocol_of(options: Mapping[str, Any]) -> Protocol:
+def _protocol_of(options: Mapping[str, Any]) -> AtariProtocol:
     """The settings of the task; options of other games are refused, but for their protocol."""
     for name, value in options.items():
         known = getattr(MEMORY_PROTOCOL, name, None)
@@ -178,7 +178,7 @@ def make_memory_cue(
     `img_width`, and what a run's options or `protocol` say of Atari games says nothing.
     """
     del game, num_threads
-    if not (isinstance(protocol, Protocol) and protocol.name == MEMORY_CUE):
+    if not (isinstance(protocol, AtariProtocol) and protocol.name == MEMORY_CUE):
         protocol = MEMORY_PROTOCOL
     return MemoryCueVecEnv(
         make_protocol(protocol, **protocol_fields),

@@ -232,7 +232,8 @@ def make_env(
         num_envs: see `make_atari`, as for all that follow.
         batch_size: rows per `recv`; `gym:` environments come in whole batches.
         num_threads: C++ threads of an Atari game; says nothing elsewhere.
-        protocol: of an Atari game, a name or a `Protocol`; of a `gym:` environment a `GymProtocol`.
+        protocol: of an Atari game, a name or an `AtariProtocol`; of a `gym:` environment a
+            `GymProtocol`.
             One of another maker says nothing.
         seed: for the first `reset`.
         render_mode: None, or "rgb_array" for `render()`.

@@ -12,10 +12,10 @@ from agents.config import chosen_encoders, config_class, flags_of_encoder
 from agents.presets import read_preset
 from agents.reporting.kept import check_same, is_kept
 from agents.reporting.sizes import describe
-from agents.sweeping.board import Board
 from agents.sweeping.executors import Executor, LocalExecutor, cores
 from agents.sweeping.folder import check_space, held
 from agents.sweeping.plan import Plan, parse_seeds, parse_vary, read_request
+from agents.sweeping.progress_table import Board
 from agents.sweeping.runs import PlannedRun
 from agents.sweeping.search import Search, SearchRequest, check_ends, import_optuna
 from agents.sweeping.space import parse_space, same_space

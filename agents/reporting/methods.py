@@ -11,9 +11,8 @@ from typing import Any
 from agents.config import Config, chosen_encoders, to_plain
 from agents.reporting.results import TRAINING_EPISODES, Result
 from agents.saving.resumable import RESUMABLE
-from envs import GymProtocol, Protocol, protocol_fields
+from envs import ATARI_FIELDS, GymProtocol, protocol_fields
 
-_PROTOCOL_FIELDS = [f.name for f in dataclasses.fields(Protocol) if f.name != "name"]
 _GYM_FIELDS = [f.name for f in dataclasses.fields(GymProtocol) if f.name != "name"]
 OBSERVATION = ("maxpool", "stack_num", "img_height", "img_width")
 """Fields of the protocol that say what the agent sees. Runs that differ in them are different
@@ -23,7 +22,7 @@ _NO_PROTOCOL = {"name", "env_id", "seed", "num_envs", "vectorization", *_VERSION
 """Fields of the protocol block in which scores that are put together may differ."""
 _NO_METHOD = {"game", "seed", *RESUMABLE} - {"steps"}
 """Settings in which runs of one method may differ. The protocol's are checked separately."""
-_ENV_PROTOCOL = {"protocol", *_PROTOCOL_FIELDS, *_GYM_FIELDS}
+_ENV_PROTOCOL = {"protocol", *ATARI_FIELDS, *_GYM_FIELDS}
 _MAX_SETTINGS_IN_NAME = 3
 
 
@@ -98,9 +97,9 @@ def check_protocols(results: Sequence[Result]) -> None:
     """
     first: dict[tuple[str, str], tuple[Any, str]] = {}
     for result in results:
-        fields = {*_PROTOCOL_FIELDS, *result.protocol} - _NO_PROTOCOL
+        fields = {*ATARI_FIELDS, *result.protocol} - _NO_PROTOCOL
         if result.steps is None:
-            fields &= {*_PROTOCOL_FIELDS, *_GYM_FIELDS, "episodes_counted"}
+            fields &= {*ATARI_FIELDS, *_GYM_FIELDS, "episodes_counted"}
         for field in sorted(fields):
             value = result.protocol.get(field, "unknown")
             # Each Gymnasium environment has arguments, wrappers and a length of its own.

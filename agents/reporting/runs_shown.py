@@ -8,7 +8,7 @@ from urllib.parse import quote
 from agents.reporting.blocks import Block, Heading, Link, Table
 from agents.reporting.page import Clip
 from agents.reporting.results import Result
-from agents.saving.board import last_clip
+from agents.saving.tensorboard import last_clip
 
 CLIP_BYTES, ALL_CLIPS_BYTES = 4 * 2**20, 16 * 2**20
 """Most that one clip, and all of a page, may take."""

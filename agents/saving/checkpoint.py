@@ -4,7 +4,7 @@
 `training.safetensors` (what each part gives as its state, and the random states) and the replay in
 immutable chunks `replay-*.safetensors`. `checkpoints/best` holds the network of the best
 evaluation. `agents.saving.writer` writes them; here they are found, checked and read;
-`agents.saving.parts` puts what they hold back into the parts of a run.
+`agents.saving.restoring` puts what they hold back into the parts of a run.
 """
 
 import contextlib

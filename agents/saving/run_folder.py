@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents.config import Config, make_config, to_plain, write_config
 from agents.saving import checkpoint
-from agents.saving.board import add_config, add_scalars, pictures_until
+from agents.saving.tensorboard import add_config, add_scalars, pictures_until
 from rl_nfm.support.curves import Curves
 from rl_nfm.support.metrics_file import Line, MetricsFile
 from rl_nfm.support.yaml_file import read_yaml

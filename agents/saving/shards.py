@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from agents.saving.checkpoint import Checkpoint, list_checkpoints, open_checkpoint, step_of
-from agents.saving.parts import LearnerPart, Part, ReplayPart, restore
+from agents.saving.restoring import LearnerPart, Part, ReplayPart, restore
 from rl_nfm.support import storage
 from rl_nfm.support.ranks import Ranks
 
@@ -82,7 +82,7 @@ def restore_part(
     Args:
         of_first: that of rank 0.
         ranks: of the run as it goes on.
-        learner: see `agents.saving.parts.restore`, also for the next two.
+        learner: see `agents.saving.restoring.restore`, also for the next two.
         replay: of this rank.
         others: further parts by name.
 

@@ -29,7 +29,7 @@ from agents.saving.checkpoint import (
     list_checkpoints,
     step_of,
 )
-from agents.saving.parts import LearnerPart, Part, ReplayPart
+from agents.saving.restoring import LearnerPart, Part, ReplayPart
 from rl_nfm.support import storage
 from rl_nfm.support.memory import free_bytes
 from rl_nfm.support.ranks import ALONE, Ranks

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from agents.sweeping.runs import PlannedRun, StopRequest, execute
+from agents.sweeping.runs import PlannedRun, RunStop, execute
 from rl_nfm.support.commit import commit, release
 from rl_nfm.support.errors import first_line
 
@@ -117,7 +117,7 @@ def _execute(run: PlannedRun, threads: int, code: str, folder: Path) -> int:
     if not folder.is_dir():  # from which paths among the options are seen
         raise ValueError(f"{folder}: is not there on {socket.gethostname()}")
     threads = min(threads, os.cpu_count() or 1)
-    return execute(with_threads(run, threads), threads, StopRequest(), folder=folder)
+    return execute(with_threads(run, threads), threads, RunStop(), folder=folder)
 
 
 def with_threads(run: PlannedRun, threads: int) -> PlannedRun:

@@ -7,7 +7,7 @@ loop (`agents.sweeping.sweep`) waits for the next that is over.
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
-from agents.sweeping.runs import PlannedRun, StopRequest, execute
+from agents.sweeping.runs import PlannedRun, RunStop, execute
 from rl_nfm.support.device import cores
 
 
@@ -46,12 +46,12 @@ class LocalExecutor:
     def __init__(self, at_once: int | None = None):
         self.at_once = cores() if at_once is None else at_once
         self.threads = max(1, cores() // self.at_once)
-        self._requests: dict[str, StopRequest] = {}
+        self._requests: dict[str, RunStop] = {}
         self._pool = ThreadPoolExecutor(self.at_once, thread_name_prefix="run")
 
     def submit(self, run: PlannedRun) -> "Future[int]":
         """See `Executor.submit`."""
-        request = self._requests[run.name] = StopRequest()
+        request = self._requests[run.name] = RunStop()
         return self._pool.submit(execute, run, self.threads, request)
 
     def end(self, run: PlannedRun) -> None:

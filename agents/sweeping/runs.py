@@ -60,7 +60,7 @@ class PlannedRun:
         return self.folder.with_suffix(".log")
 
 
-class StopRequest:
+class RunStop:
     """Lets a sweep ask its runs to end, from any thread."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class StopRequest:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Progress:
+class RunProgress:
     """How far a run is."""
 
     steps: int = 0
@@ -86,7 +86,7 @@ class Progress:
     """When, in seconds of the clock."""
 
 
-def progress(run: PlannedRun) -> Progress:
+def progress(run: PlannedRun) -> RunProgress:
     """Read the progress of a run from its folder.
 
     Raises:
@@ -98,7 +98,7 @@ def progress(run: PlannedRun) -> Progress:
     lines = read_metrics(folder.metrics_path)
     last = lines[-1] if lines else {}
     returns = [line["return_last_100"] for line in lines if line.get("return_last_100") is not None]
-    return Progress(
+    return RunProgress(
         steps=int(last.get("steps", 0)),
         done=saved_steps(run.folder) >= run.steps,
         steps_per_second=last.get("steps_per_second"),
@@ -107,17 +107,17 @@ def progress(run: PlannedRun) -> Progress:
     )
 
 
-def _supervised_progress(run: PlannedRun) -> Progress:
+def _supervised_progress(run: PlannedRun) -> RunProgress:
     """Progress at the last evaluation of whichever trial or batch of seeds logged last."""
     if (run.folder / "result.json").is_file():
-        return Progress(steps=run.steps, done=True)
+        return RunProgress(steps=run.steps, done=True)
     files = [*run.folder.glob("metrics.jsonl"), *run.folder.glob("*/metrics.jsonl")]
     if not files:
-        return Progress()
+        return RunProgress()
     logged_at, newest = max((file.stat().st_mtime, file) for file in files)
     lines = MetricsFile(newest, "epoch").read().lines
     steps = int(lines[-1]["epoch"]) if lines else 0
-    return Progress(steps=min(steps, run.steps), logged_at=logged_at)
+    return RunProgress(steps=min(steps, run.steps), logged_at=logged_at)
 
 
 def saved_steps(folder: Path) -> int:
@@ -140,7 +140,7 @@ def drop_replay_of(run: PlannedRun) -> str:
     return ""
 
 
-def execute(run: PlannedRun, threads: int, stop: StopRequest, *, folder: Path | None = None) -> int:
+def execute(run: PlannedRun, threads: int, stop: RunStop, *, folder: Path | None = None) -> int:
     """Begin or resume a run and wait for its end; returns the exit code of its process.
 
     Paths among its options are seen from `folder` (none: the present one). Asked to stop, by the
@@ -182,7 +182,7 @@ def _start(run: PlannedRun, threads: int, folder: Path | None) -> "subprocess.Po
         )
 
 
-def _end(process: "subprocess.Popen[bytes]", stop: StopRequest) -> int:
+def _end(process: "subprocess.Popen[bytes]", stop: RunStop) -> int:
     """Ask the process to end with a checkpoint, and kill it if it takes too long."""
     process.terminate()
     deadline = time.monotonic() + _SETTLE_SECONDS

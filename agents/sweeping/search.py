@@ -13,9 +13,9 @@ from typing import Any
 
 from agents.config import write_config
 from agents.saving.run_folder import RunFolder, read_metrics
-from agents.sweeping.board import Board
 from agents.sweeping.executors import Executor
 from agents.sweeping.plan import Plan
+from agents.sweeping.progress_table import Board
 from agents.sweeping.runs import PlannedRun
 from agents.sweeping.space import Dimension
 from envs import games_of, human_normalized_score

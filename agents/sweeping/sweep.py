@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, Protocol
 
-from agents.sweeping.board import Board
 from agents.sweeping.executors import Executor
+from agents.sweeping.progress_table import Board
 from agents.sweeping.runs import PlannedRun, drop_replay_of, last_line, progress, saved_steps
 from agents.training.stop import ending_signals
 

@@ -10,7 +10,7 @@ from agents.config import Config
 from agents.learning.network import QNetwork
 from agents.playing.clip import EpisodeClip
 from agents.playing.evaluate import Interrupted, play
-from agents.saving.board import VIDEO
+from agents.saving.tensorboard import VIDEO
 from agents.saving.writer import CheckpointWriter
 from agents.training.record import Recorder
 from agents.training.stop import Meanwhile, StopRequest

@@ -11,8 +11,8 @@ import torch
 from agents.learning.streams import one_host_thread
 from agents.playing.evaluate import env_seed
 from agents.saving import checkpoint, shards
-from agents.saving.board import add_end
 from agents.saving.run_folder import RunFolder
+from agents.saving.tensorboard import add_end
 from agents.saving.writer import CheckpointWriter
 from agents.training.evaluation import evaluate
 from agents.training.parts import obs_shape_of

@@ -8,7 +8,7 @@ from agents.learning.network import QNetwork
 from agents.playing import attention
 from agents.playing.attention_pictures import draw_activity
 from agents.replay.buffer import Replay
-from agents.saving.board import ATTENTION
+from agents.saving.tensorboard import ATTENTION
 from rl_nfm.support.curves import Curves
 
 RIM_STEPS, RIM_WARM_UP_STEPS = 120, 20

@@ -10,7 +10,7 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from envs.atari.protocols import Protocol
+from envs.atari.protocols import AtariProtocol
 
 HEIGHT, WIDTH = 210, 160
 """Of the picture, in pixels; it is meant for a screen of 4:3."""
@@ -19,7 +19,7 @@ HEIGHT, WIDTH = 210, 160
 class ColorTwin:
     """Emulators that show colours at full size; all other settings are those of the protocol."""
 
-    def __init__(self, game: str, protocol: Protocol, *, num_envs: int, num_threads: int = 1):
+    def __init__(self, game: str, protocol: AtariProtocol, *, num_envs: int, num_threads: int = 1):
         settings = dict(vars(protocol))
         del settings["name"], settings["terminal_on_life_loss"]
         settings |= {"stack_num": 1, "img_height": HEIGHT, "img_width": WIDTH}

@@ -5,7 +5,6 @@ differs in the contract (`envs.vector`: raw rewards, lives apart from game over,
 and in that whatever would crash, hang or be taken silently there is a `ValueError` here.
 """
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from envs.atari.colors import ColorTwin
 from envs.atari.games import published_scores, resolve_game
-from envs.atari.protocols import Protocol, make_protocol
+from envs.atari.protocols import ATARI_FIELDS, AtariProtocol, make_protocol
 from envs.checks import check
 from envs.registry import register_env
 from envs.spec import StepSpec
@@ -36,12 +35,12 @@ class AtariVecEnv(GameVecEnv):
     draws = True
     source = "ale_py.vector_env"
     versions: Mapping[str, str] = {"ale_py": ale_py.__version__}
-    protocol: Protocol  # pyright: ignore[reportIncompatibleVariableOverride]
+    protocol: AtariProtocol  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,
         game: str,
-        protocol: Protocol,
+        protocol: AtariProtocol,
         *,
         num_envs: int = 8,
         batch_size: int = 0,
@@ -132,13 +131,12 @@ class AtariVecEnv(GameVecEnv):
         del kwargs, self._vec, self._twin
 
 
-def _protocol_of(options: Mapping[str, Any]) -> Protocol:
+def _protocol_of(options: Mapping[str, Any]) -> AtariProtocol:
     """The protocol that follows from a run's options; Gymnasium's options are refused."""
-    fields = {field.name for field in dataclasses.fields(Protocol)} - {"name"}
     for name, value in options.items():
-        if name not in {"protocol", *fields} and value:
+        if name not in ("protocol", *ATARI_FIELDS) and value:
             raise ValueError(f"{name}: {value!r} is not allowed: no option of an Atari game")
-    chosen = {name: value for name, value in options.items() if name in fields}
+    chosen = {name: value for name, value in options.items() if name in ATARI_FIELDS}
     return make_protocol(options.get("protocol", "dopamine"), **chosen)
 
 
@@ -149,7 +147,7 @@ def make_atari(
     num_envs: int = 8,
     batch_size: int = 0,
     num_threads: int = 0,
-    protocol: str | Protocol = "dopamine",
+    protocol: str | AtariProtocol = "dopamine",
     seed: int | None = None,
     render_mode: str | None = None,
     **protocol_fields: Any,
@@ -161,10 +159,10 @@ def make_atari(
         num_envs: environments, 1 to 1024; building takes about 0.15 s each.
         batch_size: rows per `recv`; 0 means all. Fewer than `num_envs`: those ready first.
         num_threads: C++ threads, at most the processor's; 0 means as many as are of use.
-        protocol: a name in `PROTOCOLS`, or a `Protocol`.
+        protocol: a name in `PROTOCOLS`, or an `AtariProtocol`.
         seed: for the first `reset`; environment i gets `seed + i`. None: random.
         render_mode: "rgb_array" for `render()` in colour, which emulates every frame twice.
-        protocol_fields: fields of `Protocol` that differ; None leaves a field as it is.
+        protocol_fields: fields of `AtariProtocol` that differ; None leaves a field as it is.
 
     Raises:
         ValueError: anything unknown or out of range, naming what is allowed.

@@ -27,7 +27,7 @@ from envs.checks import check, check_known
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Protocol:
+class AtariProtocol:
     """Everything about the environment that a score depends on, apart from the game.
 
     Raises:
@@ -65,11 +65,13 @@ class Protocol:
         return 60 / self.frameskip
 
     def __post_init__(self) -> None:
-        for field, hint in typing.get_type_hints(Protocol, include_extras=True).items():
+        for field, hint in typing.get_type_hints(AtariProtocol, include_extras=True).items():
             object.__setattr__(self, field, check(field, getattr(self, field), hint))
 
 
-_DOPAMINE = Protocol(
+ATARI_FIELDS = tuple(f.name for f in dataclasses.fields(AtariProtocol) if f.name != "name")
+"""Each can differ from the named protocol."""
+_DOPAMINE = AtariProtocol(
     name="dopamine",
     repeat_action_probability=0.25,
     full_action_space=False,
@@ -92,7 +94,7 @@ _ATARI_100K = dataclasses.replace(
     use_fire_reset=True,
 )
 
-PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
+PROTOCOLS: Mapping[str, AtariProtocol] = MappingProxyType(
     {
         protocol.name: protocol
         for protocol in (
@@ -107,21 +109,20 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
 """The named protocols."""
 
 
-def make_protocol(protocol: str | Protocol, **overrides: Any) -> Protocol:
+def make_protocol(protocol: str | AtariProtocol, **overrides: Any) -> AtariProtocol:
     """A protocol with some fields changed.
 
     Args:
-        protocol: a key of `PROTOCOLS`, or a `Protocol`.
-        overrides: fields of `Protocol` apart from `name`; None leaves a field as it is.
+        protocol: a key of `PROTOCOLS`, or an `AtariProtocol`.
+        overrides: fields of `AtariProtocol` apart from `name`; None leaves a field as it is.
 
     Raises:
         ValueError: unknown name or field, with the nearest one, or a value out of range.
     """
-    if not isinstance(protocol, Protocol):
+    if not isinstance(protocol, AtariProtocol):
         check_known("protocol", protocol, PROTOCOLS)
         protocol = PROTOCOLS[protocol]
-    fields = [field.name for field in dataclasses.fields(Protocol) if field.name != "name"]
     for key in overrides:
-        check_known("protocol field", key, fields)
+        check_known("protocol field", key, ATARI_FIELDS)
     changed = {key: value for key, value in overrides.items() if value is not None}
     return dataclasses.replace(protocol, **changed)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rl_nfm.nfm import NeuralFunctionModule
 from rl_nfm.nfm.record import ReaderAttention, record_attention
+from rl_nfm.support.modules import in_eval_mode
 
 State = tuple[Float[Tensor, "_ ..."], ...]
 """Recurrent state: tensors of shape [B, ...]; empty for a feed-forward encoder."""
@@ -183,6 +184,15 @@ class FeedForwardEncoder(Encoder):
                 f"features, but this encoder was built for a size that gives {self.feature_dim}"
             )
         return features.unflatten(0, obs.shape[:2])
+
+
+def output_shape(network: nn.Module, obs_shape: tuple[int, int, int]) -> torch.Size:
+    """What a network makes of one observation (C, H, W), without the batch.
+
+    It runs in eval mode, so that no statistic of it changes.
+    """
+    with torch.no_grad(), in_eval_mode(network):
+        return network(torch.zeros(1, *obs_shape)).shape[1:]
 
 
 def check_observations(obs: Tensor) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rl_nfm.backbones.pixels import PixelConv
-from rl_nfm.encoders.base import FeedForwardEncoder
+from rl_nfm.encoders.base import FeedForwardEncoder, output_shape
 from rl_nfm.encoders.registry import register_encoder
 from rl_nfm.support.bounds import Bounded
 
@@ -89,8 +89,7 @@ class HadamaxEncoder(FeedForwardEncoder):
             _Block(w, 2 * w, 4, (2, 2)),
             _Block(2 * w, 2 * w, 3, (3, 1)),
         )
-        with torch.no_grad():
-            self.feature_dim = self.blocks(torch.zeros(1, *obs_shape)).numel()
+        self.feature_dim = output_shape(self.blocks, obs_shape).numel()
 
     def feature_maps(self, pixels: Float[Tensor, "N C H W"]) -> Float[Tensor, "N c h w"]:
         """See `FeedForwardEncoder.feature_maps`."""

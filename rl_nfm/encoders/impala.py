@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from rl_nfm.backbones.pixels import PixelConv
-from rl_nfm.encoders.base import FeedForwardEncoder
+from rl_nfm.encoders.base import FeedForwardEncoder, output_shape
 from rl_nfm.encoders.registry import register_encoder
 from rl_nfm.support.bounds import Bounded
 
@@ -118,10 +118,8 @@ class ImpalaEncoder(FeedForwardEncoder):
             channels = outputs
         self.layers = nn.Sequential(*layers, nn.ReLU())
         self.pooling = _POOLS[config.pool]()
-        with torch.no_grad():
-            maps = self.layers.eval()(torch.zeros(1, *obs_shape))
-            self.feature_dim = self.pool(maps).shape[1]
-        self.layers.train()
+        network = nn.Sequential(self.layers, self.pooling)
+        self.feature_dim = output_shape(network, obs_shape).numel()
 
     def feature_maps(self, pixels: Float[Tensor, "N C H W"]) -> Float[Tensor, "N c h w"]:
         """See `FeedForwardEncoder.feature_maps`."""

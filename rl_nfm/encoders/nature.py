@@ -6,13 +6,12 @@ Shapes: as in `base`.
 import dataclasses
 from typing import Annotated
 
-import torch
 from annotated_types import Gt
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from rl_nfm.backbones.pixels import PixelConv
-from rl_nfm.encoders.base import FeedForwardEncoder
+from rl_nfm.encoders.base import FeedForwardEncoder, output_shape
 from rl_nfm.encoders.registry import register_encoder
 from rl_nfm.support.bounds import Bounded
 
@@ -44,8 +43,7 @@ class NatureEncoder(FeedForwardEncoder):
             nn.Conv2d(2 * w, 2 * w, 3, stride=1),
             nn.ReLU(),
         )
-        with torch.no_grad():
-            self.feature_dim = self.convs(torch.zeros(1, *obs_shape)).numel()
+        self.feature_dim = output_shape(self.convs, obs_shape).numel()
 
     def feature_maps(self, pixels: Float[Tensor, "N C H W"]) -> Float[Tensor, "N c h w"]:
         """See `FeedForwardEncoder.feature_maps`."""

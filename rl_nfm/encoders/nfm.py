@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rl_nfm.backbones.resnet import make_pass_networks
-from rl_nfm.encoders.base import FeedForwardEncoder
+from rl_nfm.encoders.base import FeedForwardEncoder, output_shape
 from rl_nfm.encoders.registry import register_encoder
 from rl_nfm.encoders.resnet import FrameResNetConfig, make_tail
 from rl_nfm.nfm import NFM_PRESETS, NeuralFunctionModule, NFMConfig, NFMPreset
@@ -57,23 +57,20 @@ class NFMEncoder(FeedForwardEncoder):
         super().__init__()
         del num_actions
         nfm = config.chosen_nfm
-        copies = 1 if nfm.share_passes else nfm.passes
         networks = make_pass_networks(
             config,
             in_channels=obs_shape[0],
-            passes=copies,
+            passes=nfm.copies,
             share_convolutions=config.share_convolutions,
         )
         channels = networks[0].stage_channels
-        with torch.no_grad():
-            shape = networks[0].eval()(torch.zeros(1, *obs_shape)).shape
-        networks[0].train()
+        shape = output_shape(networks[0], obs_shape)
         self.network = NeuralFunctionModule(
             [list(network.stages) for network in networks], channels=channels, config=nfm
         )
         _check_top_k(self.network, nfm, obs_shape)
         self.tail = make_tail(config.norm, channels[-1])
-        self.feature_dim = shape[1:].numel()
+        self.feature_dim = shape.numel()
 
     def feature_maps(self, pixels: Float[Tensor, "N C H W"]) -> Float[Tensor, "N c h w"]:
         """See `FeedForwardEncoder.feature_maps`."""
@@ -87,9 +84,8 @@ def _check_top_k(
     writes = sum(visit.writes for visit in network.places.schedule)
     if config.top_k_mode == "dense" or config.top_k <= writes:  # a written layer is a slot or more
         return
-    with record_attention(network) as recorder, torch.random.fork_rng(devices=[]), torch.no_grad():
-        network.eval()(torch.zeros(1, *obs_shape))
-    network.train()
+    with record_attention(network) as recorder, torch.random.fork_rng(devices=[]):
+        output_shape(network, obs_shape)
     most_slots = max((len(reader.slots) for reader in recorder.readers.values()), default=0)
     if config.top_k > most_slots:
         raise ValueError(

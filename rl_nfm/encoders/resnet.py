@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rl_nfm.backbones.matching import count_parameters, same_params_as
 from rl_nfm.backbones.norms import FusedSequential, Norm, make_norm
 from rl_nfm.backbones.resnet import PreActResNet, ResNetConfig
-from rl_nfm.encoders.base import FeedForwardEncoder
+from rl_nfm.encoders.base import FeedForwardEncoder, output_shape
 from rl_nfm.encoders.registry import make_encoder, register_encoder
 
 
@@ -57,10 +57,7 @@ class ResNetEncoder(FeedForwardEncoder):
         self.width = config.width
         self.backbone = PreActResNet(config, in_channels=obs_shape[0])
         self.tail = make_tail(config.norm, self.backbone.stage_channels[-1])
-        with torch.no_grad():
-            shape = self.backbone.eval()(torch.zeros(1, *obs_shape)).shape
-        self.backbone.train()
-        self.feature_dim = shape[1:].numel()
+        self.feature_dim = output_shape(self.backbone, obs_shape).numel()
 
     def feature_maps(self, pixels: Float[Tensor, "N C H W"]) -> Float[Tensor, "N c h w"]:
         """See `FeedForwardEncoder.feature_maps`."""

@@ -66,8 +66,8 @@ class NFMWrapper(nn.Module):
             channels=[shape[channel_dim] for shape in shapes.values()],
             ranks=[len(shape) - 2 for shape in shapes.values()],
         )
-        copies = 0 if config.share_passes else config.passes - 1
-        self.passes = nn.ModuleList([*(copy.deepcopy(model) for _ in range(copies)), model])
+        copies = (copy.deepcopy(model) for _ in range(config.copies - 1))
+        self.passes = nn.ModuleList([*copies, model])
         self._now = _Now()
         for network in self.passes:
             for place, name in enumerate(self.names):

@@ -74,6 +74,11 @@ class NFMConfig(Bounded):
     """Outside training, Gaussian noise instead of scores: the paper's ablation (CIFAR-10 with it:
     96.5 to 88.5 %). `set_random_attention` switches it on a built network."""
 
+    @property
+    def copies(self) -> int:
+        """Sets of layers: one for each pass, or one for all."""
+        return 1 if self.share_passes else self.passes
+
 
 NFM_PRESETS: dict[str, NFMConfig] = {
     "paper": NFMConfig(read_passes="all", kv_owner="reader", out_norm="batch"),

@@ -94,7 +94,7 @@ class Places(nn.Module):
         """Of each pass, how many layers matter: all of the last, others up to their last write."""
         self.places = nn.ModuleList(
             self._make_place(p, i, channels, ranks[i])
-            for p in range(1 if config.share_passes else config.passes)
+            for p in range(config.copies)
             for i in range(len(channels))
         )
 
@@ -198,7 +198,7 @@ class NeuralFunctionModule(nn.Module):
 def _lists_of_passes(
     layers: Sequence[nn.Module] | Sequence[Sequence[nn.Module]], config: NFMConfig
 ) -> list[list[nn.Module]]:
-    copies = 1 if config.share_passes else config.passes
+    copies = config.copies
     if len(layers) and not isinstance(layers[0], Sequence | nn.ModuleList):
         first: list[nn.Module] = list(layers)  # pyright: ignore[reportAssignmentType]
         return [first, *(copy.deepcopy(first) for _ in range(copies - 1))]

@@ -25,7 +25,7 @@ import yaml
 from agents.config import Config, make_config, to_plain
 from agents.presets import read_preset
 from agents.saving.run_folder import read_metrics
-from agents.sweeping.runs import PlannedRun, StopRequest, execute
+from agents.sweeping.runs import PlannedRun, RunStop, execute
 from agents.training.parts import share_of
 from agents.training.trainer import Trainer
 from rl_nfm.support.memory import keep_freed_memory
@@ -288,4 +288,4 @@ def planned(config: Config, out: Path) -> PlannedRun:
 
 
 def _execute(run: PlannedRun) -> int:
-    return execute(run, 1, StopRequest())
+    return execute(run, 1, RunStop())

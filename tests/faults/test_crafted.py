@@ -11,7 +11,7 @@ import torch
 
 from agents import cli
 from agents.saving import checkpoint
-from agents.saving.parts import restore
+from agents.saving.restoring import restore
 from agents.training import train
 from agents.training.record import Counters
 from rl_nfm.support import storage

@@ -68,8 +68,8 @@ class ArithmeticConfig(RunConfig):
         """Check the options.
 
         Raises:
-            ValueError: one is out of its bounds, a range is empty, `simple` is given options of `subsets`, or the training ends
-                before a given regulariser begins to count.
+            ValueError: one is out of its bounds, a range is empty, `simple` is given options of
+                `subsets`, or the training ends before a given regulariser begins to count.
         """
         super().__post_init__()
         if self.task == "simple":

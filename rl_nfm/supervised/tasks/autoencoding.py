@@ -109,8 +109,7 @@ def make_trunk(width: int, channels_in: int, nfm: NFMConfig | None) -> tuple[nn.
     stages, channels = make_stages(width, channels_in)
     if nfm is None:
         return nn.Sequential(*stages), channels[-1]
-    copies = 1 if nfm.share_passes else nfm.passes
-    lists = [stages, *(make_stages(width, channels_in)[0] for _ in range(copies - 1))]
+    lists = [stages, *(make_stages(width, channels_in)[0] for _ in range(nfm.copies - 1))]
     return NeuralFunctionModule(lists, channels=channels, config=nfm), channels[-1]
 
 

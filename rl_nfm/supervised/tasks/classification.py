@@ -118,7 +118,7 @@ class Classifier(nn.Module):
         share_convolutions: bool = False,
     ):
         super().__init__()
-        copies = 1 if nfm is None or nfm.share_passes else nfm.passes
+        copies = 1 if nfm is None else nfm.copies
         networks = make_pass_networks(
             resnet, in_channels=in_channels, passes=copies, share_convolutions=share_convolutions
         )

@@ -89,7 +89,7 @@ class NFMAnswerer(nn.Module):
         inputs = [3, *channels[:-1]]
         lists = [
             [conv_stage(i, o) for i, o in zip(inputs, channels, strict=True)]
-            for _ in range(1 if config.share_passes else config.passes)
+            for _ in range(config.copies)
         ]
         self.trunk = NeuralFunctionModule(lists, channels=channels, config=config)
         self.reduce = nn.Conv2d(channels[-1], 64, 1)

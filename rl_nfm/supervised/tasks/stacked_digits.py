@@ -131,8 +131,7 @@ class StackedDigitsNet(nn.Module):
         if nfm is None:
             self.trunk: nn.Module = nn.Sequential(*stages)
         else:
-            copies = 1 if nfm.share_passes else nfm.passes
-            lists = [stages, *(make_stages(width)[0] for _ in range(copies - 1))]
+            lists = [stages, *(make_stages(width)[0] for _ in range(nfm.copies - 1))]
             self.trunk = NeuralFunctionModule(lists, channels=channels, config=nfm)
         self.head = nn.Linear(channels[-1], CLASSES)
 

@@ -19,8 +19,8 @@ from agents.config import make_config, to_plain
 from agents.playing import clip
 from agents.playing.evaluate import PlayStep
 from agents.presets import read_preset
-from agents.saving.board import tag_of
 from agents.saving.run_folder import RunFolder, read_metrics
+from agents.saving.tensorboard import tag_of
 from agents.training import evaluation, train
 from rl_nfm.support.event_writer import CurveWriter
 

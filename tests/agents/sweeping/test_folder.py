@@ -14,9 +14,9 @@ from agents.presets import read_preset
 from agents.reporting.kept import KEPT_FILE
 from agents.saving.run_folder import RunFolder
 from agents.sweeping import runs as runs_module
-from agents.sweeping.board import Board
 from agents.sweeping.folder import check_space, held
 from agents.sweeping.plan import Plan
+from agents.sweeping.progress_table import Board
 from agents.sweeping.sweep import drop_replays
 
 FRAME = 84 * 84

@@ -16,9 +16,9 @@ from agents import cli
 from agents.commands import report as report_command
 from agents.commands import sweep as command
 from agents.presets import read_preset
-from agents.sweeping.board import Board
 from agents.sweeping.plan import Plan
-from agents.sweeping.runs import Progress
+from agents.sweeping.progress_table import Board
+from agents.sweeping.runs import RunProgress
 from agents.sweeping.search import Search, SearchRequest
 from agents.sweeping.space import parse_space, same_space
 from agents.sweeping.sweep import Outcome
@@ -190,7 +190,7 @@ class Hand:
             file.write(json.dumps({"steps": steps, "return_last_100": value}) + "\n")
 
     def finish(self, run):
-        self.board._done[run.name] = Progress(done=True)
+        self.board._done[run.name] = RunProgress(done=True)
 
 
 def test_a_trial_behind_the_median_is_pruned_and_stays_so_after_a_kill(tmp_path, debug):

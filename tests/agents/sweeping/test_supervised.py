@@ -7,7 +7,7 @@ import pytest
 from agents.commands import report as report_command
 from agents.commands import sweep as command
 from agents.sweeping.plan import parse_vary
-from agents.sweeping.runs import Progress, progress
+from agents.sweeping.runs import RunProgress, progress
 from agents.sweeping.supervised import SupervisedPlan
 from agents.sweeping.sweep import Outcome
 from rl_nfm.supervised.registry import task_entry
@@ -33,14 +33,14 @@ def test_runs_of_a_supervised_sweep(tmp_path):
 def test_a_run_is_as_far_as_its_last_evaluation(tmp_path):
     run = plan().runs(tmp_path)[0]
     assert run.steps == 3
-    assert progress(run) == Progress()
+    assert progress(run) == RunProgress()
     (run.folder / "trial0").mkdir(parents=True)
     (run.folder / "trial0/metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n{"ep')
     found = progress(run)
     assert (found.steps, found.done) == (2, False)
     assert found.logged_at > time.time() - 600
     (run.folder / "result.json").touch()
-    assert progress(run) == Progress(steps=3, done=True)
+    assert progress(run) == RunProgress(steps=3, done=True)
 
 
 def test_what_a_model_does_not_read_is_not_varied_for_it(tmp_path):

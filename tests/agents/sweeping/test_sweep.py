@@ -14,8 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from agents.sweeping.board import Board, duration
-from agents.sweeping.runs import PlannedRun, Progress
+from agents.sweeping.progress_table import Board, duration
+from agents.sweeping.runs import PlannedRun, RunProgress
 from agents.sweeping.sweep import FixedWork, _signals, run_all
 from agents.training.stop import ending_signals
 
@@ -235,7 +235,8 @@ def test_a_table_of_any_size_leaves_nothing_behind_on_a_terminal(
 
 def test_no_run_is_called_under_way_when_the_sweep_has_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "agents.sweeping.board.progress", lambda _: Progress(steps=1, logged_at=time.time())
+        "agents.sweeping.progress_table.progress",
+        lambda _: RunProgress(steps=1, logged_at=time.time()),
     )
     out = io.StringIO()
     board = Board([planned(tmp_path, 0)], at_once=1, out=out)

@@ -8,7 +8,7 @@ import torch
 from agents import load
 from agents.presets import read_preset
 from agents.saving import checkpoint
-from agents.saving.parts import restore
+from agents.saving.restoring import restore
 from agents.saving.run_folder import read_metrics
 from agents.training import train
 from rl_nfm.encoders import encoder_names

@@ -28,7 +28,7 @@ from agents.replay.config import ReplayConfig
 from agents.replay.priorities import importance_weights
 from agents.replay.returns import ReturnConfig
 from agents.saving import checkpoint, shards
-from agents.saving.parts import restore
+from agents.saving.restoring import restore
 from agents.saving.run_folder import RunFolder, read_metrics
 from agents.training import parts, train
 from agents.training.parts import share_of

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents.config import make_config, to_plain
 from agents.presets import read_preset
 from agents.saving import checkpoint, writer
-from agents.saving.parts import restore
+from agents.saving.restoring import restore
 from agents.saving.resumable import check_resumable
 from agents.saving.run_folder import RunFolder, read_metrics
 from agents.training import train

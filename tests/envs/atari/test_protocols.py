@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from envs import PROTOCOLS, Protocol, make_protocol
+from envs import PROTOCOLS, AtariProtocol, make_protocol
 
 # Written out from the sources named in the module, field by field.
 EXPECTED = {
@@ -82,7 +82,7 @@ def test_a_bad_value_names_field_value_and_what_is_allowed(field, value, allowed
         make_protocol("dopamine", **{field: value})
     assert repr(value) in str(e.value)
     with pytest.raises(ValueError, match=field):
-        Protocol(**{**vars(PROTOCOLS["dopamine"]), field: value})
+        AtariProtocol(**{**vars(PROTOCOLS["dopamine"]), field: value})
 
 
 def test_unknown_names_are_answered_with_the_nearest():

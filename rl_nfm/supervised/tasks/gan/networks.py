@@ -122,8 +122,7 @@ class Generator(nn.Module):
         if nfm is None:
             self.trunk: nn.Module = nn.Sequential(*_layers(latent_size, width))
         else:
-            copies = 1 if nfm.share_passes else nfm.passes
-            lists = [_layers(latent_size, width) for _ in range(copies)]
+            lists = [_layers(latent_size, width) for _ in range(nfm.copies)]
             self.trunk = NeuralFunctionModule(lists, channels=[width] * 4, config=nfm)
         self.norm = nn.BatchNorm2d(width)
         self.conv = _glorot(nn.Conv2d(width, channels, 3, padding=1))

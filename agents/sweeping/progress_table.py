@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TextIO
 
-from agents.sweeping.runs import PlannedRun, Progress, progress
+from agents.sweeping.runs import PlannedRun, RunProgress, progress
 from envs import human_normalized_score, random_and_human_score
 
 _TERMINAL_SECONDS, _PLAIN_SECONDS = 2.0, 60.0
@@ -40,7 +40,7 @@ class Board:
         self._out, self._terminal = out, out.isatty()
         self._next = time.monotonic() + (0.0 if self._terminal else _PLAIN_SECONDS)
         self._height = 0
-        finished = Progress(done=True)
+        finished = RunProgress(done=True)
         self._done = {run.name: finished for run in runs if run.name in set(known)}
 
     def add(self, runs: Sequence[PlannedRun]) -> None:
@@ -55,14 +55,14 @@ class Board:
         """Whether a run is finished, according to its folder, or known from another one."""
         return self._look(run).done
 
-    def _look(self, run: PlannedRun) -> Progress:
+    def _look(self, run: PlannedRun) -> RunProgress:
         """The progress of a run, read from its folder again until the run is done."""
         if run.name in self._done:
             return self._done[run.name]
         try:
             state = progress(run)
         except ValueError:
-            state = Progress()  # a damaged folder, which the run's process will report
+            state = RunProgress()  # a damaged folder, which the run's process will report
         if state.done:
             self._done[run.name] = state
         return state
@@ -94,7 +94,7 @@ class Board:
             print(f"\x1b[{self._height}F\x1b[J", end="", file=self._out)
             self._height = 0
 
-    def summary(self, states: Mapping[str, Progress], failed: Mapping[str, str]) -> str:
+    def summary(self, states: Mapping[str, RunProgress], failed: Mapping[str, str]) -> str:
         """One line about all runs."""
         done = sum(state.done for state in states.values())
         running = sum(_is_under_way(s) and n not in failed for n, s in states.items())
@@ -107,7 +107,7 @@ class Board:
                 parts.append(f"about {duration(seconds)} left")
         return ", ".join(parts)
 
-    def table(self, states: Mapping[str, Progress], failed: Mapping[str, str]) -> Iterator[str]:
+    def table(self, states: Mapping[str, RunProgress], failed: Mapping[str, str]) -> Iterator[str]:
         """A table of games and encoders, and a line for each run that is under way."""
         methods = list(dict.fromkeys(run.method for run in self.runs))
         games = dict.fromkeys(run.game for run in self.runs)
@@ -129,7 +129,7 @@ class Board:
         self,
         game: str,
         method: str,
-        states: Mapping[str, Progress],
+        states: Mapping[str, RunProgress],
         failed: Mapping[str, str],
     ) -> str:
         """Runs done and given up, and their mean return as `_against_human` shows it."""
@@ -142,11 +142,11 @@ class Board:
             text += f" {_against_human(game, math.fsum(returns) / len(returns))}"
         return text
 
-    def _pairs(self, states: Mapping[str, Progress]) -> Iterator[tuple[PlannedRun, Progress]]:
+    def _pairs(self, states: Mapping[str, RunProgress]) -> Iterator[tuple[PlannedRun, RunProgress]]:
         return ((run, states[run.name]) for run in self.runs)
 
     def _remaining_seconds(
-        self, states: Mapping[str, Progress], failed: Mapping[str, str]
+        self, states: Mapping[str, RunProgress], failed: Mapping[str, str]
     ) -> float | None:
         """Estimated by the mean speed of each method so far, or of all where it has none yet."""
         rates: dict[str, list[float]] = {}
@@ -180,11 +180,11 @@ def fit(lines: Sequence[str], columns: int, rows: int) -> list[str]:
     return [line[: max(1, columns - 1)] for line in shown]
 
 
-def _is_under_way(state: Progress) -> bool:
+def _is_under_way(state: RunProgress) -> bool:
     return not state.done and time.time() - state.logged_at < _QUIET_SECONDS
 
 
-def _describe(run: PlannedRun, state: Progress) -> str:
+def _describe(run: PlannedRun, state: RunProgress) -> str:
     parts = [f"{state.steps / run.steps:.0%}"]
     if state.steps_per_second:
         seconds = (run.steps - state.steps) / state.steps_per_second
