@@ -9,6 +9,8 @@ from rl_nfm.support.yaml_file import read_yaml
 _HERE = Path(__file__).parent
 PRESETS = _HERE / "presets" if (_HERE / "presets").is_dir() else _HERE.parent / "configs"
 """Where the presets lie: inside an installed package, or beside it in a checkout."""
+EXPORTED = "preset.yaml"
+"""In the folder of an exported agent: the config of its training."""
 
 
 def preset_names() -> list[str]:
@@ -17,13 +19,15 @@ def preset_names() -> list[str]:
 
 
 def preset_path(preset: str) -> Path:
-    """The file of a preset given by name or path.
+    """The file of a preset given by name or path; of an exported agent, that of its training.
 
     Raises:
         ValueError: neither a known name nor a file.
     """
     if (PRESETS / f"{preset}.yaml").is_file():
         return PRESETS / f"{preset}.yaml"
+    if (exported := Path(preset) / EXPORTED).is_file():
+        return exported
     if Path(preset).suffix in (".yaml", ".yml") or "/" in preset:
         return Path(preset)
     raise ValueError(nearest("preset", preset, preset_names()) + ", or the path of a YAML file")

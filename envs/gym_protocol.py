@@ -55,6 +55,8 @@ class GymProtocol:
         return 15.0
 
 
+_EXTRA = ("minigrid", "minatar")
+"""Packages of the extra `gymnasium`."""
 _FIELDS = tuple(field.name for field in dataclasses.fields(GymProtocol) if field.name != "name")
 
 
@@ -84,7 +86,8 @@ def load_wrapper(text: str) -> Callable[[Any], Any]:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"wrappers: {text!r} is not found: {error}") from None
+        hint = "; pip install 'rl-nfm[gymnasium]'" if module.split(".")[0] in _EXTRA else ""
+        raise ValueError(f"wrappers: {text!r} is not found: {error}{hint}") from None
     except Exception as error:  # whatever the module does
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"wrappers: {text!r} cannot be imported: {reason}") from None

@@ -14,8 +14,9 @@ HELP = """usage: rl-nfm agents [--json]
 List the trained agents that come with the package: name, encoder, agent steps of training, mean
 return with its 95 % interval over episodes, and the published scores of random play and of a human;
 below it how many episodes were alike, where most were.
-Use one as zoo:NAME: `rl-nfm evaluate zoo:NAME`, `agents.load("zoo:NAME")`, and `rl-nfm train PRESET
---init zoo:NAME` to start from its weights. `rl-nfm export` makes more.
+Use one as zoo:NAME: `rl-nfm evaluate zoo:NAME`, `agents.load("zoo:NAME")`, and `rl-nfm train
+zoo:NAME --init zoo:NAME` to go on from its weights with its settings (or those of another preset
+with the same encoder). `rl-nfm export` makes more.
 
   --json    print it as JSON
 """

@@ -17,6 +17,7 @@ from agents.commands.evaluate import score_content, score_text
 from agents.config import to_plain
 from agents.learning.network import QNetwork
 from agents.playing.evaluate import NUM_ENVS, play
+from agents.presets import EXPORTED
 from agents.reporting.card import model_card
 from agents.saving import checkpoint
 from agents.saving.checkpoint import Checkpoint
@@ -113,7 +114,7 @@ def _write(out: Path, found: Checkpoint, network: QNetwork, scores: dict[str, An
     }
     with storage.Draft(out) as draft:
         draft.write("network", network.state_dict())
-        draft.write_text("preset.yaml", yaml.safe_dump(config, sort_keys=False))
+        draft.write_text(EXPORTED, yaml.safe_dump(config, sort_keys=False))
         draft.write_text("scores.json", json.dumps(scores, indent=1, allow_nan=False) + "\n")
         draft.write_text("README.md", model_card(out.resolve().name, scores, agent))
         if (curve := _curve(found)) is not None:

@@ -41,11 +41,12 @@ class Options:
     against: str | None = None
     """Compare every encoder with this one (probability of improvement); none: all pairs."""
 
-    references: tyro.conf.UseCounterAction[
+    no_references: tyro.conf.UseCounterAction[
         Annotated[int, tyro.conf.arg(help_behavior_hint="(default: off)")]
     ] = 0
-    """Draw public scores beside runs under their protocol: Dopamine's curves of training (IQN and
-    compact Rainbow, Nature and IMPALA), and for `atari100k` the evaluations of DER, DrQ and SPR."""
+    """Leave out the public scores that are drawn beside runs under their protocol: Dopamine's
+    training (IQN and compact Rainbow, Nature and IMPALA), and for `atari100k` the evaluations of
+    DER, DrQ and SPR."""
 
     open: tyro.conf.UseCounterAction[
         Annotated[int, tyro.conf.arg(help_behavior_hint="(default: off)")]
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
         options.out,
         force=bool(options.force),
         against=options.against,
-        references=bool(options.references),
+        references=not options.no_references,
     )
     if options.keep is not None:
         kept = [run for sweep in options.path for run in keep(sweep, options.keep)]
@@ -92,7 +93,7 @@ def _supervised(options: Options) -> int:
     for path in options.path:
         if not _is_supervised(path):
             raise ValueError(f"path: {path} holds agents; report them apart from supervised tasks")
-    for name in ("keep", "against", "references", "open", "force"):
+    for name in ("keep", "against", "no_references", "open", "force"):
         if getattr(options, name):
             raise ValueError(f"{name}: has no effect on supervised tasks")
     return report_supervised([*map(str, options.path), "--out", str(options.out)])

@@ -14,6 +14,7 @@ from agents.config import (
     make_config,
 )
 from agents.presets import preset_names, preset_path, read_preset
+from agents.saving import zoo
 from agents.training import train
 from rl_nfm.encoders import encoder_names
 from rl_nfm.support.configuration import plain_values
@@ -25,8 +26,9 @@ from rl_nfm.support.ranks import OtherRankError, Ranks, restarts
 USAGE = """usage: rl-nfm train PRESET [options]
        rl-nfm train --resume RUN [--steps N]
 
-PRESET is a name ({presets}) or the path of a YAML file; `rl-nfm train PRESET --help` shows
-every option with the preset's values. Every count of steps is in agent steps (4 frames each).
+PRESET is a name ({presets}), the path of a YAML file, or an exported agent such as zoo:NAME, whose
+settings are meant; `rl-nfm train PRESET --help` shows every option with the preset's values. Every
+count of steps is in agent steps (4 frames each).
 
 Most used:
   --game GAME            ms_pacman, gym:ID, ...: rl-nfm games
@@ -35,7 +37,8 @@ Most used:
   --seed N               of everything that is random
   --out DIR              the run's folder (default: a new one under runs/)
   --device auto|cpu|cuda
-  --init AGENT           begin with the weights of a run or of zoo:NAME
+  --init AGENT           begin with the weights of a run or of zoo:NAME, whose encoder must be the
+                         same: train zoo:NAME --init zoo:NAME, or with other settings of yours
 """
 EPILOG = """--out DIR: the run's folder (default: a new one under runs/); --resume RUN: go on.
 Under torchrun each process trains its share, and the same command goes on with the run in --out.
@@ -66,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
             folder = train.resume(Path(run), lambda old: _chosen(old, argv, f"--resume {run}"))
         else:
             assert preset is not None
+            preset = str(zoo.locate(Path(preset)))
             config = _chosen(read_preset(preset), argv, preset)
             folder = train.train(config, out=None if out is None else Path(out))
     except train.Stop as stop:

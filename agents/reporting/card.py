@@ -9,7 +9,7 @@ from envs import random_and_human_score
 
 USE = """```
 rl-nfm evaluate {name} --episodes 10 --video play.mp4
-rl-nfm train {name}/preset.yaml --init {name}      # goes on from these weights, as a new run
+rl-nfm train {name} --init {name}      # goes on from these weights, as a new run
 ```
 
 ```python

@@ -1,6 +1,7 @@
 """The figures of a report. Matplotlib without pyplot: no display, no global state."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 
 from agents.reporting.methods import protocol_line
 from agents.reporting.references import Reference
-from agents.reporting.results import TRAINING_EPISODES, Curve, Result
+from agents.reporting.results import Curve, Result
 from agents.reporting.statistics import Strata, bootstrap_interval, performance_profile
+from agents.reporting.swept import LAST_TENTH
 from envs import random_and_human_score
 from rl_nfm.support.output_files import written
 
@@ -25,6 +27,8 @@ _MIN_BAND = 3
 # one can see on white. Line styles tell methods apart without any colour.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", "-.", ":")
+_PLACES = ("nfm", "resnet", "nature", "impala", "rim", "resnet_matched", "lstm_matched")
+"""Methods that look the same in every report, whatever stands beside them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,29 +37,36 @@ class Look:
 
     color: str
     linestyle: str
+    faint: float = 0.2
+    """Opacity of bands, and of single runs behind a mean."""
 
 
 _Draw = Callable[[Axes, Sequence[Curve], str, Look], None]
 
 
 def looks(methods: Sequence[str]) -> dict[str, Look]:
-    """A colour and a line style per method; no two of 28 methods share both."""
+    """A colour and a line style per method; no two of 21 methods share both."""
+    places = itertools.count(len(_PLACES))
+    numbers = {m: _PLACES.index(m) if m in _PLACES else next(places) for m in methods}
+    faint = min(0.2, 0.6 / max(1, len(methods)))  # of many, those on top would hide the others
     return {
-        method: Look(color=_COLORS[i % len(_COLORS)], linestyle=_STYLES[i % len(_STYLES)])
-        for i, method in enumerate(methods)
+        method: Look(color=_COLORS[i % 7], linestyle=_STYLES[i % 4], faint=faint)
+        for method, i in numbers.items()
     }
 
 
 def running_mean(
-    curve: Curve, grid: NDArray[np.float64], window: int = TRAINING_EPISODES
+    curve: Curve, grid: NDArray[np.float64], window_steps: float
 ) -> NDArray[np.float64]:
-    """Mean return of the last `window` training episodes that had ended at each step of `grid`.
+    """Mean return of the training episodes that ended in `window_steps` up to each step of `grid`.
 
-    NaN before the first episode and after the end of the run.
+    Where none ended, the return of the last one. NaN before the first episode and after the end of
+    the run.
     """
     ended = np.searchsorted(curve.episode_steps, grid, side="right")
     sums = np.concatenate([[0.0], np.cumsum(curve.episode_returns)])
-    begin = np.maximum(ended - window, 0)
+    begin = np.searchsorted(curve.episode_steps, grid - window_steps, side="right")
+    begin = np.minimum(begin, np.maximum(ended - 1, 0))
     with np.errstate(invalid="ignore"):
         means = (sums[ended] - sums[begin]) / (ended - begin)
     return np.where(grid > curve.steps, np.nan, means)
@@ -96,7 +107,8 @@ def learning_curves(
     by_method = {m: [r.curve for r in results if r.method == m and r.curve] for m in methods}
     panels: list[tuple[str, str, _Draw]] = []
     if any(len(c.episode_returns) for curves in by_method.values() for c in curves):
-        title = f"training: mean of the last {TRAINING_EPISODES} episodes"
+        window = LAST_TENTH * max(r.curve.steps for r in results if r.curve)
+        title = f"training: mean of the episodes of the last {window:,.0f} steps"
         panels.append(("training", title, _draw_training))
     if any(len(c.eval_steps) for curves in by_method.values() for c in curves):
         epsilon = next(
@@ -121,21 +133,26 @@ def learning_curves(
 
 
 def _draw_public(ax: Axes, public: Sequence[Reference], steps: int) -> None:
-    """Draw public scores up to the last step of the user's runs, and one iteration beyond."""
+    """Draw public scores up to the last step of the user's runs.
+
+    A score of more steps than that has no place on the axis: it is a level line, and says so.
+    """
     for number, curve in enumerate(public):
-        shown = max(1, int((curve.steps <= steps).sum()))
         what = "published mean" if curve.runs is None else f"mean of {curve.runs} runs"
-        beyond = curve.steps[0] > steps
-        when = f", first {curve.steps[0]:,} steps" if beyond else ""
-        ax.plot(
-            np.minimum(curve.steps[:shown], steps),
-            curve.returns[:shown],
-            color="0.5",
-            marker="sD^v"[number % 4],
-            markersize=5,
-            linestyle=":",
-            label=f"{curve.name}: {what}{when}",
-        )
+        shown = curve.steps <= steps
+        x, y = curve.steps[shown], curve.returns[:, shown]
+        if not shown.any():
+            x, y = np.linspace(0, steps, 10), curve.returns[:, :1].repeat(10, 1)
+            span = "after" if curve.scores == "evaluations" else "over their first"
+            what += f" {span} {curve.steps[0]:,} steps"
+        if len(y) > 1:
+            what += f" ({y[:, -1].min():,.0f} to {y[:, -1].max():,.0f})"
+        look: dict[str, Any] = {"color": "0.5", "linestyle": ":"}
+        if shown.sum() > 1:
+            ax.plot(x, y.T, linewidth=0.7, alpha=0.3, **look)
+        every = 1 if shown.any() else [2 * (number % 4) + 1]  # side by side: lines may be close
+        mark: dict[str, Any] = {"marker": "sD^v"[number % 4], "markersize": 5, "markevery": every}
+        ax.plot(x, y.mean(0), label=f"{curve.name}: {what}", **mark, **look)
 
 
 def _legend_below(figure: Figure, columns: int) -> None:
@@ -204,7 +221,7 @@ def _draw_training(ax: Axes, curves: Sequence[Curve], method: str, look: Look) -
     if not curves:
         return
     grid = np.linspace(0, max(curve.steps for curve in curves), _GRID_POINTS)
-    values = np.stack([running_mean(curve, grid) for curve in curves])
+    values = np.stack([running_mean(curve, grid, LAST_TENTH * grid[-1]) for curve in curves])
     for row in values:
         _draw_run(ax, grid, row, look, faint=len(curves) >= _MIN_BAND)
     whole = ~np.isnan(values).any(0)
@@ -230,7 +247,7 @@ def _draw_run(
     faint: bool,
     marker: str = "",
 ) -> None:
-    alpha, width = (0.3, 0.7) if faint else (1.0, 1.4)
+    alpha, width = (look.faint, 0.7) if faint else (1.0, 1.4)
     style: dict[str, Any] = {"color": look.color, "linestyle": look.linestyle, "alpha": alpha}
     ax.plot(steps, values, linewidth=width, marker=marker, markersize=3, **style)
 
@@ -248,7 +265,7 @@ def _draw_mean(
     label = f"{method}: mean of {count} runs, 95 % bootstrap interval of the mean"
     ax.plot(grid, values.mean(0), linewidth=1.8, label=label, **style)
     low, high = bootstrap_interval(lambda strata: strata[0].mean(1), [values])
-    ax.fill_between(grid, low, high, color=look.color, alpha=0.2, linewidth=0)
+    ax.fill_between(grid, low, high, color=look.color, alpha=look.faint, linewidth=0)
 
 
 def profiles(path: Path, strata: Mapping[str, Strata], methods: Sequence[str], title: str) -> None:
@@ -272,7 +289,7 @@ def profiles(path: Path, strata: Mapping[str, Strata], methods: Sequence[str], t
         ax.plot(thresholds, share, color=look.color, linestyle=look.linestyle, label=label)
         if band:
             low, high = bootstrap_interval(lambda s: performance_profile(s, thresholds), games)
-            ax.fill_between(thresholds, low, high, color=look.color, alpha=0.2, linewidth=0)
+            ax.fill_between(thresholds, low, high, color=look.color, alpha=look.faint, linewidth=0)
     ax.set_title(title)
     ax.set_xlabel("human-normalised score (0: random play, 1: human tester)")
     ax.set_ylabel("share of runs above it, mean over games")

@@ -50,11 +50,11 @@ class Reference:
     scores: Literal["training", "evaluations"]
     """What the returns are of."""
     runs: int | None
-    """How many they are the mean of; None where the source does not say."""
+    """How many they are of; None where the source does not say."""
     steps: NDArray[np.int64]
     """Agent steps [I]."""
     returns: NDArray[np.float64]
-    """Mean return at each of the steps [I]."""
+    """Mean return at each of the steps, of each run or over all runs [S or 1, I]."""
 
 
 def references(game: str, protocol: Mapping[str, Any]) -> list[Reference]:
@@ -79,7 +79,7 @@ def _dopamine(game: str) -> list[Reference]:
             scores="training",
             runs=len(curves),
             steps=(np.array(ITERATIONS) + 1) * ITERATION_STEPS,
-            returns=np.array(curves).mean(0),
+            returns=np.array(curves),
         )
         for (known, agent, network), curves in _curves().items()
         if known == game
@@ -96,7 +96,7 @@ def _atari_100k(game: str) -> list[Reference]:
             scores="evaluations",
             runs=int(row["runs"]) if row["runs"] else None,
             steps=np.array([STEPS_100K]),
-            returns=np.array([float(row["mean"])]),
+            returns=np.array([[float(row["mean"])]]),
         )
         for row in rows
     ]

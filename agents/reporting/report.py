@@ -39,7 +39,7 @@ def write_report(
     *,
     force: bool = False,
     against: str | None = None,
-    references: bool = False,
+    references: bool = True,
 ) -> list[Path]:
     """Read runs and score files, and write the report of them.
 
@@ -80,8 +80,6 @@ def write_report(
     for name in set(earlier) - set(figures):
         (out / name).unlink(missing_ok=True)
     public = _public(results) if references else set()
-    if references and not public:
-        notes.append("references: none are published for these games under this protocol")
     content = {"protocol": protocol, "tables": plain, "notes": notes, "figures": figures}
     content["sizes"] = sizes
     write_json(out / REPORT, content)

@@ -148,7 +148,9 @@ def _check_sequences(config: Config, state: State) -> None:
     if not state and replay.sequence_steps + replay.burn_in_steps > 1:
         raise ValueError(
             f"replay.sequence_steps: {replay.sequence_steps} is not allowed: encoder "
-            f"{config.encoder!r} has no state (allowed: 1, with burn_in_steps 0)"
+            f"{config.encoder!r} has no state (as many steps: --replay.sequence-steps 1 "
+            "--replay.overlap-steps 0 --replay.burn-in-steps 0 --replay.batch-size "
+            f"{replay.batch_size * replay.stride_steps})"
         )
     if state and replay.sequence_steps == 1:
         print(

@@ -18,10 +18,14 @@ with keys of d and values of e.
 
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import torch
-from jax import Array, lax
+
+try:
+    import jax
+    import jax.numpy as jnp
+    from jax import Array, lax
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"{error}: pip install 'rl-nfm[jax]'", name=error.name) from None
 
 from rl_nfm.rims.cells import RIMGRUCell, RIMLSTMCell
 from rl_nfm.rims.variants import VARIANTS

@@ -162,12 +162,12 @@ def main(argv: Sequence[str]) -> int:
     rows, seeds = [], []
     for trial in trials:
         loaded = _load(run, changed, trial, options.weights)
+        named = f"seed{'s' * (len(loaded.seeds) > 1)} {', '.join(map(str, loaded.seeds))}"
+        print(f"{run} {named}: {loaded.weights} weights, of epoch {loaded.epoch}", flush=True)
         if options.video is not None and trial == trials[0]:
             loaded.write_video(options.video)
         rows.append(loaded.evaluate())
         seeds += loaded.seeds
-        named = f"seed{'s' * (len(loaded.seeds) > 1)} {', '.join(map(str, loaded.seeds))}"
-        print(f"{run} {named}: {loaded.weights} weights, of epoch {loaded.epoch}")
     mean, deviation = mean_and_deviation(rows)
     print(format_metrics(mean, deviation, {}))
     if options.json is not None:

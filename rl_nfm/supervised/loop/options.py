@@ -79,6 +79,11 @@ def parse_config(
             read, or a change that `--resume` does not allow.
         SystemExit: 0 after `--help`.
     """
+    if any(word.split("=")[0] in ("--seeds", "--models") for word in argv):
+        raise ValueError(
+            "seeds and models: a run has one model, and seeds from --seed on by --trials; "
+            f"rl-nfm sweep supervised:{task} --models ... --seeds ... compares several"
+        )
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--preset", default=next(iter(presets)))
     early.add_argument("--resume", type=Path)

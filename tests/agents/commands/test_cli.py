@@ -49,7 +49,10 @@ BAD = [
     (["train", "debug", "--learner.auxiliary", "future_frame"], "must be NAME NUMBER NAME"),
     (["train", "debug", "--learner.discount", "1.5"], "learner.discount: 1.5 is not allowed"),
     (["train", "debug", "--learner.munchausen", "True"], "munchausen"),
-    (["train", "debug", "--replay.sequence-steps", "4"], "has no state"),
+    (
+        ["train", "debug", "--replay.sequence-steps", "4"],
+        "has no state (as many steps: --replay.sequence-steps 1",
+    ),
     (["train", "debug", "--replay.capacity-steps", "20"], "capacity_steps: 20"),
     (["train", "debug", "--replay.capacity-steps", "99000000000"], "lower --replay.capacity-steps"),
     (["train", "debug", "--seed", "-1"], "seed: -1 is not allowed"),

@@ -1,7 +1,9 @@
 """Agents to hand on: exported, listed, evaluated, loaded by `zoo:NAME`, and trained further."""
 
+import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from agents.config import make_config, to_plain
 from agents.presets import read_preset
 from agents.reporting.card import model_card
 from agents.saving import checkpoint, zoo
+from agents.saving.run_folder import RunFolder
 from agents.training.train import train
 from envs import random_and_human_score
 
@@ -78,6 +81,19 @@ def test_what_is_written(run, exported):
     assert header.startswith("steps,updates,episodes,mean_return")
     assert [int(line.split(",")[0]) for line in lines] == [40, 80, 120]
     assert read_preset(str(exported / "preset.yaml")) == config()
+
+
+@pytest.mark.usefixtures("in_zoo")
+def test_an_agent_is_a_preset_too(exported, tmp_path, capsys):
+    assert read_preset(str(exported)) == config()
+    assert (
+        cli.main(["train", "zoo:tiny-nature", "--steps", "16", "--out", str(tmp_path / "a")]) == 0
+    )
+    assert RunFolder.open(tmp_path / "a").config() == dataclasses.replace(config(), steps=16)
+    assert "zoo: 'tinynature' is unknown" in fails(capsys, "train", "zoo:tinynature")
+    for card in Path("agents/zoo").glob("*/README.md"):
+        name = f"zoo:{card.parent.name}"
+        assert f"rl-nfm train {name} --init {name} " in card.read_text()
 
 
 def test_the_card_has_the_metadata_of_model_hubs(exported):

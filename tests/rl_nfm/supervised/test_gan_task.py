@@ -203,7 +203,7 @@ def test_scores_tell_real_images_from_noise():
         (["--patience-epochs", "3"], "patience_epochs: has no effect on the GAN"),
         (
             ["--features.name", "clasifier"],
-            "features.name: 'clasifier' is unknown; did you mean 'classifier'",
+            "features.name: 'clasifier' is unknown; did you mean 'classifier'? (allowed: ",
         ),
         (["--nearest", "40", "--samples", "40"], "nearest: 40 is not below the 40 real images"),
         (["--model", "sngan", "--infomax-scale", "1"], "infomax_scale: has no effect on model"),

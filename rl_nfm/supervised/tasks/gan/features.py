@@ -86,7 +86,8 @@ def features_named(name: str) -> Features:
         ValueError: unknown, with the nearest name.
     """
     if name not in _FEATURES:
-        raise ValueError(nearest("features.name", name, list(_FEATURES)))
+        unknown = nearest("features.name", name, list(_FEATURES))
+        raise ValueError(f"{unknown}; {__name__}.register_features adds others")
     return _FEATURES[name]
 
 
