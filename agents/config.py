@@ -26,6 +26,9 @@ from rl_nfm.support.former import with_current_names
 from rl_nfm.support.output_files import written
 from rl_nfm.values.heads import HeadConfig
 
+CONFIG_FILE = "config.yaml"
+"""A run's config, in its folder; whatever folder has one is a run."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EnvConfig(Bounded):

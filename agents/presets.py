@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from agents.config import Config, make_config
+from agents.config import CONFIG_FILE, Config, make_config
 from rl_nfm.support.configuration import nearest
 from rl_nfm.support.yaml_file import read_yaml
 
@@ -40,7 +40,7 @@ def read_preset(preset: str) -> Config:
         ValueError: see `preset_path`, `read_yaml` and `make_config`.
     """
     path = preset_path(preset)
-    if (path / "config.yaml").is_file():
+    if (path / CONFIG_FILE).is_file():
         raise ValueError(
             f"preset: {preset} is a run: --resume {preset} goes on with it, "
             f"{path / 'config.yaml'} begins another with its settings"

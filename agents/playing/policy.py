@@ -136,7 +136,7 @@ def load(path: str | Path, *, device: str = "auto", which: str = "last") -> Agen
     """The agent of a run's folder or of a single checkpoint.
 
     Args:
-        path: either.
+        path: either, or `zoo:NAME` for one that comes with the package.
         device: auto, cpu, cuda or cuda:N.
         which: of a run, the `last` checkpoint or the `best` one.
 

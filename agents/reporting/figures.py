@@ -19,14 +19,11 @@ from agents.reporting.statistics import Strata, bootstrap_interval, performance_
 from agents.reporting.swept import LAST_TENTH
 from envs import random_and_human_score
 from rl_nfm.support.output_files import written
+from rl_nfm.support.plot_style import line_style
 
 _GRID_POINTS = 200
 _MIN_BAND = 3
 """Fewer runs are drawn one by one: their spread says little about others."""
-# Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow, which no
-# one can see on white. Line styles tell methods apart without any colour.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLES = ("-", "--", "-.", ":")
 _PLACES = ("nfm", "resnet", "nature", "impala", "rim", "resnet_matched", "lstm_matched")
 """Methods that look the same in every report, whatever stands beside them."""
 
@@ -49,10 +46,7 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
     places = itertools.count(len(_PLACES))
     numbers = {m: _PLACES.index(m) if m in _PLACES else next(places) for m in methods}
     faint = min(0.2, 0.6 / max(1, len(methods)))  # of many, those on top would hide the others
-    return {
-        method: Look(color=_COLORS[i % 7], linestyle=_STYLES[i % 4], faint=faint)
-        for method, i in numbers.items()
-    }
+    return {method: Look(**line_style(i), faint=faint) for method, i in numbers.items()}
 
 
 def running_mean(

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from agents.config import Config
+from agents.config import CONFIG_FILE, Config
 from agents.reporting.swept import LAST_TENTH, SweptRun, differing, is_whole, swept_runs
 from agents.saving.run_folder import RunFolder, read_metrics
 from rl_nfm.support.output_files import write_json, written
@@ -73,8 +73,8 @@ def check_same(config: Config, kept: Path) -> None:
 def _keep_run(run: SweptRun, lines: Sequence[Mapping[str, Any]], target: Path) -> None:
     """Write the three files; the last one marks the run as kept."""
     target.mkdir(parents=True, exist_ok=True)
-    with written(target / "config.yaml") as partial:
-        partial.write_bytes((run.path / "config.yaml").read_bytes())
+    with written(target / CONFIG_FILE) as partial:
+        partial.write_bytes((run.path / CONFIG_FILE).read_bytes())
     with written(target / "metrics.jsonl") as partial:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         partial.write_text(text, encoding="utf-8")

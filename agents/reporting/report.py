@@ -147,7 +147,7 @@ def _protocol(results: Iterable[Result]) -> dict[str, Any]:
     values: dict[str, list[Any]] = {}
     for result in results:
         for key, value in result.protocol.items():
-            random = result.steps is None and key in ("epsilon", "fractions", "noise")
+            random = result.steps is None and key in ("epsilon", "fractions")
             if key not in _HIDDEN and not random and value not in values.setdefault(key, []):
                 values[key].append(value)
     return {key: seen[0] if len(seen) == 1 else seen for key, seen in values.items() if seen}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from agents.config import CONFIG_FILE
 from agents.reporting.blocks import Block, Heading, Link, Table
 from agents.reporting.page import Clip
 from agents.reporting.results import Result
@@ -44,7 +45,7 @@ def _row(run: Result, out: Path) -> dict[str, str | Link]:
         "steps": "-" if run.steps is None else str(run.steps),
         "run": _link(path, out, path.name),
     }
-    for name in ("config.yaml", "metrics.jsonl"):
+    for name in (CONFIG_FILE, "metrics.jsonl"):
         row[name] = _link(path / name, out, name) if (path / name).is_file() else "-"
     videos = sorted(path.glob("*.mp4"))
     row["video"] = _link(videos[0], out, videos[0].name) if videos else "-"

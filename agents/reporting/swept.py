@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from agents.config import Config, to_plain
+from agents.config import CONFIG_FILE, Config, to_plain
 from agents.saving.resumable import RESUMABLE, changed_fields
 from agents.saving.run_folder import RunFolder, read_metrics
 
@@ -41,7 +41,7 @@ class SweptRun:
 
 def is_run(path: Path) -> bool:
     """Whether a path is a run's folder itself."""
-    return (path / "config.yaml").is_file()
+    return (path / CONFIG_FILE).is_file()
 
 
 def swept_runs(folder: Path) -> list[SweptRun]:

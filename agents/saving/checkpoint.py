@@ -18,7 +18,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from agents.config import Config, make_config
+from agents.config import CONFIG_FILE, Config, make_config
 from agents.learning.auxiliary import make_auxiliaries
 from agents.learning.network import QNetwork
 from agents.saving import zoo
@@ -164,7 +164,7 @@ def find(path: Path, which: str = "last") -> Path:
     folder = path / "checkpoints"
     last = list_checkpoints(folder)[-1:]
     found = (last[0] if last else None) if which == "last" else storage.present(folder / BEST)
-    if found is None and not folder.is_dir() and not (path / "config.yaml").is_file():
+    if found is None and not folder.is_dir() and not (path / CONFIG_FILE).is_file():
         raise CheckpointError(f"{path}: neither a run nor an exported agent nor a checkpoint")
     if found is None:
         raise CheckpointError(f"{path}: no {which} checkpoint in it yet")

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.config import Config, make_config, to_plain, write_config
+from agents.config import CONFIG_FILE, Config, make_config, to_plain, write_config
 from agents.saving import checkpoint
 from agents.saving.tensorboard import add_config, add_scalars, pictures_until
 from rl_nfm.support.curves import Curves
@@ -36,7 +36,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.config_path = path / "config.yaml"
+        self.config_path = path / CONFIG_FILE
         self.metrics_path = path / "metrics.jsonl"
         self.metrics = MetricsFile(self.metrics_path, "steps")
         self.checkpoints = path / "checkpoints"

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from agents.config import CONFIG_FILE
 from agents.saving.checkpoint import Checkpoint, list_checkpoints, open_checkpoint, step_of
 from agents.saving.restoring import LearnerPart, Part, ReplayPart, restore
 from rl_nfm.support import storage
@@ -28,7 +29,7 @@ def begin(run: Path, ranks: Ranks) -> None:
     Raises:
         ValueError: it cannot be made, or this rank does not see the run that rank 0 has begun.
     """
-    if not (run / "config.yaml").is_file():
+    if not (run / CONFIG_FILE).is_file():
         raise ValueError(f"out: {run} is not there: all ranks need storage that they share")
     folder = folder_of(run / "checkpoints", ranks.rank)
     try:

@@ -50,7 +50,7 @@ class CheckpointWriter:
         others: further parts by name.
         obs_shape: (C, H, W) of an observation, for whoever builds the network again.
         last: what the run goes on from.
-    ranks: that train the run, each with a writer and a folder of its own.
+        ranks: that train the run, each with a writer and a folder of its own.
     """
 
     def __init__(

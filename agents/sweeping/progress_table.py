@@ -10,6 +10,7 @@ from typing import TextIO
 
 from agents.sweeping.runs import PlannedRun, RunProgress, progress
 from envs import human_normalized_score, random_and_human_score
+from rl_nfm.support.progress import duration
 
 _TERMINAL_SECONDS, _PLAIN_SECONDS = 2.0, 60.0
 _MAX_COLUMNS = 8
@@ -211,15 +212,3 @@ def _points(score: float) -> str:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
-
-
-def duration(seconds: float) -> str:
-    """Like 2 d 5 h, 3 h 20 min, 4 min or 30 s."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes = whole // 60
-    days, hours = minutes // 1440, minutes // 60 % 24
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"

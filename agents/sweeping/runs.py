@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from agents.config import CONFIG_FILE
 from agents.reporting.kept import LOG_HEADER
 from agents.saving import checkpoint
 from agents.saving.dropping import drop_replay
@@ -131,7 +132,7 @@ def saved_steps(folder: Path) -> int:
 
 def drop_replay_of(run: PlannedRun) -> str:
     """Delete the replay of a run that is over; returns why that failed, if it did."""
-    if run.kind != "train" or not (run.folder / "config.yaml").is_file():
+    if run.kind != "train" or not (run.folder / CONFIG_FILE).is_file():
         return ""
     try:
         drop_replay(run.folder)
@@ -194,7 +195,7 @@ def _end(process: "subprocess.Popen[bytes]", stop: RunStop) -> int:
 
 
 def _arguments(run: PlannedRun) -> tuple[str, ...]:
-    begun = any((run.folder / name).is_file() for name in ("config.yaml", "config.json"))
+    begun = any((run.folder / name).is_file() for name in (CONFIG_FILE, "config.json"))
     if begun:
         return run.resume
     if run.folder.is_dir():  # killed while it was made, when there is nothing in it to lose
@@ -205,7 +206,7 @@ def _arguments(run: PlannedRun) -> tuple[str, ...]:
 
 
 def _is_trained_elsewhere(folder: Path) -> bool:
-    if not (folder / "config.yaml").is_file():
+    if not (folder / CONFIG_FILE).is_file():
         return False
     try:
         with RunFolder(folder).held():

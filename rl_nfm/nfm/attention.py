@@ -31,7 +31,9 @@ def masked_top_k(scores: Float[Tensor, "*D L"], k: int) -> Float[Tensor, "*D L"]
     if scores.shape[-1] <= k:
         return scores.softmax(-1)
     chosen = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
-    dropped = torch.ones_like(scores, dtype=torch.bool).scatter(-1, chosen, 0)  # traced, not False
+    dropped = torch.ones_like(scores, dtype=torch.bool).scatter(
+        -1, chosen, 0
+    )  # no False: jit.trace
     return scores.masked_fill(dropped, float("-inf")).softmax(-1)
 
 

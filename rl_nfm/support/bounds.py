@@ -9,10 +9,11 @@ import dataclasses
 import math
 import types
 from collections.abc import Callable
-from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
+
+from rl_nfm.support.hints import hints_of
 
 _BOUNDS: dict[type, tuple[str, str, Callable[[Any, Any], bool]]] = {
     Gt: ("gt", "above", lambda value, bound: value > bound),
@@ -34,16 +35,10 @@ class Bounded:
         Raises:
             ValueError: naming the field, the value and what is allowed.
         """
-        for name, hint in _hints(type(self)).items():
+        for name, hint in hints_of(type(self)).items():
             value = getattr(self, name)
             if (problem := _problem(hint, value)) is not None:
                 raise ValueError(f"{name}: {value!r} is not allowed: must be {problem}")
-
-
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    hints = get_type_hints(cls, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}  # pyright: ignore
 
 
 def _problem(hint: Any, value: Any) -> str | None:

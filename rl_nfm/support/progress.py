@@ -136,7 +136,7 @@ class Progress:
             *(f"{name} {_number(value)}" for name, value in self._values().items()),
         ]
         if self.total and self.count < self.total and rate > 0:
-            parts.append(f"{_duration((self.total - self.count) / rate)} left")
+            parts.append(f"{duration((self.total - self.count) / rate)} left")
         return (f"{self.name}: " if self.name else "") + ", ".join(parts)
 
 
@@ -154,8 +154,13 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _duration(seconds: float) -> str:
-    """A duration in a suitable unit: 40 s, 12 min, 3.5 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+def duration(seconds: float) -> str:
+    """Like 2 d 5 h, 3 h 20 min, 4 min or 30 s."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes = whole // 60
+    days, hours = minutes // 1440, minutes // 60 % 24
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"

@@ -16,6 +16,7 @@ from rl_nfm.support.output_files import finite, write_json, written
 
 Metrics = Mapping[str, float]
 METRICS_FILE = "metrics.jsonl"
+RESULT_FILE = "result.json"
 
 
 class MetricsLog:

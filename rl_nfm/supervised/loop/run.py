@@ -19,7 +19,7 @@ from rl_nfm.supervised.loop.options import (
     write_config,
 )
 from rl_nfm.supervised.loop.presets import Presets
-from rl_nfm.supervised.loop.reporting import versions, write_result
+from rl_nfm.supervised.loop.reporting import RESULT_FILE, versions, write_result
 from rl_nfm.supervised.loop.task import LoopConfig, Task
 from rl_nfm.supervised.loop.trainee import Metrics, Trainee
 from rl_nfm.supervised.loop.trial import Trial
@@ -109,6 +109,6 @@ def run_trials(name: str, task: type[Trainee[Any]], config: RunConfig) -> dict[s
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         **task.result(outcomes),
     }
-    write_result(result, folder / "result.json", *([config.json] if config.json else []))
+    write_result(result, folder / RESULT_FILE, *([config.json] if config.json else []))
     print(task.report(folder, result))
     return result

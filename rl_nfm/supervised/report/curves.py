@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,11 +13,9 @@ from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.loop.reporting import is_number
 from rl_nfm.supervised.report.table import Row
 from rl_nfm.support.output_files import written
+from rl_nfm.support.plot_style import line_style
 
 _MAX_PANELS = 12
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLES = ("-", "--", "-.", ":")
 _GREYS = ("0.3", "0.6", "0.45", "0.75")
 
 
@@ -127,10 +126,11 @@ def _draw_mean(
         label: the name of the line, and the index that decides its colour.
     """
     values, (name, index) = np.array(curves, float), label
-    color, style = _COLORS[index % len(_COLORS)], _STYLES[index % len(_STYLES)]
+    look: dict[str, Any] = line_style(index)
+    color = look["color"]
     mean = values.mean(0)
     marker = "o" if len(mean) == 1 else None  # of a single point a line shows nothing
-    axes.plot(x, mean, style, color=color, label=name, marker=marker)
+    axes.plot(x, mean, label=name, marker=marker, **look)
     if len(curves) > 1:
         spread = values.std(0, ddof=1)
         if marker:

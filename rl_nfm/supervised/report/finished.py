@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from rl_nfm.supervised.loop.options import CONFIG_FILE, plain
-from rl_nfm.supervised.loop.reporting import read_metrics, value_text
+from rl_nfm.supervised.loop.reporting import RESULT_FILE, read_metrics, value_text
 from rl_nfm.supervised.models import UnknownModelError
 from rl_nfm.supervised.registry import TaskEntry, task_entry
 from rl_nfm.support.configuration import validate
 from rl_nfm.support.former import with_current_names
 
-RESULT_FILE = "result.json"
 _SWEPT = "*/*/seed-*"
 """The paths of runs inside the folder of a sweep."""
 _NO_SETTING = frozenset(

@@ -14,10 +14,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from agents.sweeping.progress_table import Board, duration
+from agents.sweeping.progress_table import Board
 from agents.sweeping.runs import PlannedRun, RunProgress
 from agents.sweeping.sweep import FixedWork, _signals, run_all
 from agents.training.stop import ending_signals
+from rl_nfm.support.progress import duration
 
 
 def planned(folder, seed):
