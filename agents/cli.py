@@ -5,6 +5,7 @@ User errors end with one line and exit code 2. Set RL_NFM_TRACEBACK=1 to see whe
 
 import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -44,25 +45,38 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
-        print(HELP, end="")
-        return 0
-    if argv[0] == "--version":
-        print(f"rl-nfm {version('rl-nfm')}")
-        return 0
+    _prepare_streams()
     try:
         with _terminable():
-            return _run(argv[0], argv[1:])
+            return _run(argv)
     except BrokenPipeError:
         return 1
     except (ValueError, OSError) as error:
         if os.environ.get("RL_NFM_TRACEBACK"):
             raise
-        print(f"rl-nfm: {one_line(str(error) or type(error).__name__)}", file=sys.stderr)
+        _tell(one_line(str(error) or type(error).__name__))
         return 2
     except KeyboardInterrupt:
-        print("rl-nfm: interrupted", file=sys.stderr)
+        _tell("interrupted")
         return 130
+
+
+def _prepare_streams() -> None:
+    """Let every text be written: to nowhere where a stream is closed, escaped where it must be.
+
+    A closed stream would also give its number to the next file, into which others then write.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(OSError):  # no one reads it, or the disk is full
+        print(f"rl-nfm: {text}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -93,7 +107,14 @@ def one_line(message: str) -> str:
     return "; ".join([*lines[:3], *more])
 
 
-def _run(command: str, argv: Sequence[str]) -> int:
+def _run(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(HELP, end="", flush=True)
+        return 0
+    command, *argv = words
+    if command == "--version":
+        print(f"rl-nfm {version('rl-nfm')}", flush=True)
+        return 0
     from rl_nfm.support.configuration import nearest
 
     if command not in COMMANDS:

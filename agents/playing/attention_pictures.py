@@ -102,7 +102,7 @@ def _draw_bars(reader: ReaderAttention, colors: Colors) -> Image:
     shares = reader.by_source()[0].flatten(0, -2).mean(0).tolist()
     image = canvas(_PLOT + _LABELS, PANEL)
     image[:_PLOT, _AXIS:] = BACKGROUND
-    even = reader.slots_by_source() / len(reader.slots)
+    even = reader.even_by_source()
     top = next(t for t in (0.25, 0.5, 1.0) if t >= min(1.0, max(*shares, *even.tolist())))
     for tick in (0.0, top / 2, top):
         y = round((1 - tick / top) * (_PLOT - 1))

@@ -13,6 +13,7 @@ from pathlib import Path
 from agents.config import CONFIG_FILE, Config, to_plain
 from agents.saving.resumable import RESUMABLE, changed_fields
 from agents.saving.run_folder import RunFolder, read_metrics
+from rl_nfm.support.seed_folders import seed_folders
 
 SWEEP_FILE = "sweep.yaml"
 """In the folder of a sweep: what was asked of it."""
@@ -45,12 +46,15 @@ def is_run(path: Path) -> bool:
 
 
 def swept_runs(folder: Path) -> list[SweptRun]:
-    """All runs of a sweep that have begun, in the order of their names; empty if it is no sweep."""
+    """All runs of a sweep that have begun, in the order of their names; empty if it is no sweep.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
     found = []
-    for config in sorted(folder.glob("*/*/seed-*/config.yaml")):
-        path = config.parent
+    for path in seed_folders(folder):
         number = path.name.removeprefix("seed-")
-        if number.isdecimal():
+        if number.isdecimal() and is_run(path):
             game, method = path.parts[-3:-1]
             found.append(SweptRun(path=path, game=game, method=method, seed=int(number)))
     return found

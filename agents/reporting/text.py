@@ -68,7 +68,8 @@ def report_text(
         Bullets([f"{key}: {value}" for key, value in protocol.items()]),
     ]
     if sizes:
-        blocks.append(Paragraph("Encoders (with the head: all actions, the whole network):"))
+        about = "Encoders, as built for 18 actions (with the head: the whole network):"
+        blocks.append(Paragraph(about))
         blocks.append(Table([_size_cells(row) for row in sizes]))
     for source, table in tables.items():
         blocks += _source_text(source, table)

@@ -19,6 +19,7 @@ from agents.saving import checkpoint
 from agents.saving.tensorboard import add_config, add_scalars, pictures_until
 from rl_nfm.support.curves import Curves
 from rl_nfm.support.metrics_file import Line, MetricsFile
+from rl_nfm.support.output_files import check_name
 from rl_nfm.support.yaml_file import read_yaml
 
 if TYPE_CHECKING:
@@ -68,8 +69,9 @@ class RunFolder:
         """Check, before memory is allocated, whether a new run may begin there.
 
         Raises:
-            ValueError: the folder is not empty, or cannot be made or written.
+            ValueError: the folder is not empty, cannot be made or written, or is no text.
         """
+        check_name("out", out)
         made = next(path for path in (out, *out.absolute().parents) if path.exists())
         if not made.is_dir() or not os.access(made, os.W_OK | os.X_OK):
             why = os.strerror(errno.EACCES if made.is_dir() else errno.ENOTDIR)

@@ -92,7 +92,7 @@ def pictures_until(folder: Path, steps: float = math.inf) -> list[Any]:
                 tags = [value.tag for value in event.summary.value]
                 if tags and event.step <= steps and all(tag.startswith(PICTURES) for tag in tags):
                     found.append(event)
-        except (OSError, DecodeError, tf.errors.OpError):
+        except (OSError, UnicodeError, DecodeError, tf.errors.OpError):
             continue  # what comes before the damage has been found
     return found
 

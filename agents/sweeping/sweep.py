@@ -12,6 +12,7 @@ from agents.sweeping.executors import Executor
 from agents.sweeping.progress_table import Board
 from agents.sweeping.runs import PlannedRun, drop_replay_of, last_line, progress, saved_steps
 from agents.training.stop import ending_signals
+from rl_nfm.support.errors import signal_name
 
 _BAD_INPUT = 2
 """Exit code of `rl-nfm` after an error of the user's."""
@@ -154,7 +155,7 @@ def _reason(future: "Future[int]", run: PlannedRun) -> str:
         return lines[-1] if lines else type(error).__name__
     code = future.result()
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
+        return f"killed by {signal_name(-code)}"
     if code == 0:
         return f"it ended early (see {run.log})"
     return f"{last_line(run.log)} (exit code {code}, see {run.log})"

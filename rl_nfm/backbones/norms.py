@@ -36,12 +36,8 @@ class GroupNorm(nn.GroupNorm):
         if self._fits_kernels(x) and not _is_transformed() and _ready(x.device, x.dtype):
             if torch.compiler.is_compiling():
                 return _run_kernels(self, x, relu)
-            try:
+            with guard.falling_back(x.device, x.dtype):
                 return _run_kernels(self, x, relu)
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except Exception as error:  # whatever Triton, its compiler or the driver may raise
-                guard.give_up(x.device, x.dtype, error=error)
         y = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         return F.relu(y) if relu else y
 

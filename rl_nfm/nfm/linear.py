@@ -37,14 +37,10 @@ def run_linear(
     if _supports(layer, x):
         assert isinstance(layer, nn.Linear)
         dtype = _product_type(x)
-        try:
+        with guard.falling_back(x.device, dtype):
             rows = x.to(dtype).reshape(-1, layer.in_features)
             y = _Linear.apply(rows, layer.weight, layer.bias, factor, relu)
             return y.view(*x.shape[:-1], layer.out_features)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever Triton, its compiler or the driver may raise
-            guard.give_up(x.device, dtype, error=error)
     if factor is None:
         y = layer(x)
     else:

@@ -191,7 +191,7 @@ class Place(nn.Module):
         weights = sparse_weights(scores, config.top_k, config.top_k_mode, dropout)
         if self.recorder is not None:
             labels = self._labels(memory, grid)
-            self.recorder.add(visit, weights.unflatten(1, sizes), labels, self)
+            self.recorder.add(visit, weights.unflatten(1, sizes), scores, labels, self)
         return mix_values(weights, values, grid).to(query.dtype)
 
     def _attend_fused(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
 from rl_nfm.nfm.places import Place, Slot, Visit
@@ -31,6 +31,9 @@ class ReaderAttention:
     """What each slot stands for; the null slot is the last where there is one."""
     weights: Float32[Tensor, "B *T H L"]
     """On the CPU, as used: after top-k. A layer without sizes (rank 0) has one place, T = 1."""
+    even: Float32[Tensor, " L"]
+    """What each slot would get, the mean over positions, if every position attended to all of its
+    slots alike: slots beyond a layer's edge are no position's."""
     top_k: int
     """Slots that a head may attend to."""
     gain: float
@@ -46,14 +49,15 @@ class ReaderAttention:
 
     def by_source(self) -> Float32[Tensor, "B *T S"]:
         """Attention to each of `sources`, the mean over heads."""
-        index = torch.tensor([self.sources.index(_source(slot)) for slot in self.slots])
-        mean = self.weights.mean(dim=-2)
-        return mean.new_zeros(*mean.shape[:-1], len(self.sources)).index_add_(-1, index, mean)
+        return self._by_source(self.weights.mean(dim=-2))
 
-    def slots_by_source(self) -> Int64[Tensor, " S"]:
-        """Number of slots of each of `sources`."""
+    def even_by_source(self) -> Float32[Tensor, " S"]:
+        """`even`, for each of `sources`."""
+        return self._by_source(self.even)
+
+    def _by_source(self, slots: Tensor) -> Tensor:
         index = torch.tensor([self.sources.index(_source(slot)) for slot in self.slots])
-        return torch.bincount(index, minlength=len(self.sources))
+        return slots.new_zeros(*slots.shape[:-1], len(self.sources)).index_add_(-1, index, slots)
 
     def chosen(self) -> Bool[Tensor, "B *T H L"]:
         """Which slots are among the k highest and not cut to 0."""
@@ -91,14 +95,22 @@ class AttentionRecorder:
         """By pass and place of the reader, in the order of reading."""
 
     def add(
-        self, visit: Visit, weights: Float[Tensor, "B *T H L"], slots: list[Slot], place: Place
+        self,
+        visit: Visit,
+        weights: Float[Tensor, "B *T H L"],
+        scores: Float[Tensor, "B P H L"],
+        slots: list[Slot],
+        place: Place,
     ) -> None:
-        """Keep the weights of one read; the places call this."""
+        """Keep the weights of one read, whose scores are minus infinity where there is no slot."""
+        real = (~scores.detach().isneginf()).float()
+        even = (real / real.sum(-1, keepdim=True)).flatten(0, -2).mean(0)
         self.readers[visit.pass_index, visit.place] = ReaderAttention(
             pass_index=visit.pass_index,
             place=visit.place,
             slots=tuple(slots),
             weights=weights.detach().float().cpu(),
+            even=even.cpu(),
             top_k=place.config.top_k,
             gain=place.gamma.item(),
         )

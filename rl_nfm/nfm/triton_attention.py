@@ -69,14 +69,10 @@ def try_to_attend(
     packed: Sequence[Packed], options: Options, previous: Handover | None
 ) -> tuple[Tensor, Handover | None] | None:
     """As `attend`, or None if the kernels cannot be launched; they are then never tried again."""
-    try:
+    query, _, values = packed[-1].split()[0], *packed[0].split()[1:]
+    with guard.falling_back(query.device, *_case(query, values, options)):
         return attend(packed, options, previous)
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever Triton, its compiler or the driver may raise
-        query, _, values = packed[-1].split()[0], *packed[0].split()[1:]
-        guard.give_up(query.device, *_case(query, values, options), error=error)
-        return None
+    return None
 
 
 # The operators that `torch.compile` puts into its graphs.

@@ -73,12 +73,20 @@ class _EventWriter(FileWriter):
         self.event_writer: Any = _EventFile(folder)  # in place of the one with a thread
 
 
+def _newest(folder: Path) -> int:
+    """The last time in the names of a folder's event files; -1 where there are none."""
+    names = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*.*")]
+    return max((int(name) for name in names if name.isdecimal()), default=-1)
+
+
 class _EventFile:
     """One event file in TensorBoard's format: a record for each event."""
 
     def __init__(self, folder: Path):
         folder.mkdir(exist_ok=True)  # not the run's folder, which may have been deleted
-        name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS):06d}"
+        # Read in the order of their names, also where the clock was set back.
+        stamp = max(int(time.time()), _newest(folder) + 1)
+        name = f"{stamp:010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS):06d}"
         self._folder = folder
         self._file = (folder / f"events.out.tfevents.{name}").open("xb")
         self._records = RecordWriter(self._file)

@@ -24,8 +24,8 @@ def written(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())  # else a power cut could leave the new name without content
         partial.replace(path)
     except OSError as error:  # a failing write does not name its file
-        if error.errno is None:  # the message is complete already
-            raise
+        if error.errno is None:  # the message is complete, but for the name
+            raise OSError(str(error).replace(str(partial), str(path))) from None
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         partial.unlink(missing_ok=True)
@@ -61,11 +61,24 @@ def made_folder(option: str, path: Path) -> Iterator[None]:
     Raises:
         ValueError: it cannot be made or read.
     """
+    check_name(option, path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         raise ValueError(f"{option}: {path} cannot be made ({error.strerror})") from None
+
+
+def check_name(option: str, path: Path) -> None:
+    """Check that other programs can be told of a path: names may be any bytes, texts may not.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{option}: {str(path)!r} is not allowed: it is no UTF-8") from None
 
 
 def check_file(option: str, path: Path, suffix: str = "") -> None:

@@ -22,7 +22,11 @@ Values = Mapping[str, float]
 
 
 class Progress:
-    """Counts steps of a job, and shows the count, its rate and further values."""
+    """Counts steps of a job, and shows the count, its rate and further values.
+
+    Where nothing can be written any more (no one reads it, or the disk is full), the job goes on in
+    silence.
+    """
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class Progress:
         self._next = self._begun[0] + FIRST_LINE_AFTER_SECONDS
         self._shown = begun
         self._bar: tqdm | None = None
+        self._silent = False
         if self._stream.isatty():
             self._next = self._begun[0]
             self._bar = tqdm(
@@ -99,7 +104,7 @@ class Progress:
         """Show the count now."""
         if self._bar is None:
             self._next = self._clock() + LINE_EVERY_SECONDS
-            print(self.line(), file=self._stream, flush=True)
+            self._print(self.line())
         else:
             self._next = self._clock() + _REFRESH_SECONDS
             formatted = {key: _number(value) for key, value in self._values().items()}
@@ -111,9 +116,16 @@ class Progress:
     def write(self, text: str) -> None:
         """Print a line of text above the bar."""
         if self._bar is None:
-            print(text, file=self._stream, flush=True)
+            self._print(text)
         else:
             self._bar.write(text, file=self._stream)
+
+    def _print(self, text: str) -> None:
+        if not self._silent:
+            try:
+                print(text, file=self._stream, flush=True)
+            except (OSError, ValueError):  # a ValueError where it is closed
+                self._silent = True
 
     def close(self) -> None:
         """Show the last count, unless it has been shown already."""

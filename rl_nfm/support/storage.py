@@ -206,7 +206,9 @@ def load_meta(directory: Path, *, kind: str, skip: tuple[str, ...] = ()) -> dict
         found = meta["kind"]
         items = list(files.items())
         intact = meta.pop("sha256", None) == _meta_sha256(meta)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{path}: damaged, or not written by rl-nfm") from None
     if found != kind:
         raise CheckpointError(f"{directory}: holds {str(found)[:100]!r}, expected {kind!r}")

@@ -67,6 +67,21 @@ class TritonGuard:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             _log.warning("slower on %s without the Triton %s: %s", device, self.name, reason)
 
+    @contextlib.contextmanager
+    def falling_back(self, device: torch.device, *case: Hashable) -> Iterator[None]:
+        """Swallow whatever a launch inside raises, and give up; the plain path follows the block.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: nothing is wrong with the kernel, and plain PyTorch needs
+                more memory.
+        """
+        try:
+            yield
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever Triton, its compiler or the driver may raise
+            self.give_up(device, *case, error=error)
+
     def _passes(self, device: torch.device, case: tuple[Hashable, ...]) -> bool:
         try:
             with _undisturbed(device):

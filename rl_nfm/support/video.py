@@ -10,6 +10,8 @@ import numpy as np
 from imageio_ffmpeg import get_ffmpeg_exe
 from numpy.typing import NDArray
 
+from rl_nfm.support.errors import signal_name
+
 Image = NDArray[np.uint8]
 
 
@@ -33,7 +35,7 @@ def video_writer(
     coded = "-c:v libx264 -preset veryfast -pix_fmt yuv420p"
     command = [get_ffmpeg_exe(), "-loglevel", "error", "-y", *raw.split(), *coded.split()]
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen([*command, str(path)], stdin=subprocess.PIPE, stderr=errors)
+        process = subprocess.Popen([*command, f"file:{path}"], stdin=subprocess.PIPE, stderr=errors)
         assert process.stdin is not None
         try:
             yield lambda image: _feed(process, image)
@@ -50,6 +52,8 @@ def video_writer(
         if process.returncode != 0:
             errors.seek(0)
             error_lines = errors.read().decode(errors="replace").strip().splitlines()
+            if process.returncode < 0:
+                error_lines.append(f"ffmpeg was ended by {signal_name(-process.returncode)}")
             raise OSError("\n".join([f"video: {path} cannot be written", *error_lines[-3:]]))
 
 

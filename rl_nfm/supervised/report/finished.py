@@ -17,9 +17,10 @@ from rl_nfm.supervised.models import UnknownModelError
 from rl_nfm.supervised.registry import TaskEntry, task_entry
 from rl_nfm.support.configuration import validate
 from rl_nfm.support.former import with_current_names
+from rl_nfm.support.seed_folders import seed_folders
 
-_SWEPT = "*/*/seed-*"
-"""The paths of runs inside the folder of a sweep."""
+_LOGS = "*/*/seed-*.log"
+"""Of the runs inside the folder of a sweep."""
 _NO_SETTING = frozenset(
     {"json", "out", "resume", "device", "seed", "trials", "preset", "nfm.preset"}
     | {"result_path", "dataset_path"}
@@ -74,9 +75,10 @@ def read_results(paths: Sequence[Path], notes: list[str]) -> dict[Path, Result]:
         if not path.exists():
             raise ValueError(f"nothing to report: {path} does not exist")
         if path.is_dir() and not (path / CONFIG_FILE).is_file():
-            begun = {file.parent for file in path.glob(f"{_SWEPT}/{CONFIG_FILE}")}
-            begun |= {log.with_suffix("") for log in path.glob(f"{_SWEPT}.log")}
-            done = sorted(path.glob(f"{_SWEPT}/{RESULT_FILE}"))
+            folders = seed_folders(path)
+            begun = {folder for folder in folders if (folder / CONFIG_FILE).is_file()}
+            begun |= {log.with_suffix("") for log in path.glob(_LOGS)}
+            done = [run / RESULT_FILE for run in folders if (run / RESULT_FILE).is_file()]
             notes += [
                 f"{run} is not finished" for run in sorted(begun - {file.parent for file in done})
             ]
@@ -102,7 +104,9 @@ def _read(file: Path) -> Result:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         task, config = str(content["task"]), dict(content["config"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{file}: damaged, or no result of a supervised task") from None
     return {**content, "task": task, "config": _current(file, task_entry(task), config)}
 

@@ -1,7 +1,10 @@
 """The command line as a user types it: one message, exit code 2, nothing lost."""
 
+import io
 import json
+import os
 import signal
+import subprocess
 import sys
 import types
 from importlib.metadata import version
@@ -207,3 +210,30 @@ def test_freed_memory_is_kept_with_and_without_flags(argv, monkeypatch):
     )
     assert cli.main(["train", *argv]) == 0
     assert kept == [torch.device("cuda" if torch.cuda.is_available() else "cpu")]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [("--version >&- 2>&-", 0), ("games atari5 2>&-", 0), ("--help > /dev/full", 2)],
+)
+def test_streams_that_are_closed_or_full(words, code):
+    command = f"exec {sys.executable} -m agents.cli {words}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+
+
+def test_text_that_a_stream_cannot_hold_is_escaped(monkeypatch, tmp_path):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert cli.main(["--version"]) == 0
+    print("± ü")
+    assert out.buffer.getvalue().endswith(b"\\xb1 \\xfc\n")
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(capsys, tmp_path):
+    out = tmp_path / os.fsdecode(b"bad\xff")
+    code, _, error = run(capsys, "train", "debug", "--out", str(out))
+    assert code == 2
+    assert "it is no UTF-8" in error
+    assert not out.exists()

@@ -20,7 +20,13 @@ def reader(shares, slots_of_first):
     row = torch.tensor([first / slots_of_first] * slots_of_first + [second, null])
     weights = row.expand(1, 3, 2, 2, len(slots)).clone()
     return ReaderAttention(
-        pass_index=1, place=0, slots=tuple(slots), weights=weights, top_k=len(slots), gain=1.0
+        pass_index=1,
+        place=0,
+        slots=tuple(slots),
+        weights=weights,
+        even=torch.full((len(slots),), 1 / len(slots)),
+        top_k=len(slots),
+        gain=1.0,
     )
 
 

@@ -1,6 +1,7 @@
 """The video of an episode: whole, in step with what the agent sees, or not there at all."""
 
 import dataclasses
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -155,3 +156,10 @@ def test_a_failing_encoder_is_an_error(script, tmp_path, monkeypatch):
 def test_protocols_cannot_change_the_rate():
     """FPS is right as long as four emulator frames are one step and no option changes it."""
     assert "frameskip" not in {field.name for field in dataclasses.fields(EnvConfig)}
+
+
+def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with video_files.video_writer(Path("gym:a.mp4"), (32, 32), 15) as append:
+        append(np.zeros((32, 32, 3), np.uint8))
+    assert len(frames_of(tmp_path / "gym:a.mp4")[1]) == 1

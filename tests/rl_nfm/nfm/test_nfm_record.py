@@ -45,7 +45,10 @@ def test_summaries_of_hand_made_weights():
     slots = (Slot(0, 0, (0,)), Slot(0, 0, (1,)), Slot(0, 1, (0,)), NULL_SLOT)
     # One position, two heads.
     weights = torch.tensor([[[[0.6, 0.0, 0.4, 0.0], [0.1, 0.2, 0.3, 0.4]]]])
-    reader = ReaderAttention(pass_index=1, place=0, slots=slots, weights=weights, top_k=2, gain=0.5)
+    even = torch.full((4,), 0.25)
+    common = {"place": 0, "top_k": 2, "gain": 0.5}
+    reader = ReaderAttention(pass_index=1, slots=slots, weights=weights, even=even, **common)
+    torch.testing.assert_close(reader.even_by_source(), torch.tensor([0.5, 0.25, 0.25]))
     assert reader.sources == ((0, 0), (0, 1), None)
     # (.6 + .0 + .1 + .2) / 2, (.4 + .3) / 2, .4 / 2
     torch.testing.assert_close(reader.by_source()[0, 0], torch.tensor([0.45, 0.35, 0.2]))
@@ -53,9 +56,8 @@ def test_summaries_of_hand_made_weights():
     torch.testing.assert_close(reader.top_k_frequency(), torch.tensor([0.5, 0.0, 1.0, 0.5]))
     # (0.6, 0.4) have 0.971 bits, (0.1, 0.2, 0.3, 0.4) have 1.846; four slots can have 2 bits
     assert reader.entropy() == pytest.approx((0.970951 + 1.846439) / 4, rel=1e-5)
-    only = ReaderAttention(
-        pass_index=0, place=0, slots=slots[:1], weights=torch.ones(1, 1, 2, 1), top_k=4, gain=0.0
-    )
+    one = torch.ones(1, 1, 2, 1)
+    only = ReaderAttention(pass_index=0, slots=slots[:1], weights=one, even=one[0, 0, 0], **common)
     assert only.entropy() == 0.0  # one slot leaves no choice
 
 
@@ -154,3 +156,21 @@ def test_a_recording_inside_a_recording_ends_alone():
         assert not outer.readers
         net(torch.randn(2, 3))
     assert len(outer.readers) == 2
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 5), (6, 4), (9, 2)])
+def test_even_attention_is_over_the_slots_that_there_are(height, width):
+    """7 rows are read at 4 as the rows 0-1, 1-3, 3-5 and 5-6: two positions lack a third row."""
+
+    def windows(source, target):
+        return [-(-(i + 1) * source // target) - i * source // target for i in range(target)]
+
+    net = make_net(top_k=2)
+    with record_attention(net) as record:
+        net(torch.randn(2, 3, height, width))
+    fine, coarse = record.readers.values()
+    torch.testing.assert_close(fine.even_by_source(), torch.full((4,), 0.25))
+    rows, columns = windows(height, -(-height // 2)), windows(width, -(-width // 2))
+    counts = torch.tensor([[r * c, 1, r * c, 1, 1] for r in rows for c in columns]).float()
+    expected = (counts / counts.sum(1, keepdim=True)).mean(0)
+    torch.testing.assert_close(coarse.even_by_source(), expected)

@@ -3,6 +3,7 @@
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rl_nfm.supervised.loop.reporting import MetricsLog, read_metrics
+from rl_nfm.support.event_writer import CurveWriter
 
 
 def curve(folder):
@@ -39,3 +40,16 @@ def test_curves_that_cannot_be_written_cost_no_metrics(tmp_path, caplog, monkeyp
     log.close()
     assert [row["epoch"] for row in read_metrics(tmp_path)] == [1, 2, 3]
     assert len([record for record in caplog.records if "cannot be written" in record.message]) == 1
+
+
+def test_a_clock_that_was_set_back_hides_no_curve(tmp_path, monkeypatch):
+    names = []
+    for now in (1000.0, 500.0):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        writer = CurveWriter(str(tmp_path))
+        writer.add_scalar("a", 1.0, 1)
+        writer.close()
+        names.append({path.name for path in tmp_path.iterdir()})
+    (first,) = names[0]
+    (second,) = names[1] - names[0]
+    assert first < second

@@ -79,3 +79,24 @@ def test_on_a_real_terminal_it_is_a_bar():
     os.close(ours)
     assert "\r" in text
     assert "100%" in text
+
+
+class Gone(io.StringIO):
+    """A stream whose reader goes away after the first line."""
+
+    def write(self, text):
+        if self.getvalue():
+            raise BrokenPipeError
+        return super().write(text)
+
+
+def test_a_job_outlives_those_who_read_of_it():
+    clock, out = Clock(), Gone()
+    with Progress(1000, stream=out, clock=clock) as progress:
+        for second in range(0, 1000, 10):
+            clock.now = float(second)
+            progress.advance(10)
+        progress.write("note")
+        out.close()
+        progress.show()
+    assert progress.count == 1000
