@@ -149,7 +149,7 @@ def test_a_batch_of_seeds_goes_on_bit_for_bit_and_keeps_its_best(tmp_path):
 
 
 def test_a_batch_stops_only_where_no_seed_can_go_on(tmp_path):
-    one_of_two = LoopConfig(trials=2, learning_rate=math.inf)  # a factor of one seed's loss here
+    one_of_two = LoopConfig(trials=2, learning_rate=1e300)  # one seed: its loss is infinite
     Trial(ManyConvolutions, one_of_two, CPU, tmp_path / "a", 0).run()
 
     class Lost(ManyConvolutions):
