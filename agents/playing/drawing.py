@@ -27,6 +27,8 @@ COLORS: tuple[Color, ...] = (
 )
 LINE = 20
 """Height of a line of text."""
+_LOWEST_LINE = 12
+"""Where lines are many."""
 _FONT, _SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.4
 
 
@@ -65,6 +67,9 @@ def value_bars(
 ) -> Image:
     """A bar to the right for each value, from the lowest (none) to the highest (whole).
 
+    Of more actions than have room, the chosen one and those of the highest values are shown; names
+    take a third of the width at most.
+
     Args:
         size: (height, width).
         names: of the A actions.
@@ -72,16 +77,29 @@ def value_bars(
         chosen: index of the action that is marked.
     """
     image = canvas(*size)
-    room = min(LINE, size[0] // len(names))
-    left = max(map(text_width, names)) + 10
+    most = max(1, size[0] // _LOWEST_LINE)
+    best = sorted(range(len(names)), key=lambda index: (index != chosen, -values[index]))
+    shown = sorted(best[:most])
+    room = min(LINE, size[0] // len(shown))
+    short = [_shortened(names[index], size[1] // 3) for index in shown]
+    left = max(map(text_width, short)) + 10
     low, high = float(values.min()), float(values.max())
     right = size[1] - 70
-    for index, (name, value) in enumerate(zip(names, values.tolist(), strict=True)):
-        y = index * room
+    scale, baseline = (_SCALE, room - 5) if room == LINE else (0.8 * _SCALE, room - 3)
+    for line, (index, name) in enumerate(zip(shown, short, strict=True)):
+        y, value = line * room, float(values[index])
         color = COLORS[0] if index == chosen else (170, 170, 170)
         share = (value - low) / (high - low) if high > low else 0.0
         end = left + 2 + round(share * (right - left - 2))
         image[y + 2 : y + room - 2, left:end] = color
-        write(image, name, 4, y + room - 5, color=color)
-        write(image, f"{value:.4g}", right + 6, y + room - 5, color=color)
+        write(image, name, 4, baseline + y, color=color, scale=scale)
+        write(image, f"{value:.4g}", right + 6, baseline + y, color=color, scale=scale)
     return image
+
+
+def _shortened(text: str, width: int) -> str:
+    """The text, or so much of its beginning as fits."""
+    if text_width(text) <= width:
+        return text
+    fitting = (text[:end] + ".." for end in range(len(text) - 1, 0, -1))
+    return next((part for part in fitting if text_width(part) <= width), "")

@@ -83,3 +83,16 @@ def test_values_are_bars_and_the_action_is_marked():
     assert abs(lengths[1] - 2 * lengths[2]) <= 4
     same = value_bars((60, 480), ["NOOP", "UP", "DOWN"], np.zeros(3), chosen=0)
     assert same.shape == image.shape
+
+
+def test_of_many_actions_the_best_are_shown_and_long_names_are_cut():
+    values = np.arange(200.0)
+    names = [f"the action that is called number {index} by its inventor" for index in range(200)]
+    image = value_bars((180, 480), names, values, chosen=3)
+    bright = (image == 170).all(-1)  # a bar of each action but the chosen one
+    starts = bright[:, 300] & ~np.roll(bright[:, 300], 1)
+    assert starts.sum() == 180 // 12 - 1, "those whose bars are nearly whole"
+    assert (image == COLORS[0]).all(-1)[:12].any(), (
+        "the chosen one, whose value is among the lowest"
+    )
+    assert bright[:, 480 // 3 + 20 : 400].any()
