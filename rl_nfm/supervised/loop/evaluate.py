@@ -135,6 +135,37 @@ def _load(run: Path, config: Any, trial: int, weights: Weights | None) -> Loaded
     return Loaded(task=task, model=model, epoch=epoch, weights=chosen, seeds=seeds)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to evaluate of a run."""
+
+    weights: Weights | None = None
+    """Of the best validation or of the end of the training; none: the best where there are any."""
+
+    trial: Annotated[int, Ge(0)] | None = None
+    """Which of the run's seeds, from 0; none: all of them."""
+
+    json: Path | None = None
+    """Write the figures here."""
+
+    video: Path | None = None
+    """Write a video of the first seed's predictions to this .mp4 file (bouncing_balls)."""
+
+
+HELP = """usage: rl-nfm supervised evaluate RUN [--weights best|last] [--trial N] [--json FILE]
+                                  [--video FILE.mp4] [--device auto|cpu|cuda]
+                                  [options of what is tested on]
+
+Figures of a finished run's weights, those of its best validation where they were kept. Options of
+what is tested on are the task's, and hold the run's values unless typed: other data, counts,
+lengths or boxes, as in --occlusion 8, --test-blanks 100 or --data mnist --data-folder DIR. An
+option that cannot change is answered with those that can. --video shows the first seed's
+predictions, of a task whose predictions are pictures (bouncing_balls)."""
+
+
+_OWN_FLAGS = frozenset(field.name for field in dataclasses.fields(Options))
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     if not argv or argv[0] in ("-h", "--help"):
@@ -174,37 +205,6 @@ def main(argv: Sequence[str]) -> int:
         result = {"run": str(run), "config": plain(changed), "seeds": seeds, "metrics": rows}
         write_result({**result, "mean": mean, "deviation": deviation}, options.json)
     return 0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """What to evaluate of a run."""
-
-    weights: Weights | None = None
-    """Of the best validation or of the end of the training; none: the best where there are any."""
-
-    trial: Annotated[int, Ge(0)] | None = None
-    """Which of the run's seeds, from 0; none: all of them."""
-
-    json: Path | None = None
-    """Write the figures here."""
-
-    video: Path | None = None
-    """Write a video of the first seed's predictions to this .mp4 file (bouncing_balls)."""
-
-
-HELP = """usage: rl-nfm supervised evaluate RUN [--weights best|last] [--trial N] [--json FILE]
-                                  [--video FILE.mp4] [--device auto|cpu|cuda]
-                                  [options of what is tested on]
-
-Figures of a finished run's weights, those of its best validation where they were kept. Options of
-what is tested on are the task's, and hold the run's values unless typed: other data, counts,
-lengths or boxes, as in --occlusion 8, --test-blanks 100 or --data mnist --data-folder DIR. An
-option that cannot change is answered with those that can. --video shows the first seed's
-predictions, of a task whose predictions are pictures (bouncing_balls)."""
-
-
-_OWN_FLAGS = frozenset(field.name for field in dataclasses.fields(Options))
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
