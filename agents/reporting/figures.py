@@ -1,6 +1,7 @@
 """The figures of a report. Matplotlib without pyplot: no display, no global state."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -99,11 +100,12 @@ def learning_curves(
         public: scores of others under the same protocol.
     """
     by_method = {m: [r.curve for r in results if r.method == m and r.curve] for m in methods}
+    longest = max(r.curve.steps for r in results if r.curve)
     panels: list[tuple[str, str, _Draw]] = []
     if any(len(c.episode_returns) for curves in by_method.values() for c in curves):
-        window = LAST_TENTH * max(r.curve.steps for r in results if r.curve)
+        window = LAST_TENTH * longest
         title = f"training: mean of the episodes of the last {window:,.0f} steps"
-        panels.append(("training", title, _draw_training))
+        panels.append(("training", title, functools.partial(_draw_training, window_steps=window)))
     if any(len(c.eval_steps) for curves in by_method.values() for c in curves):
         epsilon = next(
             (r.protocol["eval_epsilon"] for r in results if "eval_epsilon" in r.protocol), "?"
@@ -117,7 +119,7 @@ def learning_curves(
         for method, curves in by_method.items():
             draw(ax, curves, method, palette[method])
         same = [reference for reference in public if reference.scores == scores]
-        _draw_public(ax, same, max(r.curve.steps for r in results if r.curve))
+        _draw_public(ax, same, longest)
         _finish(ax, title, int(results[0].protocol.get("frameskip", 1)))
     _draw_references(axes, game)
     _legend_below(figure, columns=len(panels))
@@ -210,12 +212,14 @@ def _draw_references(axes: Sequence[Axes], game: str) -> None:
                 ax.plot([], [], **look)
 
 
-def _draw_training(ax: Axes, curves: Sequence[Curve], method: str, look: Look) -> None:
+def _draw_training(
+    ax: Axes, curves: Sequence[Curve], method: str, look: Look, *, window_steps: float
+) -> None:
     curves = [curve for curve in curves if len(curve.episode_returns)]
     if not curves:
         return
     grid = np.linspace(0, max(curve.steps for curve in curves), _GRID_POINTS)
-    values = np.stack([running_mean(curve, grid, LAST_TENTH * grid[-1]) for curve in curves])
+    values = np.stack([running_mean(curve, grid, window_steps) for curve in curves])
     for row in values:
         _draw_run(ax, grid, row, look, faint=len(curves) >= _MIN_BAND)
     whole = ~np.isnan(values).any(0)

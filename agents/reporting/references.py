@@ -87,8 +87,6 @@ def _dopamine(game: str) -> list[Reference]:
 
 
 def _atari_100k(game: str) -> list[Reference]:
-    with PATH_100K.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["game"] == game]
     return [
         Reference(
             name=f"{row['agent']} (Atari 100k)",
@@ -98,8 +96,15 @@ def _atari_100k(game: str) -> list[Reference]:
             steps=np.array([STEPS_100K]),
             returns=np.array([[float(row["mean"])]]),
         )
-        for row in rows
+        for row in _rows_100k()
+        if row["game"] == game
     ]
+
+
+@cache
+def _rows_100k() -> list[dict[str, str]]:
+    with PATH_100K.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 @cache

@@ -537,6 +537,24 @@ def test_curves_are_drawn_in_one_look_per_method(tmp_path):
     assert image.shape[1] < 2 * image.shape[0]
 
 
+def test_a_shorter_run_is_averaged_over_the_steps_that_the_title_names(tmp_path, monkeypatch):
+    runs = [
+        make_run(tmp_path / name, [(steps, [1.0], 2.0)], encoder=name)
+        for name, steps in (("nature", 1000), ("resnet", 300))
+    ]
+    seen = []
+
+    def watched(curve, grid, window_steps):
+        seen.append(window_steps)
+        return running_mean(curve, grid, window_steps)
+
+    monkeypatch.setattr(figures, "running_mean", watched)
+    results, _ = read_results(runs)
+    drawn = texts_of(tmp_path / "c.png", monkeypatch, "ms_pacman", results, ["nature", "resnet"])
+    assert seen == [100, 100]
+    assert "of the last 100 steps" in drawn[1][0]["title"]
+
+
 def test_methods_look_different_and_known_ones_always_the_same():
     methods = ["nfm", "rim", "resnet_matched", *(str(i) for i in range(21))]
     palette = looks(methods)
