@@ -19,6 +19,7 @@ from rl_nfm.supervised.data.clevr_data import (
     make_scenes,
     touches_held_out,
 )
+from rl_nfm.supervised.tasks import relational
 from rl_nfm.supervised.tasks.relational import ConvAnswerer, NFMAnswerer, RelationNetwork
 from rl_nfm.supervised.tasks.sort_of_clevr import SortOfClevrConfig, SortOfClevrTask
 
@@ -191,10 +192,11 @@ def naive_relation_network(net: RelationNetwork, images, questions):
     return torch.stack(logits).view(*questions.shape[:2], -1)
 
 
-def test_relation_network_equals_its_definition():
+def test_relation_network_equals_its_definition(monkeypatch):
+    monkeypatch.setattr(relational, "PAIRS_AT_ONCE", 400)  # two images at once, then the third
     torch.manual_seed(0)
     net = RelationNetwork(width=3, question_bits=11, answers=10, g_width=7, g_layers=3).eval()
-    images, questions = torch.rand(2, 3, 33, 47), torch.rand(2, 3, 11)  # cells: 3 x 3
+    images, questions = torch.rand(3, 3, 33, 47), torch.rand(3, 2, 11)  # cells: 3 x 3
     torch.testing.assert_close(
         net(images, questions),
         naive_relation_network(net, images, questions),
