@@ -1,5 +1,9 @@
 """A replay that does not fit is told before it is allocated, and so is memory that runs out."""
 
+import resource
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -58,6 +62,8 @@ def test_the_limit_of_a_container_counts(tmp_path, monkeypatch, limit, current, 
     (tmp_path / "memory.stat").write_text(f"anon 7\n{cache}\n")
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    (tmp_path / "groups").write_text("0::/\n")
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "groups")
     assert memory.free_bytes(CPU) == free
     check_memory(free, 0, CPU)
     with pytest.raises(ValueError, match="needs"):
@@ -65,3 +71,55 @@ def test_the_limit_of_a_container_counts(tmp_path, monkeypatch, limit, current, 
     check_memory(free // 2, 0, CPU, sharing=2)
     with pytest.raises(ValueError, match=r"needs .* GB on cpu for each of 2 ranks, where"):
         check_memory(free // 2 + 1, 0, CPU, sharing=2)
+
+
+@pytest.mark.parametrize(
+    ("line", "root", "limit_file", "used_file", "cache"),
+    [
+        ("0::/jobs/7/step", "", "memory.max", "memory.current", "inactive_file"),
+        (
+            "4:cpu,memory:/jobs/7/step",
+            "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ],
+)
+def test_the_limit_of_a_batch_job_counts(
+    tmp_path, monkeypatch, line, root, limit_file, used_file, cache
+):
+    job = tmp_path / root / "jobs" / "7"  # the step within it has no limit of its own
+    (job / "step").mkdir(parents=True)
+    (job / limit_file).write_text("5000000\n")
+    (job / used_file).write_text("1000000\n")
+    (job / "memory.stat").write_text(f"anon 7\n{cache} 200000\n")
+    (tmp_path / "groups").write_text(f"9:name=systemd:/\n3:cpuset:/jobs\n{line}\n")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "groups")
+    assert memory.free_bytes(CPU) == 4_200_000
+
+
+def test_the_limit_of_a_process_counts():
+    """Told by the kernel: an allocation just below what is free succeeds, one above fails."""
+    code = """
+import torch
+from rl_nfm.support.memory import free_bytes
+free = free_bytes(torch.device("cpu"))
+torch.empty(free - 2**26, dtype=torch.uint8)
+try:
+    torch.empty(free + 2**26, dtype=torch.uint8)
+except RuntimeError:
+    print("as told", free)
+"""
+    limit = 6 * 2**30
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    ).stdout
+    assert out.startswith("as told")
+    assert 0 < int(out.split()[-1]) < limit
