@@ -4,7 +4,7 @@ Rows of channels are read as they lie in memory, in their own type; statistics a
 One program takes one group of one image. A group that fits stays in registers, so that it is read
 once and written once; a larger one is read again in pieces. Gradients of weight and bias leave each
 program as sums over its own image, which are then added up in a fixed order, so that the result is
-the same in every run.
+the same in every run. If a launch fails, plain PyTorch computes the same.
 
 Shapes: N images, P positions, C channels, G groups of C / G channels.
 """
@@ -15,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from rl_nfm.backbones import norms
 
 FORWARD_TILE, BACKWARD_TILE = 32768, 16384
 """Most elements of a group that stay in registers (the backward holds two tensors of them)."""
@@ -157,11 +159,28 @@ def group_norm(
     out, statistics = _empty_results(rows, weight, bias, groups, eps, relu)
     images, positions, channels = rows.shape
     plan = _plan(positions, channels // groups, relu, tile=FORWARD_TILE, tensors=1)
-    with torch.cuda.device_of(rows):
-        _forward[(images * groups,)](
-            rows, weight, bias, out, statistics, positions, channels, groups, eps, **plan
-        )
-    return out, statistics
+    if norms.guard.may_launch(rows.device, rows.dtype):
+        with norms.guard.falling_back(rows.device, rows.dtype), torch.cuda.device_of(rows):
+            _forward[(images * groups,)](
+                rows, weight, bias, out, statistics, positions, channels, groups, eps, **plan
+            )
+            return out, statistics
+    return _plain_forward(rows, weight, bias, groups, eps, relu)
+
+
+def _plain_forward(
+    rows: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, relu: bool
+) -> tuple[Tensor, Tensor]:
+    x = rows.float().unflatten(-1, (groups, -1))  # [N, P, G, C / G]
+    variance, mean = torch.var_mean(x, dim=(1, 3), correction=0)
+    statistics = torch.stack([mean, torch.rsqrt(variance + eps)], dim=-1)
+    y = _normalised(x, statistics).flatten(2) * weight.float() + bias.float()
+    return (y.relu() if relu else y).to(rows.dtype), statistics
+
+
+def _normalised(x: Tensor, statistics: Tensor) -> Tensor:
+    mean, rstd = statistics[:, None, :, None].unbind(-1)
+    return (x - mean) * rstd
 
 
 @group_norm.register_fake
@@ -186,12 +205,35 @@ def group_norm_backward(
     out, sums = _empty_gradients(grad, rows, weight, bias, statistics, groups, relu)
     images, positions, channels = rows.shape
     plan = _plan(positions, channels // groups, relu, tile=BACKWARD_TILE, tensors=2)
-    with torch.cuda.device_of(rows):
-        _backward[(images * groups,)](
-            grad.contiguous(), rows, weight, bias, statistics, out, sums, positions, channels,
-            groups, images, **plan,
-        )  # fmt: skip
-    return out, sums
+    if norms.guard.may_launch(rows.device, rows.dtype):
+        with norms.guard.falling_back(rows.device, rows.dtype), torch.cuda.device_of(rows):
+            _backward[(images * groups,)](
+                grad.contiguous(), rows, weight, bias, statistics, out, sums, positions, channels,
+                groups, images, **plan,
+            )  # fmt: skip
+            return out, sums
+    return _plain_backward(grad, rows, weight, bias, statistics, groups, relu)
+
+
+def _plain_backward(
+    grad: Tensor,
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    statistics: Tensor,
+    groups: int,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    hat = _normalised(rows.float().unflatten(-1, (groups, -1)), statistics)
+    w, b, d = (x.float().unflatten(-1, (groups, -1)) for x in (weight, bias, grad))
+    if relu:
+        d = d.masked_fill(hat * w + b <= 0, 0.0)
+    sums = torch.stack([(d * hat).sum(1), d.sum(1)]).flatten(2)
+    d = d * w
+    along_mean, along_hat = (x.mean((1, 3), keepdim=True) for x in (d, d * hat))
+    rstd = statistics[:, None, :, 1, None]
+    dx = rstd * (d - along_mean - hat * along_hat)
+    return dx.flatten(2).to(rows.dtype), sums
 
 
 @group_norm_backward.register_fake

@@ -34,10 +34,7 @@ class GroupNorm(nn.GroupNorm):
     def run(self, x: Tensor, *, relu: bool) -> Tensor:
         """The norm of x [N, C, ...], and its ReLU where asked for."""
         if self._fits_kernels(x) and not _is_transformed() and _ready(x.device, x.dtype):
-            if torch.compiler.is_compiling():
-                return _run_kernels(self, x, relu)
-            with guard.falling_back(x.device, x.dtype):
-                return _run_kernels(self, x, relu)
+            return _run_kernels(self, x, relu)
         y = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         return F.relu(y) if relu else y
 

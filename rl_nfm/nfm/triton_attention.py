@@ -3,6 +3,7 @@
 `triton_kernels` are the kernels, `triton_launch` runs them, `triton_autograd` makes gradients.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -70,8 +71,11 @@ def try_to_attend(
 ) -> tuple[Tensor, Handover | None] | None:
     """As `attend`, or None if the kernels cannot be launched; they are then never tried again."""
     query, _, values = packed[-1].split()[0], *packed[0].split()[1:]
-    with guard.falling_back(query.device, *_case(query, values, options)):
-        return attend(packed, options, previous)
+    falling_back = functools.partial(
+        guard.falling_back, query.device, *_case(query, values, options)
+    )
+    with falling_back():
+        return attend(packed, options, previous, falling_back=falling_back)
     return None
 
 
@@ -83,11 +87,12 @@ def _operator(
     query: Tensor, keys: list[Tensor], values: list[Tensor], *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     call = Options(*options)
-    if not _fits(query, keys, values, call):
-        _, weights, slots = operators.empty_results(query, keys, values, *call)
-        return plain_read(query, keys, values, call), weights, slots
-    keys, values = [launch.even(x) for x in keys], [launch.even(x) for x in values]
-    return launch.forward(launch.even(query), keys, values, call)
+    if _fits(query, keys, values, call):
+        even_keys, even_values = ([launch.even(x) for x in rows] for rows in (keys, values))
+        with guard.falling_back(query.device, *_case(query, values[0], call)):
+            return launch.forward(launch.even(query), even_keys, even_values, call)
+    _, weights, slots = operators.empty_results(query, keys, values, *call)
+    return plain_read(query, keys, values, call), weights, slots
 
 
 @torch.library.impl("rl_nfm::attend_backward", "cuda")
@@ -100,18 +105,32 @@ def _backward_operator(
     *options: Any,
 ) -> list[Tensor]:
     call, half = Options(*options), len(memory) // 2
-    if not _fits(query, memory[:half], memory[half:], call):
-        inputs = [x.detach().requires_grad_() for x in (query, *memory)]
-        with torch.enable_grad():
-            read = plain_read(inputs[0], inputs[1 : half + 1], inputs[half + 1 :], call)
-        return list(torch.autograd.grad(read, inputs, grad))
+    keys, values = memory[:half], memory[half:]
+    if _fits(query, keys, values, call):
+        with guard.falling_back(query.device, *_case(query, values[0], call)):
+            return _launched_gradients(grad, query, memory, weights, slots, call)
+    inputs = [x.detach().requires_grad_() for x in (query, *memory)]
+    with torch.enable_grad():
+        read = plain_read(inputs[0], inputs[1 : half + 1], inputs[half + 1 :], call)
+    return list(torch.autograd.grad(read, inputs, grad))
+
+
+def _launched_gradients(
+    grad: Tensor,
+    query: Tensor,
+    memory: list[Tensor],
+    weights: Tensor,
+    slots: Tensor,
+    options: Options,
+) -> list[Tensor]:
+    half = len(memory) // 2
     grad, query, *memory = map(launch.even, (grad, query, *memory))
     keys, values = memory[:half], memory[half:]
     grad_query, *sums = [x.new_empty(x.shape) for x in (query, *memory)]
-    pairs = launch.query_gradient(grad, keys, values, weights, slots, grad_query, call)
-    readers = [ReaderGradients(query, grad, pairs, slots, call, half)]
+    pairs = launch.query_gradient(grad, keys, values, weights, slots, grad_query, options)
+    readers = [ReaderGradients(query, grad, pairs, slots, options, half)]
     for n, (grad_keys, grad_values) in enumerate(zip(sums[:half], sums[half:], strict=True)):
-        launch.memory_gradient(readers, n, grad_keys, grad_values, call.heads)
+        launch.memory_gradient(readers, n, grad_keys, grad_values, options.heads)
     return [grad_query, *sums]
 
 

@@ -12,12 +12,14 @@ The token's gradient comes back only if the next reader's backward has run, and 
 lie in a box that both readers hold.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rl_nfm.nfm import plain_gradients
 from rl_nfm.nfm import triton_launch as launch
 from rl_nfm.nfm.call import Options, plain_read
 from rl_nfm.nfm.triton_launch import ReaderGradients
@@ -76,10 +78,19 @@ class _Call(NamedTuple):
     """How many of them had an earlier reader, which makes their gradient."""
     box: _Box
     previous: Handover | None
+    falling_back: "FallingBack"
+
+
+FallingBack = Callable[[], contextlib.AbstractContextManager[None]]
+"""A context that swallows whatever a launch inside raises; see `TritonGuard.falling_back`."""
 
 
 def attend(
-    packed: Sequence[Packed], options: Options, previous: Handover | None = None
+    packed: Sequence[Packed],
+    options: Options,
+    previous: Handover | None = None,
+    *,
+    falling_back: FallingBack = contextlib.nullcontext,
 ) -> tuple[Tensor, Handover | None]:
     """What the heads read with masked top-k; of equal scores the first slots are kept.
 
@@ -87,6 +98,8 @@ def attend(
         packed: of each written layer, and last of the reading layer, which may be the last written.
         options: of the call.
         previous: what the last reader of this memory passed on.
+        falling_back: of launches in the backward, which plain PyTorch then replaces; none: what
+            they raise goes to the caller of the backward.
 
     Returns:
         What is read [B, P, H * V], and what to pass on to the next reader.
@@ -96,7 +109,7 @@ def attend(
         packed = packed[:-1]
     tensors = [launch.even(x.rows) for x in packed]
     old = previous.layers if previous else 0
-    call = _Call(options, [x.parts for x in packed], layers, old, _Box(), previous)
+    call = _Call(options, [x.parts for x in packed], layers, old, _Box(), previous, falling_back)
     if not torch.is_grad_enabled():
         return launch.forward(*_reading(call, tensors), options)[0], previous
     read, token = _Attend.apply(call, previous.token if previous else None, *tensors)
@@ -163,7 +176,9 @@ def _gradients(
         width = query.shape[-1]
         grad_query = torch.empty_like(query) if grad_rows is None else grad_rows[..., :width]
         grad = launch.even(grad)
-        pairs = launch.query_gradient(grad, keys, values, weights, slots, grad_query, call.options)
+        pairs = _launched(
+            call, "query_gradient", grad, keys, values, weights, slots, grad_query, call.options
+        )
         later = [
             ReaderGradients(query, grad, pairs, slots, call.options, call.layers),
             *later,
@@ -171,8 +186,15 @@ def _gradients(
     for n, rows in enumerate(sums[: call.layers]):
         if rows is not None:
             _, keys, values = Packed(rows, call.parts[n]).split()
-            launch.memory_gradient(later, n, keys, values, call.options.heads)
+            _launched(call, "memory_gradient", later, n, keys, values, call.options.heads)
     return later, sums
+
+
+def _launched(call: _Call, name: str, *args: Any) -> Any:
+    """What a function of `triton_launch` gives; if it cannot be launched, in plain PyTorch."""
+    with call.falling_back():
+        return getattr(launch, name)(*args)
+    return getattr(plain_gradients, name)(*args)
 
 
 def _empty_gradient(call: _Call, n: int, rows: Tensor, with_query: bool) -> Tensor:

@@ -1,5 +1,6 @@
 """Whether the loop in Triton is used: checked against the plain path at first use."""
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -32,9 +33,16 @@ def supports(
     )
 
 
-def give_up(spec: StepSpec, weights: StepWeights, sequence: SequenceInputs, error: object) -> None:
-    """Use the plain path from now on for tensors like these."""
-    guard.give_up(weights.hidden.device, *_case(spec, weights, sequence), error=error)
+def falling_back(
+    spec: StepSpec, weights: StepWeights, sequence: SequenceInputs
+) -> contextlib.AbstractContextManager[None]:
+    """See `TritonGuard.falling_back`; for tensors like these.
+
+    Raises:
+        ValueError: shapes or types that do not fit each other.
+    """
+    case = _case(spec, weights, sequence)
+    return guard.falling_back(weights.hidden.device, *case, raising=(ValueError,))
 
 
 def _case(

@@ -51,12 +51,8 @@ def unroll(
         loop = _choose(spec, compiled, tensors)
         if loop is not _TRITON:
             return _run(spec, loop, tensors)
-        try:
+        with triton_check.falling_back(spec, weights, sequence):
             return _run(spec, loop, tensors)
-        except (ValueError, torch.cuda.OutOfMemoryError):
-            raise
-        except Exception as error:  # whatever Triton, its compiler or the driver may raise
-            triton_check.give_up(spec, weights, sequence, error)
         return _run(spec, _PLAIN, tensors)
 
 
@@ -102,7 +98,7 @@ class _Unroll(torch.autograd.Function):
         kept = output[len(result) :]
         ctx.mark_non_differentiable(active, *(x for x in kept if x is not None))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors[:-2], *kept)
+        ctx.save_for_backward(*tensors, *kept)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -123,11 +119,11 @@ class _UnrollBackward(torch.autograd.Function):
     @staticmethod
     def forward(spec: StepSpec, loop: Loop, *tensors: Any) -> Any:
         grad_results, tensors = tensors[:3], tensors[3:]
-        weights, sequence, (drive, *kept) = _split(tensors)
+        weights, sequence, (hidden, cell, drive, *kept) = _split(tensors)
         layer = LayerCall(spec, weights, sequence, drive)
         # The caller may have called `backward()` under autocast, which would have effect here too.
         with torch.autocast(drive.device.type, enabled=False):
-            products, of_hidden, of_cell = loop.backward(layer, kept, grad_results)
+            products, of_hidden, of_cell = _gradients(loop, layer, hidden, cell, kept, grad_results)
         return *products.weights, *products.sequence, of_hidden, of_cell
 
     @staticmethod
@@ -141,6 +137,22 @@ class _UnrollBackward(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         return _one_by_one(_UnrollBackward, info, in_dims, args)
+
+
+def _gradients(
+    loop: Loop,
+    layer: LayerCall,
+    hidden: Tensor,
+    cell: Tensor | None,
+    kept: list[Any],
+    grad_results: tuple[Tensor | None, ...],
+) -> tuple[Products, Tensor, Tensor | None]:
+    if loop is not _TRITON:
+        return loop.backward(layer, kept, grad_results)
+    with triton_check.falling_back(layer.spec, layer.weights, layer.sequence):
+        return loop.backward(layer, kept, grad_results)
+    _, kept = _PLAIN.forward(layer, hidden, cell, keep=True)
+    return _PLAIN.backward(layer, kept, grad_results)
 
 
 def _split(tensors: tuple[Any, ...]) -> tuple[StepWeights, SequenceInputs, list[Any]]:

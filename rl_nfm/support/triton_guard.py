@@ -56,8 +56,13 @@ class TritonGuard:
         if key not in self._verdicts:
             if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 return False
-            self._verdicts[key] = self._passes(device, case)
+            passes = self._passes(device, case)
+            self._verdicts[key] = passes and self._verdicts.get(key, True)
         return self._verdicts[key]
+
+    def may_launch(self, device: torch.device, *case: Hashable) -> bool:
+        """Whether no launch has failed so far, checked or not: for inside of the kernels' calls."""
+        return self._verdicts.get((device.type, device.index, *case), True)
 
     def give_up(self, device: torch.device, *case: Hashable, error: object) -> None:
         """Use plain PyTorch from now on, because a launch failed after the check."""
@@ -68,8 +73,15 @@ class TritonGuard:
             _log.warning("slower on %s without the Triton %s: %s", device, self.name, reason)
 
     @contextlib.contextmanager
-    def falling_back(self, device: torch.device, *case: Hashable) -> Iterator[None]:
+    def falling_back(
+        self, device: torch.device, *case: Hashable, raising: tuple[type[Exception], ...] = ()
+    ) -> Iterator[None]:
         """Swallow whatever a launch inside raises, and give up; the plain path follows the block.
+
+        Args:
+            device: as in `ready`.
+            *case: likewise.
+            raising: errors that the caller is told of, as they are none of the launch.
 
         Raises:
             torch.cuda.OutOfMemoryError: nothing is wrong with the kernel, and plain PyTorch needs
@@ -77,7 +89,7 @@ class TritonGuard:
         """
         try:
             yield
-        except torch.cuda.OutOfMemoryError:
+        except (torch.cuda.OutOfMemoryError, *raising):
             raise
         except Exception as error:  # whatever Triton, its compiler or the driver may raise
             self.give_up(device, *case, error=error)

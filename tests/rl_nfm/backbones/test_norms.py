@@ -5,6 +5,7 @@ Without a GPU the kernels run in Triton's interpreter.
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -299,18 +300,33 @@ def test_transforms_are_plain(monkeypatch):
     assert tangent.abs().max() < 1e-4
 
 
-def test_a_failed_launch_means_the_plain_path(monkeypatch, caplog):
-    def fail(*args: object) -> None:
+class Failing:
+    """A kernel that cannot be launched."""
+
+    def __getitem__(self, grid: object) -> Any:
         raise RuntimeError("out of resource: shared memory")
 
-    norm, x = make_norm(8, 2), draw(2, 8, 3, 3)
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("kernel", ["_forward", "_backward"])
+def test_a_failed_launch_means_the_plain_path(kernel, relu, monkeypatch, caplog):
+    norm, x = make_norm(12, 3), draw(2, 12, 3, 5)
     norm(x)  # checked
-    monkeypatch.setattr(norms, "_run_kernels", fail)
+    monkeypatch.setattr(kernels, kernel, Failing())
     monkeypatch.setattr(norms.guard, "_verdicts", dict(norms.guard._verdicts))
     monkeypatch.setattr(norms.guard, "_warned", False)
-    for _ in range(2):
-        assert torch.equal(norm(x), F.group_norm(x, 2, norm.weight, norm.bias))
+    for ours, expected in zip(launched(norm, x, relu), exact(norm, x, relu), strict=True):
+        assert relative(ours, expected) < 2e-6
+    y = norm.run(x, relu=False)  # from now on
+    assert "GroupNorm" in type(y.grad_fn).__name__
     assert [r.message.rpartition(": ")[2] for r in caplog.records] == ["shared memory"]
+
+
+def test_a_launch_that_fails_in_the_check_leaves_the_kernels_unused(monkeypatch, caplog):
+    monkeypatch.setattr(kernels, "_backward", Failing())
+    monkeypatch.setattr(norms, "guard", guard := norms.TritonGuard("group norm", norms._check))
+    assert not guard.ready(DEVICE, torch.float32)
+    assert len(caplog.records) == 1
 
 
 def test_kernels_that_differ_are_not_used(monkeypatch, caplog):

@@ -330,7 +330,9 @@ def test_whole_networks(device, options, monkeypatch):
     net, x = make_net(device, **options), torch.randn(2, 3, 5, 4, device=device)
     attend = triton_attention.attend
     monkeypatch.setattr(
-        triton_attention, "attend", lambda *args: launched.append(1) or attend(*args)
+        triton_attention,
+        "attend",
+        lambda *args, **more: launched.append(1) or attend(*args, **more),
     )
     with torch.backends.cudnn.flags(allow_tf32=False):
         ours = results(net, x, use_kernels=True)
@@ -377,6 +379,59 @@ def test_a_failed_launch_means_the_plain_path(device, monkeypatch, caplog):
     assert [record.message for record in caplog.records] == [
         f"slower on {where} without the Triton attention: division by zero"
     ]
+
+
+@pytest.mark.parametrize("good", [0, 1, 2])
+@pytest.mark.parametrize("kernel", ["query_gradient", "memory_gradient"])
+def test_a_failed_launch_in_the_backward_means_the_plain_path(
+    device, kernel, good, monkeypatch, caplog
+):
+    """After `good` launches of the kernel, so that gradients of both kinds meet."""
+    real, launched = launch.launch, []
+
+    def fail(name, *args, **constants):
+        launched.append(name)
+        if launched.count(kernel) > good:
+            raise RuntimeError("out of resource: shared memory")
+        real(name, *args, **constants)
+
+    monkeypatch.setattr(triton_attention, "guard", TritonGuard("attention", lambda *_: []))
+    monkeypatch.setattr(launch, "launch", fail)
+    options = {"read_passes": "all", "rescale": "nearest" if good == 2 else "space_to_depth"}
+    net, x = make_net(device, **options), torch.randn(2, 3, 6, 5, device=device)
+    ours = results(net, x, use_kernels=True)
+    assert launched.count(kernel) > good
+    for a, b in zip(ours, results(net, x, use_kernels=False), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert len(caplog.records) == 1
+    assert "slower" in caplog.text
+
+
+@pytest.mark.parametrize("kernel", ["none", "read_memory", "query_gradient", "memory_gradient"])
+def test_the_operators_of_a_compiler_fall_back_too(device, kernel, monkeypatch, caplog):
+    real = launch.launch
+
+    def fail(name, *args, **constants):
+        if name == kernel:
+            raise RuntimeError("out of resource: shared memory")
+        real(name, *args, **constants)
+
+    monkeypatch.setattr(triton_attention, "guard", TritonGuard("attention", lambda *_: []))
+    monkeypatch.setattr(launch, "launch", fail)
+    generator = torch.Generator().manual_seed(0)
+    grid = Grid.of((3, 2), [(6, 4), (3, 2)], "space_to_depth")
+    options = Options.of(grid, heads=2, scale=0.4, top_k=3, null_slot=True)
+    sizes = [(6, 6), (24, 6), (6, 6), (24, 10), (6, 10)]
+    inputs = [torch.randn(2, *size, generator=generator).to(device) for size in sizes]
+    query, *memory = inputs
+    read, weights, slots = triton_attention._operator(query, memory[:2], memory[2:], *options)
+    grad = torch.randn(read.shape, generator=generator).to(device)
+    found = triton_attention._backward_operator(grad, query, memory, weights, slots, *options)
+    exact = [x.double().requires_grad_() for x in inputs]
+    expected = plain_read(exact[0], exact[1:3], exact[3:], options)
+    wanted = torch.autograd.grad(expected, exact, grad.double())
+    assert_close([read, *found], [expected, *wanted])
+    assert len(caplog.records) == (kernel != "none")
 
 
 @interpreted_only

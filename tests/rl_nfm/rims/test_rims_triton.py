@@ -213,6 +213,26 @@ def test_a_failed_launch_means_the_plain_path(device, launched, monkeypatch, cap
     ]
 
 
+@pytest.mark.parametrize(("kind", "good"), [("lstm", 0), ("gru", 4)])
+def test_a_failed_launch_in_the_backward_means_the_plain_path(
+    device, launched, kind, good, monkeypatch, caplog
+):
+    """After the launches of the forward and `good` more."""
+    note, forward = triton_loop.launch, 1 + 3 * 3
+
+    def fail(name, *args, **constants):
+        if len(launched) >= forward + good:
+            raise RuntimeError("out of resource: shared memory")
+        note(name, *args, **constants)
+
+    monkeypatch.setattr(triton_loop, "launch", fail)
+    cell = make(kind, rim_dropout=0.3)
+    assert_close(run(cell, device, torch.float32), run(cell, device, F64))
+    assert len(launched) == forward + good
+    assert len(caplog.records) == 1
+    assert "slower" in caplog.text
+
+
 def test_shapes_that_do_not_fit_are_refused(device, launched):
     cell = make().to(device)
     weights, sequence = cell._prepare(torch.randn(2, 3, 7, device=device))
