@@ -82,7 +82,6 @@ def try_to_attend(
 # The operators that `torch.compile` puts into its graphs.
 
 
-@torch.library.impl("rl_nfm::attend", "cuda")
 def _operator(
     query: Tensor, keys: list[Tensor], values: list[Tensor], *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,7 +94,6 @@ def _operator(
     return plain_read(query, keys, values, call), weights, slots
 
 
-@torch.library.impl("rl_nfm::attend_backward", "cuda")
 def _backward_operator(
     grad: Tensor,
     query: Tensor,
@@ -132,6 +130,10 @@ def _launched_gradients(
     for n, (grad_keys, grad_values) in enumerate(zip(sums[:half], sums[half:], strict=True)):
         launch.memory_gradient(readers, n, grad_keys, grad_values, options.heads)
     return [grad_query, *sums]
+
+
+torch.library.impl("rl_nfm::attend", "cuda", _operator)
+torch.library.impl("rl_nfm::attend_backward", "cuda", _backward_operator)
 
 
 def _case(query: Tensor, values: Tensor, options: Options) -> tuple[Any, ...]:
