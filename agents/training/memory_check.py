@@ -32,6 +32,10 @@ def check_memory(needed: int, for_states: int, device: torch.device, *, sharing:
         )
 
 
+_NOTEWORTHY = 50_000_000
+"""Bytes below which a replay is not what to shrink."""
+
+
 @contextlib.contextmanager
 def explained_out_of_memory(needed: int, device: torch.device) -> Iterator[None]:
     """Turn an allocation that fails inside into one line that says where the memory went.
@@ -52,8 +56,8 @@ def explained_out_of_memory(needed: int, device: torch.device) -> Iterator[None]
             raise
         free = free_bytes(device)
         told = [] if free is None else [f"{free / 1e9:.1f} GB are free"]
-        fewer = "--replay.batch-size or --env.num-envs"
-        if needed:
+        fewer = "--replay.batch-size, --env.num-envs or the sizes of the networks"
+        if needed >= _NOTEWORTHY:
             told.insert(0, f"the replay takes {needed / 1e9:.1f} GB")
             fewer = f"--replay.capacity-steps, {fewer}{_elsewhere(device)}"
         raise ValueError(

@@ -45,7 +45,8 @@ def train(config: Config, *, out: Path | None = None) -> Path:
         if out is not None:
             ranks.of_first(lambda: RunFolder.check_free(out))
         trainer = Trainer(config, device, ranks=ranks)
-        initialize(trainer)
+        with trainer.explained_memory():
+            initialize(trainer)
         folder = RunFolder(ranks.of_first(lambda: RunFolder.create(config, out).path))
         with (
             folder.held() if ranks.first else contextlib.nullcontext(),
@@ -79,9 +80,9 @@ def resume(path: Path, override: Callable[[Config], Config]) -> Path:
         if last is not None and last.steps >= config.steps and ranks.first:
             print(f"note: all {config.steps:,} steps are done; --steps N goes on up to step N")
         trainer = Trainer(config, device, ranks=ranks)
-        if last is None:
-            initialize(trainer)
         with trainer.explained_memory():
+            if last is None:
+                initialize(trainer)
             return trainer.run(folder, last)
 
 

@@ -54,24 +54,26 @@ class Trainer:
         self.share = share = parts.share_of(config, ranks)
         self.streams = Streams.of(device) if streams is None else streams
         torch.manual_seed(config.seed)
-        envs = parts.build_envs(share, device)
+        with explained_out_of_memory(0, device):
+            envs = parts.build_envs(share, device)
+            self.learner = parts.build_learner(config, envs[0], device, ranks)
         self.env = envs[0]
         """The first group of environments; all are alike."""
-        self.learner = parts.build_learner(config, self.env, device, ranks)
         if not ranks.alone:  # the weights are the same everywhere, all that follows differs
             torch.manual_seed(share.seed)
         state = self.learner.online.initial_state(1)
         self.replay = parts.build_replay(share, self.env, state, device, ranks)
         random = RandomStream(device, share.seed + 1) if device.type == "cuda" else None
         self.step = GradientStep(self.learner, self.replay, random=random)
-        self.collector = Collector(
-            share,
-            self.learner,
-            self.replay,
-            self.streams,
-            terminal_on_life_loss=self.env.protocol.terminal_on_life_loss,
-            groups=len(envs),
-        )
+        with self.explained_memory():
+            self.collector = Collector(
+                share,
+                self.learner,
+                self.replay,
+                self.streams,
+                terminal_on_life_loss=self.env.protocol.terminal_on_life_loss,
+                groups=len(envs),
+            )
         self.others = {"learning": self.step, "acting": self.collector}
         self.epsilon = Epsilon(
             config.exploration,

@@ -30,6 +30,31 @@ def test_a_real_failure_to_allocate_says_what_takes_the_memory():
         torch.empty(2**60, dtype=torch.uint8)
 
 
+def test_networks_that_do_not_fit_are_told(tmp_path, capsys):
+    flags = ["--head.hidden-size", "2000000000", "--out", str(tmp_path / "run")]
+    assert cli.main(["train", "debug", *flags]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "out of memory on cpu" in err
+    assert err.rstrip().endswith("or the sizes of the networks")
+    assert not (tmp_path / "run").exists()
+
+
+def fail(*args: object, **options: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize("part", ["trainer.Collector", "train.initialize"])
+def test_what_comes_after_the_replay_is_told_with_it(part, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(f"agents.training.{part}", fail)
+    flags = ["--replay.capacity-steps", "10000", "--out", str(tmp_path / "run")]
+    assert cli.main(["train", "debug", *flags]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "out of memory on cpu: the replay takes 0.1 GB, " in err
+    assert "lower --replay.capacity-steps, --replay.batch-size" in err
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
 def test_errors_of_the_device_and_of_python_are_told_alike(error):
     with pytest.raises(ValueError, match="out of memory"), explained_out_of_memory(1, CPU):
@@ -37,9 +62,10 @@ def test_errors_of_the_device_and_of_python_are_told_alike(error):
 
 
 def test_a_replay_that_is_elsewhere_is_not_blamed():
-    reason = r"cpu: [0-9.]+ GB are free; lower --replay.batch-size or --env.num-envs$"
-    with pytest.raises(ValueError, match=reason), explained_out_of_memory(0, CPU):
-        raise MemoryError
+    reason = r"cpu: [0-9.]+ GB are free; lower --replay.batch-size, --env.num-envs or the sizes"
+    for needed in (0, 40_000_000):
+        with pytest.raises(ValueError, match=reason), explained_out_of_memory(needed, CPU):
+            raise MemoryError
 
 
 def test_other_errors_pass_as_they_are():
