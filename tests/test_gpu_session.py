@@ -33,10 +33,7 @@ def test_a_call_takes_less_than_four_minutes(session):
 
 
 def test_every_goal_is_measured_by_a_stage(session):
-    stages = {
-        name.split(" ")[0].rsplit(":256")[0].removesuffix(":RIM_LSTM") for name in session.GOALS
-    }
-    assert stages <= set(session.all_stages())
+    assert {session.stage_of(name) for name in session.GOALS} <= set(session.all_stages())
 
 
 def test_every_stage_has_a_function(session, tmp_path):
@@ -62,12 +59,33 @@ def test_the_table_compares_with_the_goals(session, capsys):
         {"stage": "nfm", "batch": 256, "nfm_over_backbone": 1.2},
         {"stage": "syncs", "case": "rim", "passed": False, "problem": "a copy waits"},
     ]
-    session.print_table(results)
+    session.print_table(results, ["speed:rim", "nfm", "syncs"])
     lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
     assert lines["speed:rim run_steps_s"].endswith("NO")
     assert lines["speed:rim run_over_parts"].split()[-2:] == ["0.90", "yes"]
     assert lines["nfm:256 nfm_over_backbone"].endswith("yes")
+    assert lines["nfm:256 memory_over_backbone"].endswith("not measured")
+    assert not any(name.startswith("speed:r2d2") for name in lines)  # nobody asked for it
     assert any("a copy waits" in line for line in lines.values())
+
+
+def test_what_a_call_did_not_reach_is_said(session, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(session, "supervise", lambda *_: "exit 0")
+    monkeypatch.setattr(sys, "argv", ["gpu_session.py", "nfm", "rims", "--seconds", "9"])
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--rehearse", "--out", str(tmp_path)])
+    assert session.main() == 1
+    out = capsys.readouterr().out
+    assert "== rims: not run: out of time" in out
+    assert out.endswith("not reached, for a further call: nfm rims\n")
+
+
+def test_an_unknown_stage_is_refused(session, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_session.py", "nonsense", "--out", str(tmp_path / "x")])
+    with pytest.raises(SystemExit) as ended:
+        session.main()
+    assert ended.value.code == 2
+    assert "stage: 'nonsense' is unknown (allowed: a, b, c, ceilings" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_stage_that_hangs_is_stopped_and_keeps_what_it_wrote(session, tmp_path, monkeypatch):

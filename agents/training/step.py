@@ -52,7 +52,6 @@ class GradientStep:
         """
         self.learner, self.replay, self.random = learner, replay, random
         if learner.wants_compile:
-            print("compiling the update: about a minute, less when Inductor's cache has it")
             learner.compile()
             replay.compile()
         graph = learner.device.type == "cuda" and learner.config.cuda_graph and replay.capturable

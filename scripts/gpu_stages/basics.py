@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from agents.saving.run_folder import read_metrics
+from agents.training.trainer import Trainer
 from gpu_stages.common import (
     DEVICE,
     REHEARSAL,
@@ -163,18 +164,27 @@ def syncs() -> Iterator[Result]:
         config = replaced(case_config(name), "learner", cuda_graph=False)
         with filled_trainer(config) as trainer:
             for _ in range(3):
-                trainer.step()
+                _one_of_each(trainer)
             problem = ""
             if DEVICE.type == "cuda":
                 torch.cuda.set_sync_debug_mode("error")
             try:
-                trainer.step()
+                _one_of_each(trainer)
             except RuntimeError as error:
                 problem = str(error).splitlines()[0]
             finally:
                 if DEVICE.type == "cuda":
                     torch.cuda.set_sync_debug_mode("default")
             yield {"case": name, "problem": problem, "passed": not problem}
+
+
+def _one_of_each(trainer: Trainer) -> None:
+    """What runs on the device: an update, an act and a report of every group, and an add."""
+    trainer.step()
+    for player in trainer.collector.players:
+        player._act()
+        player._receive()
+    trainer.collector._add()
 
 
 def resume() -> Iterator[Result]:

@@ -3,6 +3,10 @@
 Each stream is a queue. An early one works whenever its events allow, a late one only when someone
 must have what it makes: a host that waits, or a stream that is itself forced to go on. Between the
 two lies everything that a GPU may do. One wait can be left out, named by its line of code.
+
+Only work of the streams is put off. What is done outside of them (construction, restoring, reading
+and writing in a pause) is done at once, so that the two waits for it, `StaticActor.begin`'s
+`follow` and the end of `Loop._paused`, are not tested here.
 """
 
 import dataclasses

@@ -13,7 +13,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.config import make_config, to_plain
+from agents.learning import learner
 from agents.presets import read_preset
+from agents.replay import buffer
 from agents.saving import checkpoint, writer
 from agents.saving.restoring import restore
 from agents.saving.resumable import check_resumable
@@ -227,3 +229,19 @@ def test_metrics_of_the_glossary_are_emitted(tmp_path):
     lines = read_metrics(train.train(config, out=tmp_path / "run") / "metrics.jsonl")
     assert {key for line in lines for key in line} == documented
     assert json.dumps(lines[-1])
+
+
+def test_compiling_is_said_when_it_begins(tmp_path, monkeypatch, capsys):
+    told = []
+
+    def compile(learner):
+        loss = learner._total_loss
+        learner._loss = lambda *args: told.append(capsys.readouterr().err) or loss(*args)
+
+    monkeypatch.setattr(learner.Learner, "compile", compile)
+    monkeypatch.setattr(buffer.Replay, "compile", lambda _: None)
+    train.train(debug(learner={"compile": True}, run={"eval_episodes": 0}), out=tmp_path / "run")
+    assert told[0].endswith(
+        "compiling the update: about a minute, less when Inductor's cache has it\n"
+    )
+    assert "compiling" not in "".join(told[1:])
