@@ -15,6 +15,7 @@ def main(argv: list[str]) -> int:
         wanted = argv[0] if argv else ""
         print(f"usage: benchmark.py {{{','.join(names)}}} [options]", file=sys.stderr)
         return 0 if wanted in ("-h", "--help") else 2
+    sys.argv[0] = f"benchmark.py {argv[0]}"  # what the benchmark's own help begins with
     importlib.import_module(f"benchmarks.{argv[0]}").main(argv[1:])
     return 0
 

@@ -12,7 +12,6 @@ Shapes: E environments; C, H, W of stacked frames, c of C in one of them.
 import contextlib
 import dataclasses
 import hashlib
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +30,7 @@ from agents.learning.streams import make_stream
 from agents.playing.counter import EpisodeCounter
 from agents.playing.scores import Scores, protocol_block
 from envs import GameVecEnv, make_env, newest_frame
+from rl_nfm.support.device import cores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def play(
         config.game,
         num_envs=min(num_envs, episodes),
         # A run may come from a machine with more cores.
-        num_threads=min(config.env.num_threads, os.cpu_count() or 1),
+        num_threads=min(config.env.num_threads, cores()),
         protocol=config.protocol,
         seed=env_seed(seed),
     )

@@ -24,6 +24,7 @@ from agents.replay.returns import ReturnConfig
 from agents.saving.checkpoint import build_network
 from agents.training.step import GradientStep
 from benchmarks._counting import Counter, Tally, tensors_in, total_bytes
+from envs import make_env
 from rl_nfm.backbones import norms
 from rl_nfm.nfm import linear, output, places, triton_attention, triton_launch
 from rl_nfm.rims import triton_check, triton_loop
@@ -73,7 +74,8 @@ def _fake_networks(config: Config, *, num_actions: int = 9) -> Iterator[list[QNe
 
 
 def _obs_shape(config: Config) -> tuple[int, int, int]:
-    return config.env.resolve().stack_num, 84, 84
+    with contextlib.closing(make_env(config.game, num_envs=1, protocol=config.protocol)) as env:
+        return env.step_spec.obs_shape
 
 
 def pretend(mode: FakeTensorMode, use_kernels: bool) -> Iterator[Any]:

@@ -13,6 +13,8 @@ import time
 import numpy as np
 import torch
 
+from benchmarks._options import positive
+
 CONTENDERS = ("sb3_dqn", "dqn", "rainbow_8", "rainbow_64")
 TARGETS = {"dqn": 1.5, "rainbow_8": 1.0}
 
@@ -84,8 +86,8 @@ def run_ours(name: str, steps: int) -> float:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=positive, default=8000)
+    parser.add_argument("--rounds", type=positive, default=2)
     parser.add_argument("--one", choices=CONTENDERS, help="run this one alone and print its rate")
     options = parser.parse_args(argv)
     if options.one:

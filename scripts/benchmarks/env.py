@@ -21,6 +21,7 @@ from ale_py.vector_env import AtariVectorEnv
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
 
+from benchmarks._options import positive
 from envs import make_atari, resolve_game
 
 SETTINGS: dict[str, Any] = {
@@ -141,9 +142,9 @@ def report(measured: dict[str, np.ndarray]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="benchmark.py env", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--game", default="ms_pacman", type=resolve_game)
-    parser.add_argument("--rounds", default=20, type=int)
+    parser.add_argument("--rounds", type=positive, default=20)
     parser.add_argument("--seconds", default=0.5, type=float, help="per contender and round")
     args = parser.parse_args(argv)
     print(f"{args.game}, {args.rounds} rounds of {args.seconds} s each, {os.cpu_count()} cores")

@@ -19,6 +19,7 @@ from agents.config import Config, make_config
 from agents.playing.evaluate import NUM_ENVS, play
 from agents.playing.policy import Agent
 from agents.saving.checkpoint import build_network
+from benchmarks._options import positive
 
 SHAPE, ACTIONS, FRAMESKIP = (4, 84, 84), 9, 4
 WANTED = 4.0
@@ -73,8 +74,8 @@ def rates(run: Callable[[], int]) -> tuple[float, float]:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--episodes", type=positive, default=100)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)

@@ -25,6 +25,7 @@ from torch.utils.flop_counter import flop_registry
 from agents.config import Config, make_config, to_plain
 from agents.presets import read_preset
 from agents.training.step import GradientStep
+from benchmarks._options import positive
 from benchmarks.update import OURS, config_of, ours
 from rl_nfm.support import cpp
 
@@ -137,7 +138,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="+", help=f"presets, or of {', '.join(OURS)}")
     parser.add_argument("--encoder", help="another one than the preset's")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=positive, default=9)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     try:

@@ -9,11 +9,12 @@ from agents.replay.buffer import Replay
 from agents.replay.config import ReplayConfig
 from agents.replay.layout import replay_bytes
 from agents.replay.returns import ReturnConfig
+from benchmarks._options import positive
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1_000_000)
+    parser.add_argument("--steps", type=positive, default=1_000_000)
     parser.add_argument("--num-envs", type=int, default=8)
     options = parser.parse_args(argv)
     config = ReplayConfig(capacity_steps=options.steps)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks._options import positive
 from benchmarks.kernel_times import print_kernels
 from rl_nfm.encoders import make_encoder
 from rl_nfm.encoders.nfm import NFMEncoder
@@ -225,7 +226,7 @@ def measure_written(args: argparse.Namespace, counts: list[int], batch: int) -> 
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="benchmark.py nfm", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 32])
     parser.add_argument(
         "--kernels", type=int, nargs="+", default=[1, 3], help="of the output block"
@@ -244,7 +245,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=["cpu", "cuda"], default=default)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=positive, default=7)
     parser.add_argument("--written", type=int, nargs="+", help="written layers, rising")
     parser.add_argument("--plain", action="store_true", help="without the fused kernels")
     parser.add_argument("--profile", action="store_true", help="print each kernel's time")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks._options import positive
 from rl_nfm.rims import RIM_GRU, RIM_LSTM
 
 Core = Callable[..., Any]
@@ -71,8 +72,8 @@ def seconds(core: Core, x: Tensor) -> float:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="benchmark.py rims", description=__doc__)
-    parser.add_argument("--steps", type=int, default=20)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=positive, default=20)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--inputs", type=int, default=600)
     parser.add_argument("--hidden", type=int, default=600)
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dropouts", type=float, nargs="+", default=[0.0, 0.1])
     parser.add_argument("--compiled", action="store_true", help="compile a step")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--repeats", type=positive, default=20)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
+from benchmarks._options import positive
 from rl_nfm.rims import RIMGRUCell, RIMLSTMCell
 
 
 def main(argv: list[str]) -> None:
     """Print a line for each kind of block."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=12)
+    parser.add_argument("--repeats", type=positive, default=12)
     args = parser.parse_args(argv)
     # Read when JAX is imported.
     os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"

@@ -11,6 +11,8 @@ import argparse
 import dataclasses
 import math
 
+from benchmarks._options import positive
+
 GPUS_PER_HOST = 8
 KERNEL_SECONDS = 1.5e-6
 """Shortest time of a kernel in a captured graph, however little it computes."""
@@ -209,7 +211,7 @@ def print_hosts() -> None:
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", nargs="+", choices=("ranks", "runs", "ray"), default=[])
-    parser.add_argument("--repeats", type=int, default=3, help="of each check")
+    parser.add_argument("--repeats", type=positive, default=3, help="of each check")
     options = parser.parse_args(argv)
     if options.check:
         from benchmarks import _scaling_check

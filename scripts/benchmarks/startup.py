@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks._options import positive
+
 WANTED = 1.3
 COMMANDS = ("debug", "debug --env.num-envs 4", "memory_cue")
 CUT_SHORT = """
@@ -49,7 +51,7 @@ def seconds(words: list[str], code: int) -> float:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     options = parser.parse_args(argv)
     times: dict[str, list[float]] = {name: [] for name in ("import torch", *COMMANDS)}
     for turn in range(1 + options.rounds):

@@ -22,6 +22,7 @@ from agents.replay.buffer import Replay
 from agents.replay.returns import ReturnConfig
 from agents.saving.checkpoint import build_network
 from agents.training.step import GradientStep
+from benchmarks._options import positive
 from benchmarks._turns import Make, take_turns
 from rl_nfm.support.memory import keep_freed_memory
 
@@ -140,7 +141,7 @@ def slice_times(update: Callable[[], None], seconds: float, device: torch.device
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="per contender and round")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
