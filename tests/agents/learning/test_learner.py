@@ -456,8 +456,9 @@ def test_buffers_are_copied_with_the_weights(toys: types.SimpleNamespace) -> Non
     assert not learner.target.training
 
 
+@pytest.mark.parametrize("double", [False, True])
 def test_noise_and_fractions_are_drawn_afresh(
-    toys: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    double: bool, toys: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Online, selecting and target forward: 4 noisy layers and one set of fractions each."""
     noise: list[Tensor] = []
@@ -472,7 +473,7 @@ def test_noise_and_fractions_are_drawn_afresh(
 
     monkeypatch.setattr(torch, "randn", watch(noise, torch.randn))
     monkeypatch.setattr(torch, "rand", watch(fractions, torch.rand))
-    _, step, _ = make_learner(toys, {"double": True}, RAINBOW_HEAD)
+    _, step, _ = make_learner(toys, {"double": double}, RAINBOW_HEAD)
     noise.clear()
     for updates in (1, 2):
         step()

@@ -1,5 +1,6 @@
 """`rl-nfm evaluate`: what is counted, what is written, and what is refused."""
 
+import dataclasses
 import json
 import shutil
 
@@ -123,6 +124,16 @@ def test_fractions_are_drawn_from_the_seed_unless_fixed(trained):
     assert len({tuple(step) for step in once.tolist()}) == len(once), "anew at every step"
     assert not torch.equal(once, taus[4, False][0])
     assert len({tuple(step) for step in taus[3, True][0].tolist()}) == 1
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_lost_life_resets_the_state_where_it_ends_the_return(terminal, trained):
+    found = checkpoint.open_checkpoint(checkpoint.find(trained))
+    network = checkpoint.load_network(found, torch.device("cpu")).eval()
+    env = dataclasses.replace(found.config.env, terminal_on_life_loss=terminal)
+    config, steps = dataclasses.replace(found.config, env=env), []
+    play(network, config, episodes=1, epsilon=0.0, seed=3, on_step=steps.append)
+    assert steps[0].actor.resets_on_life_loss is terminal
 
 
 @pytest.mark.parametrize(
@@ -368,6 +379,15 @@ def test_every_observation_is_shown_the_last_one_too():
     assert steps[0].actor is None
     shown = [int(s.obs[0, -1].max()) for s in steps]
     assert shown[:7] == [255, 0, 0, 0, 0, 0, 255]  # cue, five blanks, choice
+
+
+def test_neighbouring_seeds_share_no_game():
+    shown = []
+    for seed in (3, 4):
+        steps = []
+        play(None, memory(), episodes=40, epsilon=1.0, seed=seed, num_envs=2, on_step=steps.append)
+        shown.append(np.stack([step.obs for step in steps]))
+    assert not np.array_equal(shown[0][:, 1], shown[1][:, 0]), "seed 3 + 1 is not seed 4"
 
 
 def test_training_goes_on_as_if_nothing_had_been_played():

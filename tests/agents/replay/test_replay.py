@@ -395,6 +395,13 @@ def test_extreme_priorities_in_a_buffer_are_drawn_in_proportion() -> None:
     assert float(pair.replay.priorities.weights.max()) == pytest.approx(1e30)
 
 
+def test_a_sequence_without_a_transition_is_not_drawn_again() -> None:
+    pair = make_pair(7, sequence_steps=1, burn_in_steps=0, priority_exponent=1.0, recurrent=False)
+    index, mask = torch.tensor([0, 1]), torch.tensor([[False, True]])
+    pair.replay.update_priorities(index, torch.ones(1, 2), mask)
+    assert (pair.replay.priorities.weights[index] > 0).tolist() == [False, True]
+
+
 def test_uniform_replay_ignores_errors() -> None:
     pair = make_pair(3, sequence_steps=1, burn_in_steps=0, priority_exponent=0.0)
     for _ in range(2 * pair.replay.rows):

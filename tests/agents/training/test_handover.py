@@ -2,8 +2,10 @@
 
 import torch
 
+from agents.learning.streams import HostStream
 from agents.learning.uploads import Uploads
 from agents.training.handover import Handover
+from agents.training.weights import ActingWeights
 
 CPU = torch.device("cpu")
 
@@ -45,3 +47,18 @@ def test_uploads_share_one_buffer_and_keep_types_and_shapes():
     assert [x.dtype for x in uploads.tensors.values()] == [t for _, t in fields.values()]
     uploads.fill(reward=0.0)
     assert uploads.tensors["reward"].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_statistics_of_batch_norm_are_handed_over_with_the_weights(toys):
+    online = toys.make_network(toys.LinearEncoder(batch_norm=True))
+    weights = ActingWeights(online, 1, acting=HostStream(), learning=HostStream())
+    learnt, used = (n.encoder.norm.running_mean for n in (online, weights.network))
+    weights.before_updates()
+    learnt.fill_(3.0)
+    weights.after_updates()
+    assert not used.any(), "acting lags behind"
+    weights.before_updates()
+    assert (used == 3.0).all()
+    learnt.fill_(5.0)
+    weights.refresh()
+    assert (used == 5.0).all()

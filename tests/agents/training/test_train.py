@@ -14,13 +14,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.config import make_config, to_plain
 from agents.learning import learner
+from agents.playing.evaluate import play
 from agents.presets import read_preset
 from agents.replay import buffer
 from agents.saving import checkpoint, writer
 from agents.saving.restoring import restore
 from agents.saving.resumable import check_resumable
 from agents.saving.run_folder import RunFolder, read_metrics
-from agents.training import train
+from agents.training import evaluation, train
+from agents.training.record import Counters, Episode
 from rl_nfm.support import storage
 
 TIMING = ("steps_per_second", "updates_per_second")
@@ -211,6 +213,28 @@ def test_exploration_schedule():
     assert trainer.epsilon(steps)[0] == pytest.approx(0.4)
     assert trainer.epsilon(steps - 1).tolist() == [1.0] * 4, "at random until learning begins"
     trainer.turns.close()
+
+
+def test_evaluations_have_their_own_epsilon_and_seeds_that_no_training_has(tmp_path, monkeypatch):
+    told = []
+
+    def watched(*arguments, **options):
+        told.append(options)
+        return play(*arguments, **options)
+
+    monkeypatch.setattr(evaluation, "play", watched)
+    run = {"eval_episodes": 1, "eval_every_steps": 4, "eval_epsilon": 0.25}
+    train.train(debug(steps=4, env={"max_num_frames_per_episode": 40}, run=run), out=tmp_path / "a")
+    assert [options["epsilon"] for options in told] == [0.25]
+    assert told[0]["seed"] not in range(1000), "seeds that runs are likely to have"
+
+
+def test_the_last_100_returns_are_the_latest():
+    counters = Counters()
+    for i in range(50):
+        counters.count_episodes([Episode(i, 3.0 * i + k, 1) for k in range(3)])
+    assert counters.last_returns == [*range(50, 150)]
+    assert (counters.episodes, len(counters.new_returns)) == (150, 150)
 
 
 def test_metrics_of_the_glossary_are_emitted(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rl_nfm.nfm import NFM_PRESETS, NeuralFunctionModule, NFMConfig, Places
+from rl_nfm.nfm import NFM_PRESETS, NeuralFunctionModule, NFMConfig, Places, record_attention
 from rl_nfm.nfm.module import make_schedule
 
 SMALL = {"key_size": 3, "value_size": 5, "heads": 2}
@@ -130,15 +130,17 @@ def test_null_slot_reads_nothing(case):
 # 4. one pass, one place
 
 
-def test_memory_of_itself_alone_is_a_gate():
-    """With own entry and null only, a head reads sigmoid(q . k / sqrt(d)) * v."""
-    places = Places(NFMConfig(**SMALL, passes=1), channels=[4], ranks=[2])
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_memory_of_itself_alone_is_a_gate(temperature):
+    """With own entry and null only, a head reads sigmoid(q . k / (sqrt(d) temperature)) * v."""
+    config = NFMConfig(**SMALL, passes=1, temperature=temperature)
+    places = Places(config, channels=[4], ranks=[2])
     open_gates(places)
     place = places.places[0]
     x = torch.randn(2, 4, 3, 5)
     query, key, value = place.project(x.movedim(1, -1)).split([6, 6, 10], dim=-1)
     heads = [t.unflatten(-1, (2, -1)) for t in (query, key, value)]
-    gate = ((heads[0] * heads[1]).sum(-1, keepdim=True) / 3**0.5).sigmoid()
+    gate = ((heads[0] * heads[1]).sum(-1, keepdim=True) / 3**0.5 / temperature).sigmoid()
     read = (gate * heads[2]).flatten(-2).flatten(1, 2)
     expected = x + place.gamma * on_map(place.out(read, (3, 5)), x)
     torch.testing.assert_close(places(x, [], pass_index=0, place=0), expected)
@@ -180,6 +182,7 @@ def test_batch_and_translation_equivariance():
 @pytest.mark.parametrize(("kernel", "reach"), [(1, 0), (3, 2)])
 def test_positions_do_not_see_one_another(kernel, reach):
     """A changed pixel changes its own position, or the 5x5 around it with two 3x3 maps."""
+    torch.manual_seed(0)
     places = Places(NFMConfig(**SMALL, out_kernel=kernel), channels=[4, 4], ranks=[2, 2])
     open_gates(places)
     states = [torch.randn(1, 4, 9, 9), torch.randn(1, 4, 9, 9)]
@@ -273,6 +276,8 @@ def test_variant_builds_runs_and_differentiates(options):
     assert x.grad.isfinite().all()
     grads = [p.grad for p in net.parameters() if p.grad is not None]
     assert all(grad.isfinite().all() for grad in grads)
+    if "attention_dropout" in options:
+        assert not torch.equal(net(x), y)
     if "random_attention" not in options:
         net.eval()
         assert torch.equal(net(x), net(x))
@@ -393,6 +398,19 @@ def test_random_attention_only_outside_training():
     net.eval()
     assert not torch.allclose(net(x), plain(x))
     assert not torch.allclose(net(x), net(x))
+
+
+def test_random_attention_leaves_padding_alone():
+    """Of 13x11 pixels, read at 4x3 positions, a window holds four columns or five."""
+    net = make_net(random_attention=True, top_k_mode="dense")
+    x = torch.randn(2, 3, 13, 11)
+    unread = []
+    for training in (True, False):
+        with record_attention(net.train(training)) as record:
+            net(x)
+        unread.append(record.readers[1, 2].weights == 0)
+    assert unread[0].any()
+    assert torch.equal(*unread)
 
 
 def test_copies_own_their_memory():

@@ -254,6 +254,19 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(brims.eval()(x)[0], make()(x)[0])
 
 
+def test_what_rims_write_to_each_other_is_dropped_before_its_gate():
+    """All is 0 but the bias b of what is written: tanh(0) or tanh(2 b), times sigmoid(b)."""
+    brims = make(rims=(3,), active=(3,), rim_dropout=0.5)
+    with torch.no_grad():
+        for parameter in brims.parameters():
+            parameter.zero_()
+        brims.cells[0].output_bias.fill_(0.7)
+    output = brims(torch.zeros(1, 400, 5, dtype=F64))[0]
+    kept = output.gt(0).double()
+    assert kept.mean().item() == pytest.approx(0.5, abs=0.05)
+    torch.testing.assert_close(output, kept * math.tanh(1.4) / (1 + math.exp(-0.7)))
+
+
 def test_autocast_and_other_types():
     brims = make(dtype=torch.float32)
     x = torch.randn(4, 3, 5)

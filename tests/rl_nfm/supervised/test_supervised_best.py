@@ -50,6 +50,16 @@ def test_the_best_validation_is_reported_and_its_weights_are_kept(tmp_path, scri
     assert json.loads(file.read_text())["mean"]["mse_9"] == rows[1]["mse_9"]
 
 
+def test_the_test_at_the_end_is_of_the_best_weights(tmp_path, scripted, monkeypatch):
+    scripted += [0.5, 0.2, 0.3]
+    monkeypatch.setattr(
+        AddingTask, "test", lambda self, model: {"again": self.evaluate(model)["mse_9"]}
+    )
+    trial = run(tmp_path / "a", "--epochs", "3")
+    rows = read_metrics(tmp_path / "a" / "trial0")
+    assert trial["metrics"]["again"] == rows[1]["mse_9"] != rows[2]["mse_9"]
+
+
 def test_training_stops_when_patience_is_over_and_goes_on_with_more_of_it(tmp_path, scripted):
     scripted += [0.5, 0.2, 0.3, 0.3]
     trial = run(tmp_path / "a", "--epochs", "9", "--patience-epochs", "2")

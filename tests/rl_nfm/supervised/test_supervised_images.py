@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from rl_nfm.backbones.matching import count_parameters
 from rl_nfm.backbones.resnet import PreActResNetClassifier, ResNetConfig
 from rl_nfm.nfm import NeuralFunctionModule, NFMConfig
+from rl_nfm.nfm.places import Place
 from rl_nfm.supervised.cli import main
 from rl_nfm.supervised.data import augmentation
 from rl_nfm.supervised.data.datasets import load_images
@@ -337,6 +338,16 @@ def test_mixup_is_one_convex_combination():
     torch.testing.assert_close(mixed.flatten(1), soft @ images.flatten(1))
 
 
+def test_mixup_weighs_by_a_symmetric_beta(monkeypatch):
+    """Its mean is 1 / 2, its variance 1 / (4 (2 alpha + 1))."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(torch, "randperm", lambda count: torch.arange(count).flip(0))
+    images, targets = torch.zeros(2, 1, 1, 1), torch.eye(2)
+    weights = torch.stack([augmentation.mixup(images, targets, 0.4)[1][0, 0] for _ in range(2000)])
+    assert weights.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert weights.var().item() == pytest.approx(1 / 7.2, abs=0.01)
+
+
 # --- classification
 
 
@@ -430,6 +441,28 @@ def test_learning_rate_schedule():
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4])
 
 
+def test_first_step_of_nesterov_momentum_by_hand():
+    """The gradient g = 1 + 1e-4, of which the momentum holds g already: a step of g + 0.9 g."""
+    task = object.__new__(classification.ClassificationTask)
+    task.config = classification.PRESETS["paper"]
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    optimizer = task.build_optimizer(layer)
+    layer.weight.grad = torch.ones(1, 1)
+    optimizer.step()
+    assert layer.weight.item() == pytest.approx(1 - 0.1 * 1.9 * 1.0001)
+
+
+def test_an_epoch_is_all_that_is_not_held_out():
+    config = classification.ClassificationConfig(
+        data="digits", occlusion=0, validation=0.25, flip=False, crop_padding=0, mixup_alpha=0.0
+    )
+    task = classification.ClassificationTask(config, torch.device("cpu"))
+    shown = torch.cat([images for images, _ in task.batches(0)])
+    kept = task._normalise(task.data.train_images[task.kept])
+    assert sorted(shown.flatten(1).tolist()) == sorted(kept.flatten(1).tolist())
+
+
 def test_reported_accuracy_is_the_mean_of_the_last_epochs():
     task = object.__new__(classification.ClassificationTask)
     accuracies = (0.9, 0.5, 0.6)
@@ -483,6 +516,14 @@ def test_random_attention_is_a_switch_of_the_places():
     assert not torch.equal(noise, before)
     classification.set_random_attention(net, False)
     torch.testing.assert_close(net(images), before, atol=0, rtol=0)
+
+
+def test_random_attention_ends_with_the_test_of_it():
+    config = classification.ClassificationConfig(data="digits", depth=10, width=2, occlusion=0)
+    task = classification.ClassificationTask(config, torch.device("cpu"))
+    model = task.place_model().eval()
+    assert "accuracy_random_attention" in task.test(model)
+    assert not any(m.random_attention for m in model.modules() if isinstance(m, Place))
 
 
 def test_classification_refuses_what_does_not_fit(tmp_path):

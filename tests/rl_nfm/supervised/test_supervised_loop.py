@@ -65,6 +65,17 @@ def test_evaluation_is_due_every_n_epochs_and_at_the_end(tmp_path):
     assert [row["epoch"] for row in read_metrics(tmp_path / "a" / "trial0")] == [2, 4, 5]
 
 
+def test_the_training_loss_is_the_mean_over_the_batches_of_an_epoch(tmp_path, monkeypatch):
+    losses = iter([1.0, 2.0, 6.0, 3.0, 3.0, 9.0])
+
+    def loss(self, model, batch):
+        return 0.0 * sum(p.sum() for p in model.parameters()) + next(losses)
+
+    monkeypatch.setattr(adding.AddingTask, "loss", loss)
+    run(tmp_path, "a", "--epochs", "2")
+    assert [row["train_loss"] for row in read_metrics(tmp_path / "a" / "trial0")] == [3.0, 5.0]
+
+
 def test_zero_epochs_report_the_untrained_model(tmp_path):
     result = run(tmp_path, "a", "--epochs", "0")
     assert result["trials"][0]["updates"] == 0
