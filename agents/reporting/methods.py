@@ -188,11 +188,12 @@ def check_seeds(results: Sequence[Result]) -> None:
 def at_common_steps(results: Sequence[Result], notes: list[str]) -> list[Result]:
     """The runs of a method on a game where all of them are: at the same number of steps.
 
-    A run that stopped early is left out where other runs of the group have finished. Where none has
-    finished, all are scored at the last step that all of them have reached. Every run that is left
-    out, cut or not finished is named in `notes`. Best checkpoints are kept whatever their steps
-    are. Unfinished runs of a sweep have been named before and are in no table; their curves are
-    drawn where the whole group is unfinished.
+    A run that stopped early is left out where other runs of the group have finished, and so is one
+    of a sweep that was planned shorter than the others. Where none has finished, all are scored at
+    the last step that all of them have reached. Every run that is left out, cut or not finished is
+    named in `notes`. Best checkpoints are kept whatever their steps are. Unfinished runs of a sweep
+    have been named before and are in no table; their curves are drawn where the whole group is
+    unfinished.
     """
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
@@ -201,7 +202,10 @@ def at_common_steps(results: Sequence[Result], notes: list[str]) -> list[Result]
     cut: dict[int, Result] = {}
     for group in groups.values():
         if group[0].source in ("last_tenth", "last_evaluations"):
-            kept_ids |= {id(r) for r in [r for r in group if r.finished] or group}
+            group = [r for r in group if r.finished] or group
+            most = max((r.steps or 0) for r in group)
+            kept_ids |= {id(r) for r in group if not r.finished or r.steps == most}
+            notes += [_lag(r, most) for r in group if id(r) not in kept_ids]
             continue
         most = max((r.steps or 0) for r in group)
         if any(r.finished for r in group) or group[0].source == "evaluation":

@@ -263,12 +263,21 @@ def parse_vary(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
             )
         if option in varied:
             raise ValueError(f"vary: {option} is given twice")
-        # a list is one value, and one folder, however it is typed
+        # a value is one, and has one folder, however it is typed
         varied[option] = tuple(
-            value.replace(" ", "") if value.startswith("[") else value
+            value.replace(" ", "") if value.startswith("[") else value.strip()
             for value in re.findall(_VALUE, values)
         )
+        check_unique(f"vary: {option}", [_number_or_text(value) for value in varied[option]])
     return varied
+
+
+def _number_or_text(value: str) -> float | str:
+    """1e-4 and 0.0001 are the same value."""
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def parse_seeds(words: Sequence[str]) -> tuple[int, ...]:

@@ -20,15 +20,15 @@ def debug():
     return read_preset("debug")
 
 
-def write_run(sweep, config, method="nature", *, lines=40, evaluated=range(4, 41, 4)):
+def write_run(sweep, config, method="nature", *, steps=1000, lines=40, evaluated=range(4, 41, 4)):
     """One of 40 lines of 25 steps; the episode of line i returns i, an evaluation 100 + i."""
-    config = dataclasses.replace(config, steps=1000)
+    config = dataclasses.replace(config, steps=steps)
     folder = sweep / config.game / method / f"seed-{config.seed}"
     folder.mkdir(parents=True)
     write_config(config, folder / "config.yaml")
     rows = []
     for i in range(1, lines + 1):
-        row = {"steps": 25 * i, "loss": 0.123456789 * i, "episode_returns": [float(i)]}
+        row = {"steps": steps * i // 40, "loss": 0.123456789 * i, "episode_returns": [float(i)]}
         if i in evaluated:
             row["eval_return_mean"] = 100.0 + i
         rows.append(json.dumps(row) + "\n")
@@ -90,6 +90,18 @@ def test_two_sweeps_are_put_together_only_if_their_settings_are_the_same(debug, 
         read_results([paths[0], paths[2]])
     results, _ = read_results([paths[0], paths[3], paths[0]])
     assert sorted(r.seed for r in results if r.source == "last_tenth") == [0, 1]
+
+
+def test_sweeps_of_other_lengths_are_not_averaged(debug, tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / "long", dataclasses.replace(debug, seed=seed))
+    short = write_run(tmp_path / "short", dataclasses.replace(debug, seed=2), steps=800)
+    results, notes = read_results([tmp_path / "long", tmp_path / "short"])
+    of_short = [note for note in notes if short.name in note]
+    why = "left out: at 800 of 800 steps, where others are at 1000"
+    for source in ("last_tenth", "last_evaluations"):
+        assert sorted(r.seed for r in results if r.source == source) == [0, 1]
+        assert any(f"{source} of nature on ms_pacman {why}" in note for note in of_short)
 
 
 def test_an_error_half_way_does_not_make_the_folder_a_strange_one(debug, tmp_path, monkeypatch):

@@ -78,8 +78,10 @@ def test_seeds_and_varied_options_as_typed():
     for word in ("a", "a=", "=1", "a=x/y", "a=1,,2", "a=[1,2", "a=1,2]", "a=[]", "a=[[1]]"):
         with pytest.raises(ValueError, match="vary: "):
             parse_vary((word,))
-    with pytest.raises(ValueError, match="given twice"):
-        parse_vary(("a=1", "a=2"))
+    assert parse_vary(("a=1, x",)) == {"a": ("1", "x")}
+    for words in (("a=1", "a=2"), ("a=1, 1",), ("a=1e-4,0.0001",), ("a=x,x ",), ("a=[1],[ 1]",)):
+        with pytest.raises(ValueError, match="given twice"):
+            parse_vary(words)
 
 
 @pytest.mark.parametrize(
