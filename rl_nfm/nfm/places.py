@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from rl_nfm.nfm.record import AttentionRecorder
 
 
+MOST_DENSE_SLOTS = 128
+"""Slots up to which the kernels, which sort what they keep, are faster without a limit too."""
+
+
 class Entry(NamedTuple):
     """One written layer: keys and values, or the state where readers make their own of it."""
 
@@ -179,9 +183,9 @@ class Place(nn.Module):
         scale = config.key_size**-0.5 / config.temperature
         dropout = config.attention_dropout if self.training else 0.0
         noise = self.random_attention and not self.training
-        common = config.top_k_mode == "masked" and not dropout and not noise
-        if common and self.recorder is None and self.use_kernels:
-            read = self._attend_fused(projected, remembered, grid, scale, memory)
+        top_k = None if dropout or noise else self._fused_top_k(query, grid)
+        if top_k is not None and self.recorder is None and self.use_kernels:
+            read = self._attend_fused(projected, remembered, grid, scale, top_k, memory)
             if read is not None:
                 return read
         keys, values = [x.keys for x in remembered], [x.values for x in remembered]
@@ -194,12 +198,22 @@ class Place(nn.Module):
             self.recorder.add(visit, weights.unflatten(1, sizes), scores, labels, self)
         return mix_values(weights, values, grid).to(query.dtype)
 
+    def _fused_top_k(self, query: Tensor, grid: Grid) -> int | None:
+        """How many slots the kernels keep; None where they do not compute the same."""
+        if self.config.top_k_mode == "masked":
+            return self.config.top_k
+        slots = grid.num_slots + self.config.null_slot
+        # On a GPU they would be compiled for each number of slots.
+        dense = self.config.top_k_mode == "dense" and not query.is_cuda
+        return slots if dense and slots <= MOST_DENSE_SLOTS else None
+
     def _attend_fused(
         self,
         projected: Projected,
         remembered: list[Projected],
         grid: Grid,
         scale: float,
+        top_k: int,
         memory: Memory,
     ) -> Tensor | None:
         """What the heads read, by the kernels for this device; None if there are none.
@@ -209,7 +223,7 @@ class Place(nn.Module):
         config, query = self.config, projected.query
         keys, values = [x.keys for x in remembered], [x.values for x in remembered]
         packed = [x.packed for x in (*remembered, projected) if x.packed is not None]
-        common: dict[str, Any] = {"heads": config.heads, "scale": scale, "top_k": config.top_k}
+        common: dict[str, Any] = {"heads": config.heads, "scale": scale, "top_k": top_k}
         options = Options.of(grid, **common, null_slot=config.null_slot)
         if triton_attention.is_compiled(query):
             return operators.attend(query, keys, values, *options)[0]

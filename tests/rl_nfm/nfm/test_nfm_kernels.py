@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils import prune
 
 from rl_nfm.encoders import make_encoder
-from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, NFMWrapper, attention, kernels
+from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, NFMWrapper, attention, kernels, places
 from rl_nfm.nfm.call import Options
 from rl_nfm.nfm.kernel_call import run_forward
 from rl_nfm.nfm.places import Place
@@ -368,25 +368,35 @@ def test_results_do_not_depend_on_threads():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kv_owner", ["source", "reader"])
-def test_network_is_the_same_without_kernels(dtype, kv_owner):
+@pytest.mark.parametrize(
+    ("kv_owner", "mode", "most"),
+    [("source", "masked", 128), ("reader", "masked", 128), ("source", "dense", 128),
+     ("source", "dense", 6)],
+)  # fmt: skip
+def test_network_is_the_same_without_kernels(dtype, kv_owner, mode, most, monkeypatch):
+    monkeypatch.setattr(places, "MOST_DENSE_SLOTS", most)
     torch.manual_seed(0)
     convs = [
         [torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 12, 3, stride=2)] for _ in range(2)
     ]
-    config = NFMConfig(key_size=4, value_size=4, kv_owner=kv_owner)
+    config = NFMConfig(key_size=4, value_size=4, kv_owner=kv_owner, top_k_mode=mode)
     net = NeuralFunctionModule(convs, channels=(8, 12), config=config)
     for place in net.places.places:
         if place.parts[0]:
             torch.nn.init.ones_(place.gamma)
     x = torch.randn(2, 3, 9, 10)
-    results = []
+    results, attended, attend = [], [], kernels.attend
+    monkeypatch.setattr(kernels, "attend", lambda *a, **o: attended.append(1) or attend(*a, **o))
     for use in (True, False):
+        attended.clear()
         for place in net.places.places:
             assert isinstance(place, Place)
             place.use_kernels = use
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             y = net(x)
+        readers = sum(place.parts[0] > 0 for place in net.places.places)
+        # the finer layer reads 3 slots; the coarser one, which reads it in windows of 3 x 3, 20
+        assert len(attended) == use * (readers if most > 6 else 1)
         grads = torch.autograd.grad(y.float().square().sum(), list(net.parameters()))
         results.append([y, *grads])
     rounding = 1e-4 if dtype == torch.float32 else 3e-2
