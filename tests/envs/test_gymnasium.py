@@ -166,6 +166,14 @@ def test_booleans_become_black_and_white():
     assert min(compare("gym:StripBool-v0", GymProtocol())) > 5
 
 
+def test_frames_are_counted_without_resets():
+    env = make_env("gym:Strip-v0", num_envs=1, seed=1, max_episode_steps=3)
+    infos = [env.reset()[1], *(env.step([0])[-1] for _ in range(6)), env.reset()[1]]
+    seen = [(i["frame_number"].item(), i["episode_frame_number"].item()) for i in infos]
+    # the fourth step begins an episode, with a frame that no action led to
+    assert seen == [(0, 0), (1, 1), (2, 2), (3, 3), (3, 0), (4, 1), (5, 2), (0, 0)]
+
+
 @pytest.mark.parametrize("shape", [(5, 7), (3, 5, 7)])
 def test_grey_images_and_channels_first(shape):
     protocol = GymProtocol(kwargs=f"shape={shape}", stack_num=2)

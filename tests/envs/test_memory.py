@@ -72,8 +72,10 @@ def test_one_episode_by_hand():
     assert (rewards[0], terminated[0]) == (1, True)
     assert not obs.any()
     assert (info["episode_return"][0], info["episode_steps"][0]) == (1, 7)
+    assert info["frame_number"][0] == 7
     obs, rewards, terminated, _, info = env.step([cue])  # ignored
     assert (rewards[0], terminated[0], info["episode_start"][0]) == (0, False, True)
+    assert info["frame_number"][0] == 7
     cue_of(obs[0, 0])
 
 

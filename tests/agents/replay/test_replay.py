@@ -540,6 +540,19 @@ def test_a_million_steps_take_at_most_7_2_gigabytes() -> None:
     assert states == 0
 
 
+def test_a_loaded_state_is_the_one_that_was_saved() -> None:
+    fixed = {"priority_exponent": 0.5, "recurrent": True}
+    pair, other = make_pair(11, **fixed), make_pair(11, **fixed).replay
+    for _ in range(pair.replay.rows + 3):
+        pair.add()
+    update_priorities(pair)
+    saved = pair.replay.state()
+    other.load_state(saved)
+    for name, value in other.state().items():
+        assert torch.equal(value, saved[name]), name
+    assert float(other.max_priority) == pytest.approx(pair.twin.max_priority, rel=1e-12)
+
+
 def test_stored_rows_are_those_that_were_added() -> None:
     """What a checkpoint reads: one entry per row, in place of the row a lap before."""
     pair = make_pair(11, num_envs=2)

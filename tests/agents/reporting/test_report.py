@@ -16,6 +16,7 @@ from agents.playing.scores import Scores
 from agents.presets import read_preset
 from agents.reporting import figures
 from agents.reporting.figures import common_evaluations, looks, running_mean
+from agents.reporting.references import references
 from agents.reporting.report import write_report
 from agents.reporting.results import Curve
 from agents.reporting.sources import read_results
@@ -126,9 +127,11 @@ def test_scores_over_seeds_by_hand(tmp_path):
 
 def test_an_interval_over_the_episodes_of_one_run_is_called_so(tmp_path):
     file = make_scores(tmp_path / "s.json", [10, 20, 30, 40, 400])
-    (row,) = report([file], tmp_path / "out")["tables"]["evaluation"]["scores"]
+    tables = report([file], tmp_path / "out")["tables"]["evaluation"]
+    (row,), (single,) = tables["scores"], tables["runs"]
     assert row["over"] == "5 episodes of one run"
     assert (row["mean"], row["median"], row["iqm"]) == (100, 30, 30)
+    assert (single["mean"], single["median"]) == (100, 30)
     assert row["iqm_low"] < 30 < row["iqm_high"]
     text = (tmp_path / "out" / "report.md").read_text()
     assert "5 episodes of one run" in text
@@ -154,26 +157,43 @@ def test_training_counts_its_last_100_episodes(tmp_path):
 
 
 def test_aggregates_over_games_by_hand(tmp_path):
+    published = {"ms_pacman": (307.3, 6951.6), "qbert": (163.9, 13455.0), "alien": (227.8, 7127.7)}
+
     def at(game, hns):  # the return with that human-normalised score
-        random, human = {"ms_pacman": (307.3, 6951.6), "qbert": (163.9, 13455.0)}[game]
+        random, human = published[game]
         return [random + hns * (human - random)]
 
-    runs = {("ms_pacman", 1): 0.1, ("ms_pacman", 2): 0.3, ("qbert", 1): 0.5, ("qbert", 2): 0.9}
+    runs = {"ms_pacman": (0.1, 0.3), "qbert": (0.5, 0.9), "alien": (2.0, 2.0)}
     files = [
         make_scores(tmp_path / f"{game}{seed}.json", at(game, hns), game=game, train_seed=seed)
-        for (game, seed), hns in runs.items()
+        for game, seeds in runs.items()
+        for seed, hns in enumerate(seeds)
     ]
     files.append(make_scores(tmp_path / "adventure.json", [1.0], game="adventure", train_seed=1))
     content = report(files, tmp_path / "out")
     (row,) = content["tables"]["evaluation"]["aggregates"]
-    # of four scores the lowest and the highest are cut: (0.3 + 0.5) / 2; means of games 0.2, 0.7
-    assert (row["games"], row["runs"]) == (2, 4)
-    assert row["iqm"] == pytest.approx(0.4)
-    assert row["mean"] == row["median"] == pytest.approx(0.45)
-    # the games' means reach from (0.1 + 0.5) / 2 to (0.3 + 0.9) / 2, each with probability 1/16
-    assert (row["mean_low"], row["mean_high"]) == pytest.approx((0.3, 0.6))
+    # of six scores the lowest and the highest are cut; means of games 0.2, 0.7, 2
+    assert (row["games"], row["runs"]) == (3, 6)
+    assert row["iqm"] == pytest.approx((0.3 + 0.5 + 0.9 + 2.0) / 4)
+    assert (row["mean"], row["median"]) == pytest.approx((2.9 / 3, 0.7))
+    # resamples with only the lower or only the upper seeds, each with probability 1/16 at least
+    assert (row["mean_low"], row["mean_high"]) == pytest.approx((2.6 / 3, 3.2 / 3))
+    assert (row["median_low"], row["median_high"]) == pytest.approx((0.5, 0.9))  # of Q*bert
+    assert (row["iqm_low"], row["iqm_high"]) == pytest.approx((3.1 / 4, 4.1 / 4))
     assert any("adventure" in note and "no human score" in note for note in content["notes"])
     assert (tmp_path / "out" / "profiles_evaluation.png").is_file()
+
+
+def test_a_game_that_one_method_has_not_played_is_in_no_aggregate(tmp_path):
+    played = {"nature": ("alien", "pong", "qbert"), "resnet": ("alien", "qbert")}
+    files = [
+        make_scores(tmp_path / f"{name}_{game}.json", [300.0], game=game, encoder=name)
+        for name, games in played.items()
+        for game in games
+    ]
+    content = report(files, tmp_path / "out")
+    assert [row["games"] for row in content["tables"]["evaluation"]["aggregates"]] == [2, 2]
+    assert any("not over pong" in note for note in content["notes"])
 
 
 def test_no_interval_over_games_where_one_has_a_single_seed(tmp_path):
@@ -197,6 +217,7 @@ def test_probability_of_improvement(tmp_path):
     (row,) = report(files, tmp_path / "out")["tables"]["evaluation"]["improvements"]
     # 10<20, 10<30, 30>20, 30=30: 1.5 of 4
     assert (row["first"], row["second"], row["probability"]) == ("nature", "nfm", 0.375)
+    assert (row["low"], row["high"]) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +276,9 @@ def test_protocols_of_evaluations_are_never_mixed(tmp_path):
     a = make_scores(tmp_path / "a.json", [1.0], train_seed=1)
     b = make_scores(tmp_path / "b.json", [1.0], train_seed=2, protocol={**BLOCK, "epsilon": 0.01})
     assert error([a, b], tmp_path).startswith("epsilon: 0.01 in ")
+    unknown = {key: value for key, value in BLOCK.items() if key != "frameskip"}
+    b = make_scores(tmp_path / "b.json", [1.0], train_seed=2, protocol=unknown)
+    assert error([a, b], tmp_path).startswith("frameskip: 'unknown' in ")
     machado = {**BLOCK, "full_action_space": True}
     c = make_scores(tmp_path / "c.json", [1.0], train_seed=3, protocol=machado)
     assert error([make_run(tmp_path / "run"), c], tmp_path).startswith("full_action_space: True in")
@@ -378,11 +402,12 @@ def test_a_run_of_an_early_version_that_did_not_log_its_last_stretch_is_finished
 
 
 def test_runs_that_all_go_on_are_scored_at_the_steps_all_have_reached(tmp_path):
-    a = make_run(tmp_path / "a", [(100, [1.0]), (200, [3.0]), (250, [99.0])], seed=1)
+    lines = [(100, [1.0] * 100), (200, [3.0] * 50), (250, [99.0])]
+    a = make_run(tmp_path / "a", lines, seed=1)
     b = make_run(tmp_path / "b", [(100, [5.0]), (200, [7.0])], seed=2)
     content = report([a, b], tmp_path / "out")
     (row,) = content["tables"]["training"]["scores"]
-    # up to step 200: means of the runs 2 and 6
+    # up to step 200: means of the runs, of their last 100 episodes, 2 and 6
     assert (row["steps"], row["over"], row["mean"]) == ([200], "2 seeds", 4)
     notes = "\n".join(content["notes"])
     assert f"{a}: scored at 200 steps" in notes
@@ -570,11 +595,13 @@ def texts_of(path, monkeypatch, *arguments):
         patch.setattr(figures, "_save", lambda figure, _: drawn.append(figure))
         figures.learning_curves(path, *arguments)
     (figure,) = drawn
+    figure.draw_without_rendering()
     return figure.get_suptitle(), [
         {
             "title": ax.get_title(),
             "legend": ax.get_legend_handles_labels()[1],
             "top": [child.get_xlabel() for child in ax.child_axes],
+            "top_scale": [child.get_xlim()[1] / ax.get_xlim()[1] for child in ax.child_axes],
             "bands": len(ax.collections),
         }
         for ax in figure.axes
@@ -592,6 +619,7 @@ def test_a_figure_says_what_it_shows(seeds, tmp_path, monkeypatch):
     assert title.startswith("ms_pacman\nprotocol dopamine: sticky actions 0.25, minimal actions")
     for panel in panels:
         assert panel["top"] == ["millions of emulator frames"]
+        assert panel["top_scale"] == pytest.approx([4e-6])
         assert panel["bands"] == (seeds >= 3)
         assert "human, published: 6,951.6 (above)" in panel["legend"]
         runs_told = {
@@ -602,6 +630,22 @@ def test_a_figure_says_what_it_shows(seeds, tmp_path, monkeypatch):
         assert runs_told[seeds] in panel["legend"]
     assert "random, published: 307.3" in panels[0]["legend"], "in sight of 300 to 400"
     assert panels[1]["title"] == "evaluations in training, epsilon 0.001"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "name", "shown"),
+    [("dopamine", "Dopamine", [True, False]), ("atari100k", "SPR", [False, True])],
+)
+def test_public_scores_stand_in_the_panel_of_their_kind(
+    protocol, name, shown, tmp_path, monkeypatch
+):
+    """Dopamine's are of training, those of Atari 100k of evaluations."""
+    run = make_run(tmp_path / "run", [(300, [1.0], 2.0)], env={"protocol": protocol})
+    results, _ = read_results([run])
+    public = references("ms_pacman", vars(PROTOCOLS[protocol]))
+    arguments = "ms_pacman", results, ["nature"], public
+    _, panels = texts_of(tmp_path / "c.png", monkeypatch, *arguments)
+    assert [name in " ".join(panel["legend"]) for panel in panels] == shown
 
 
 def test_no_panel_is_empty(tmp_path, monkeypatch):

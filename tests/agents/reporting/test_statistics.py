@@ -1,5 +1,6 @@
 """Statistics over seeds and games against hand-worked numbers and naive twins."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -159,6 +160,15 @@ def test_nested_interval_has_the_width_of_the_two_level_variance():
     assert (high - low) == pytest.approx(2 * 1.96 * sigma, rel=0.03)
     over_runs = bootstrap_interval(mean_of_means, [np.array([run.mean() for run in runs])])
     assert low < over_runs[0] < over_runs[1] < high
+
+
+@pytest.mark.parametrize(
+    "interval", [nested_interval, functools.partial(bootstrap_interval, mean_of_means)]
+)
+def test_an_interval_is_drawn_from_its_seed(interval):
+    scores = list(np.random.default_rng(0).normal(size=(2, 7)))
+    first, again, other = (interval(scores, resamples=50, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
 
 
 @pytest.mark.parametrize("runs", [[], [[1.0]], [[1.0, 2.0], []]])

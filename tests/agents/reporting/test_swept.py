@@ -139,6 +139,9 @@ def test_report_of_a_half_finished_sweep(debug, tmp_path):
         assert [(row["method"], row["over"]) for row in tables[source]["scores"]] == [
             ("nature", "2 seeds")
         ]
+    results, _ = read_results([tmp_path / "sweep"])
+    curves = {(result.method, result.seed) for result in results}
+    assert curves == {("nature", 0), ("nature", 1), ("nfm", debug.seed)}
     text = (tmp_path / "report/report.md").read_text()
     assert "ms_pacman/nature/seed-2: at step 325 of 1000, not in the tables yet" in text
     assert f"ms_pacman/nfm/seed-{debug.seed}: at step 500 of 1000" in text

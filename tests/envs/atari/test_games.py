@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from ale_py import roms
 
@@ -59,12 +60,13 @@ def test_names_are_all_roms_but_the_four_that_would_end_the_process():
 
 
 def test_scores_are_published_for_57_games_of_which_random_and_human_differ():
-    scored = [game for game in game_names() if random_and_human_score(game)]
+    scored = {game: pair for game in game_names() if (pair := random_and_human_score(game))}
     assert len(scored) == 57
     assert set(SEVEN) <= set(scored)
-    for game in scored:
-        random, human = random_and_human_score(game)
+    for game, (random, human) in scored.items():
         assert human > random, game
+    # the two columns of the published table, added up
+    assert np.sum(list(scored.values()), 0) == pytest.approx([50_864.9, 606_494.2], abs=0.01)
 
 
 def test_human_normalized_score_by_hand():
