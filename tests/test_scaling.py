@@ -1,17 +1,13 @@
 """The model of docs/scaling.md: its arithmetic by hand, and how well it meets what was measured."""
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
-spec = importlib.util.spec_from_file_location("scaling", SCRIPTS / "benchmarks" / "scaling.py")
-assert spec is not None
-assert spec.loader is not None
-scaling = sys.modules["scaling"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(scaling)
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+scaling = importlib.import_module("benchmarks.scaling")
 
 LINK = scaling.Link(name="test", bytes_per_second=100.0, hop_seconds=0.5)
 CASE = scaling.Case(
