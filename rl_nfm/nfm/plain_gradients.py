@@ -2,7 +2,7 @@
 
 The check at first use takes a small input. What a kernel needs may grow with the sizes, so a launch
 may still fail later, when other readers have already left their gradients in the kernels' form.
-These functions take and make that form. They may differ from run to run on a GPU, by rounding.
+These functions take and make that form.
 
 Shapes: B samples, P positions of the reader, R rows of memory, H heads, k kept slots.
 """
@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rl_nfm.nfm.call import Options, slot_rows, split_sizes
+from rl_nfm.nfm import triton_launch as launch
+from rl_nfm.nfm.call import Options
 from rl_nfm.nfm.triton_launch import ReaderGradients
 
 
@@ -50,39 +51,39 @@ def memory_gradient(
     ]
     for reader in readers:
         rows = _chosen(reader.slots, reader.options, reader.layers, layer)
-        sample, position, head, kept = torch.nonzero(rows >= 0, as_tuple=True)
-        place = sample, rows[sample, position, head, kept], head
-        pairs = reader.pairs.unsqueeze(-1).view(torch.float32)[sample, position, head, kept]
+        place = _places(rows)
+        weights, grad_scores = reader.pairs.unsqueeze(-1).view(torch.float32).unbind(-1)
         for total, source, factor in zip(
-            sums, (reader.query, reader.grad), pairs.flip(-1).unbind(-1), strict=True
+            sums, (reader.query, reader.grad), (grad_scores, weights), strict=True
         ):
-            rows_read = source.float().unflatten(-1, (heads, -1))[sample, position, head]
-            total.index_put_(place, factor[:, None] * rows_read, accumulate=True)
+            of_heads = source.float().unflatten(-1, (heads, 1, -1))  # [B, P, H, 1, size]
+            share = (factor[..., None] * of_heads).where(rows[..., None] >= 0, 0.0)
+            total.index_put_(place, share, accumulate=True)
     grad_keys.copy_(sums[0].flatten(2))
     grad_values.copy_(sums[1].flatten(2))
 
 
 def _chosen(slots: Tensor, options: Options, layers: int, layer: int) -> Tensor:
     """int64 [B, P, H, k]: the row of one layer that each kept slot is, or -1."""
-    target, *sources = split_sizes(options.sizes, layers)
-    tables = [slot_rows(source, target, options.mode) for source in sources]
-    first = sum(table.shape[1] for table in tables[:layer])
-    table = torch.from_numpy(tables[layer]).to(slots.device, torch.int64)  # [P, slots]
-    slot = slots.long() - first
-    inside = (slot >= 0) & (slot < table.shape[1])
-    position = torch.arange(len(table), device=slots.device)[:, None, None]
-    return table[position, slot.clamp(0, table.shape[1] - 1)].where(inside, -1)
+    firsts, count = launch._firsts(options, layers)
+    begin, end = (*firsts, count)[layer : layer + 2]
+    table = launch._table(tuple(options.sizes), layers, options.mode, slots.device)  # [slots, P]
+    position = torch.arange(table.shape[1], device=slots.device)[:, None, None]
+    rows = table[slots.long().clamp(min=0), position].long()
+    return rows.where((slots >= begin) & (slots < end), -1)
+
+
+def _places(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of these rows [B, P, H, k] in a layer [B, R, H, size]; for none, of the first."""
+    sample = torch.arange(rows.shape[0], device=rows.device)[:, None, None, None]
+    head = torch.arange(rows.shape[2], device=rows.device)[:, None]
+    return sample, rows.clamp(min=0), head
 
 
 def _gathered(layers: Sequence[Tensor], chosen: Sequence[Tensor]) -> Tensor:
     """float32 [B, P, H, k, size]: of each kept slot its row; zeros where it has none."""
-    found = 0.0
-    for rows, index in zip(layers, chosen, strict=True):
-        heads = index.shape[2]
-        sample = torch.arange(len(rows), device=rows.device)[:, None, None, None]
-        head = torch.arange(heads, device=rows.device)[:, None]
-        by_head = rows.float().unflatten(-1, (heads, -1))  # [B, R, H, size]
-        one = by_head[sample, index.clamp(min=0), head]
-        found = found + one.where(index[..., None] >= 0, 0.0)
-    assert isinstance(found, Tensor)
+    found = torch.zeros((), device=layers[0].device)
+    for x, rows in zip(layers, chosen, strict=True):
+        of_heads = x.float().unflatten(-1, (rows.shape[2], -1))  # [B, R, H, size]
+        found = found + of_heads[_places(rows)].where(rows[..., None] >= 0, 0.0)
     return found
