@@ -135,6 +135,7 @@ def test_the_best_is_that_on_disk(trainer):
     )
     assert not fresh.save_best({**counters, "best_return": None}, 99.0)
     assert checkpoint.best_return(folder) == 100.0
+    assert not fresh.save_best({**counters, "steps": 200}, 100.0), "the first of equal ones stays"
     assert fresh.save_best(counters, 100.5)
     (folder / "best" / "network.safetensors").write_bytes(b"damaged")
     assert fresh.save_best(counters, 1.0), "one that cannot be read is none"

@@ -44,3 +44,18 @@ def test_one_update_after_restore_equals_the_one_without_interruption(tmp_path, 
     )
     for (name, a), b in pairs:
         assert torch.equal(a, b), f"{name}: off by {(a - b).abs().max()}"
+
+
+def test_random_numbers_go_on_where_they_were(tmp_path):
+    config = config_of("nature")
+    trainer = train.Trainer(config, CPU)
+    folder = train.RunFolder.create(config, tmp_path / "run")
+    with folder.held():
+        trainer.run(folder, None)
+    saved = checkpoint.open_checkpoint(checkpoint.find(tmp_path / "run"), replay=True)
+    kept = saved.tensors("training")["rng.cpu"]
+    for of_rank in (True, False):  # without the part of its own, a rank draws its own numbers
+        torch.manual_seed(1)
+        drawn_from = torch.get_rng_state()
+        restore(saved, trainer.learner, trainer.replay, trainer.others, of_rank=of_rank)
+        assert torch.equal(torch.get_rng_state(), kept if of_rank else drawn_from)

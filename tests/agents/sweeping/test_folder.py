@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +45,31 @@ def test_space_is_asked_for_the_replays_that_are_there_together(
     with_free(needed)
     with pytest.raises(ValueError, match=rf"buffers of {counted} runs need {needed / 1e6:.1f} MB"):
         with_free(needed - 1)
+
+
+def test_space_is_asked_for_the_largest_replays_and_what_is_not_on_disk_yet(
+    plan, tmp_path, monkeypatch
+):
+    asked = dataclasses.replace(plan, games=("qbert", "memory_cue"), seeds=(0,))
+    runs, configs = asked.runs(tmp_path, threads=1), asked.configs()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    for saved, steps in ((-1, 300), (100, 200)):
+        monkeypatch.setattr("agents.sweeping.folder.saved_steps", lambda _, saved=saved: saved)
+        with pytest.raises(ValueError, match=rf"need {steps * FRAME / 1e6:.1f} MB"):
+            check_space(tmp_path, runs, configs, at_once=1)
+
+
+def test_a_run_is_done_when_its_last_checkpoint_is_that_of_the_end(plan, tmp_path, monkeypatch):
+    run = plan.runs(tmp_path, threads=1)[0]
+    run.folder.mkdir(parents=True)
+    returns = {100: 9.0, 200: 4.0, 300: None}
+    lines = [json.dumps({"steps": n, "return_last_100": x}) for n, x in returns.items()]
+    (run.folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    state = runs_module.progress(run)
+    assert (state.steps, state.last_return, state.done) == (300, 4.0, False)
+    for saved, done in ((200, False), (300, True), (304, True)):
+        monkeypatch.setattr(runs_module, "saved_steps", lambda _, saved=saved: saved)
+        assert runs_module.progress(run).done == done
 
 
 def test_a_replay_that_cannot_be_dropped_is_told_and_the_others_go(plan, tmp_path, monkeypatch):

@@ -48,6 +48,21 @@ def test_runs_are_every_combination_and_the_first_seed_comes_first(debug, tmp_pa
     assert runs[0].folder == tmp_path / "ms_pacman/nature,learner.n_steps=1/seed-5"
 
 
+def test_a_run_is_begun_with_its_own_game_encoder_seed_and_setting(debug, tmp_path):
+    asked = plan(
+        debug,
+        games=("qbert", "alien"),
+        encoders=("rim", "nature"),
+        seeds=(5, 2),
+        vary={"learner.n_steps": ("2",), "steps": ("400", "500")},
+    )
+    for run in asked.runs(tmp_path, threads=1):
+        config = parse_flags(config_class(), run.begin[2:-2], default=debug, prog="train")
+        method = f"{config.encoder},learner.n_steps=2,steps={config.steps}"
+        assert f"{config.game}/{method}/seed-{config.seed}" == run.name
+        assert (config.learner.n_steps, config.steps) == (2, run.steps)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -106,13 +121,15 @@ def test_flags_of_a_run_say_lists_and_mappings_too(debug, tmp_path, option, text
 def test_a_sweep_grows_but_its_preset_stays(debug, tmp_path):
     plan(debug).save(tmp_path)
     plan(debug, games=("alien",), seeds=(3, 4), vary={"learner.n_steps": ("1",)}).save(tmp_path)
+    plan(debug, vary={"learner.n_steps": ("3", "1")}).save(tmp_path)
     asked = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
     assert asked == {
         "games": ["qbert", "alien"],
         "encoders": ["nature"],
         "seeds": [3, 4],
-        "vary": {"learner.n_steps": ["1"]},
+        "vary": {"learner.n_steps": ["1", "3"]},
     }
+    assert read_preset(str(tmp_path / "preset.yaml")) == debug, "with the options of all encoders"
     other = dataclasses.replace(debug, learner=dataclasses.replace(debug.learner, discount=0.5))
     before = (tmp_path / "preset.yaml").read_bytes()
     with pytest.raises(ValueError, match=r"^learner\.discount: cannot change within a sweep"):

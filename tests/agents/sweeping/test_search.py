@@ -1,5 +1,6 @@
 """Search by Optuna: spaces as typed, trials as runs, a killed search that goes on."""
 
+import dataclasses
 import io
 import json
 import os
@@ -112,6 +113,10 @@ def test_returns_of_several_games_are_normalised_and_rates_are_not(tmp_path, deb
         number = 5.0 if metric == "updates_per_second" else halfway[run.game]
         (run.folder / "metrics.jsonl").write_text(json.dumps({"steps": 7, metric: number}) + "\n")
     assert search._values(runs) == {7: pytest.approx(value)}
+    alone = dataclasses.replace(plan, games=("alien",))
+    search = Search(alone, request, out=tmp_path, executor=Executor(), board=board)
+    (run,) = alone.runs(tmp_path, 1)
+    assert search._values([run]) == {7: 5.0 if metric == "updates_per_second" else halfway["alien"]}
 
 
 def test_a_search_that_can_come_to_nothing_is_refused_before_anything_starts(tmp_path):
@@ -172,11 +177,10 @@ class Executor:
 class Hand:
     """A search whose runs are played by hand: Optuna and its pruner are the real ones."""
 
-    def __init__(self, out, base):
+    def __init__(self, out, base, trials=8):
         plan = Plan(base=base, games=("memory_cue",), encoders=("nature",), seeds=(0,))
-        request = SearchRequest(
-            space=parse_space(("learner.n_steps=1..4",), base), trials=8, metric="return_last_100"
-        )
+        space = parse_space(("learner.n_steps=1..4",), base)
+        request = SearchRequest(space=space, trials=trials, metric="return_last_100")
         self.board, self.executor = Board([], at_once=1, out=io.StringIO()), Executor()
         self.search = Search(plan, request, out=out, executor=self.executor, board=self.board)
 
@@ -236,7 +240,7 @@ def test_a_trial_is_judged_by_the_end_of_its_metrics(tmp_path, debug, monkeypatc
     """Also where it ends between two looks at it."""
     hand = Hand(tmp_path, debug)
     (run,) = hand.look()
-    hand.log(run, 100, 1.0)
+    hand.log(run, 100, 9.0)
     real = hand.board.is_done
 
     def ends_while_it_is_looked_at(looked):
@@ -248,6 +252,43 @@ def test_a_trial_is_judged_by_the_end_of_its_metrics(tmp_path, debug, monkeypatc
     monkeypatch.setattr(hand.board, "is_done", ends_while_it_is_looked_at)
     hand.look()
     assert study(tmp_path).trials[0].value == 7.0
+
+
+def test_a_trial_is_valued_where_all_its_runs_have_logged(tmp_path, debug):
+    plan = Plan(base=debug, games=("memory_cue",), encoders=("nature",), seeds=(0, 1))
+    request = SearchRequest(space=(), trials=1, metric="loss")
+    board = Board([], at_once=1, out=io.StringIO())
+    search = Search(plan, request, out=tmp_path, executor=Executor(), board=board)
+    runs = plan.runs(tmp_path, 1)
+    logged = ({100: 1.0, 200: 2.0}, {100: 5.0, 200: None, 300: 7.0})
+    for run, values in zip(runs, logged, strict=True):
+        run.folder.mkdir(parents=True)
+        lines = [json.dumps({"steps": step, "loss": value}) for step, value in values.items()]
+        (run.folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert search._values(runs) == {100: 3.0}
+
+
+def test_a_search_ends_with_as_many_trials_as_asked_for_and_writes_the_best(tmp_path, debug):
+    hand, drawn = Hand(tmp_path, debug, trials=3), []
+    for _ in range(3):
+        (run,) = hand.look()
+        drawn.append(study(tmp_path).trials[-1].params["learner.n_steps"])
+        if len(drawn) == 2:
+            hand.search.give_up(run)
+        else:
+            hand.log(run, 300, abs(drawn[-1] - debug.learner.n_steps))
+            hand.finish(run)
+    assert hand.look() == []
+    assert [trial.state.name for trial in study(tmp_path).trials] == [
+        "COMPLETE",
+        "FAIL",
+        "COMPLETE",
+    ]
+    assert hand.search.ended == 3
+    best = max(drawn[0], drawn[2], key=lambda n_steps: abs(n_steps - debug.learner.n_steps))
+    assert best != debug.learner.n_steps
+    assert read_preset(str(tmp_path / "best.yaml")).learner.n_steps == best
+    assert Hand(tmp_path, debug, trials=3).look() == [], "the same command again adds none"
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from agents.sweeping.progress_table import Board
-from agents.sweeping.runs import PlannedRun, RunProgress
+from agents.sweeping.runs import PlannedRun, RunProgress, RunStop, execute
 from agents.sweeping.sweep import FixedWork, _signals, run_all
 from agents.training.stop import ending_signals
 from rl_nfm.support.progress import duration
@@ -109,6 +109,20 @@ def test_bad_input_is_not_tried_again_unless_the_run_had_begun(tmp_path):
     assert "seed-0: given up after 1 try: nothing was printed (exit code 2" in text
 
 
+@pytest.mark.parametrize("keep_replay", [False, True])
+def test_replays_of_finished_runs_alone_are_dropped_unless_they_are_kept(
+    tmp_path, monkeypatch, keep_replay
+):
+    dropped = []
+    monkeypatch.setattr("agents.sweeping.sweep.drop_replay_of", lambda run: dropped.append(run))
+    scripts = {0: ["ok"], 1: ["fail"]}
+    runs = [planned(tmp_path, seed) for seed in scripts]
+    board = Board(runs, at_once=2, out=io.StringIO())
+    work, executor = FixedWork(runs, board), ScriptedExecutor(scripts)
+    run_all(work, executor, board, retries=0, keep_replay=keep_replay)
+    assert dropped == ([] if keep_replay else runs[:1])
+
+
 def test_a_run_that_finished_is_done_whatever_its_process_said(tmp_path):
     class Rude(ScriptedExecutor):
         def _try(self, run):
@@ -118,6 +132,15 @@ def test_a_run_that_finished_is_done_whatever_its_process_said(tmp_path):
     board = Board(runs, at_once=1, out=io.StringIO())
     work = FixedWork(runs, board)
     assert not run_all(work, Rude({0: ["ok"]}), board, retries=0).failed
+
+
+def test_a_run_that_has_ended_meanwhile_is_not_begun_again(tmp_path):
+    """As that of a killed sweep, for whose process this one has waited."""
+    run = planned(tmp_path, 0)
+    run.folder.mkdir()
+    (run.folder / "result.json").touch()
+    assert execute(run, 1, RunStop()) == 0
+    assert not run.log.exists(), "no process was started"
 
 
 def test_a_signal_stops_the_runs_and_nothing_is_called_failed(tmp_path):
@@ -249,6 +272,27 @@ def test_no_run_is_called_under_way_when_the_sweep_has_ended(tmp_path, monkeypat
     assert "1 given up, 0 under way" in out.getvalue().splitlines()[-1]
     board.show({}, last=True)
     assert "0 under way" in out.getvalue().splitlines()[-1]
+
+
+def test_time_left_is_shared_by_the_runs_side_by_side(tmp_path):
+    """Two of nfm at 3 steps a second, rim at 9, and lstm at the mean of the three speeds, 5."""
+    states = {
+        ("nfm", 0): RunProgress(steps=20, steps_per_second=2.0),
+        ("nfm", 1): RunProgress(steps=60, steps_per_second=4.0),
+        ("nfm", 2): RunProgress(steps=100, done=True),
+        ("nfm", 3): RunProgress(),  # given up
+        ("rim", 0): RunProgress(steps=10, steps_per_second=9.0),
+        ("lstm", 0): RunProgress(),
+    }
+    runs = [
+        dataclasses.replace(planned(tmp_path, seed), method=method, steps=100)
+        for method, seed in states
+    ]
+    progress = {run.name: states[run.method, run.seed] for run in runs}
+    for at_once, seconds in ((1, 70), (2, 35), (9, 17.5)):  # 80 / 3 + 40 / 3 + 90 / 9 + 100 / 5
+        board = Board(runs, at_once=at_once, out=io.StringIO())
+        left = board._remaining_seconds(progress, {"qbert/nfm/seed-3": "out of luck"})
+        assert left == pytest.approx(seconds)
 
 
 def test_durations_are_told_in_words():

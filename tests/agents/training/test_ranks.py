@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -463,6 +464,29 @@ def test_a_run_goes_on_from_the_last_checkpoint_that_all_ranks_have(in_ranks, tm
     (folder / "rank-1" / "step_000000064").rename(folder / "rank-1" / "elsewhere")
     assert shards.newest(folder) == first, "the weights go on all the same"
     assert shards.part_of(checkpoint.open_checkpoint(first), Ranks(rank=0, size=2)) is None
+
+
+def test_of_many_checkpoints_ranks_keep_the_last_that_all_have(tmp_path, monkeypatch):
+    """Names are ordered by their number, also beyond nine digits."""
+    first, second, third = (f"step_{steps:09d}" for steps in (10**9 - 32, 10**9, 10**9 + 32))
+    held = {0: [first, second, third], 1: [first, second, third], 2: [first, second]}
+    for rank, names in held.items():
+        for name in names:
+            (shards.folder_of(tmp_path, rank) / name).mkdir(parents=True)
+    meta = SimpleNamespace(ranks=3)
+    monkeypatch.setattr(
+        shards, "open_checkpoint", lambda path: SimpleNamespace(path=path, meta=meta)
+    )
+    assert shards.newest(tmp_path) == tmp_path / second
+    for rank in held:
+        shards.forget_others(tmp_path, Ranks(rank=rank, size=3), 10**9)
+        left = checkpoint.list_checkpoints(shards.folder_of(tmp_path, rank))
+        assert [path.name for path in left] == [first, second]
+    shards.forget_former_ranks(tmp_path, Ranks(rank=0, size=2))
+    assert (tmp_path / "rank-2").is_dir(), "no checkpoint of two ranks is whole yet"
+    meta.ranks = 2
+    shards.forget_former_ranks(tmp_path, Ranks(rank=0, size=2))
+    assert [path.name for path in tmp_path.glob("rank-*")] == ["rank-1"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

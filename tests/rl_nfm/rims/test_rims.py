@@ -406,6 +406,25 @@ def test_dropout_of_what_is_read(kind):
     torch.testing.assert_close(dropped[0], cell.run(x, *state)[0])
 
 
+@pytest.mark.parametrize("kind", CELLS)
+def test_what_is_not_dropped_is_scaled_up(kind, monkeypatch):
+    """Both what is read of the input and the linear part of the communication: here all of it."""
+    monkeypatch.setattr(
+        "rl_nfm.rims.cells.dropout_mask",
+        lambda shape, p, device: (torch.ones(shape, dtype=torch.bool), 1 / (1 - p)),
+    )
+    cell = make(kind)
+    x, state = torch.randn(4, 3, 7, dtype=F64), states(cell, 3)
+    cell.rim_dropout = 0.75
+    scaled = cell.run(x, *state)
+    cell.eval()
+    with torch.no_grad():
+        cell.value *= 4
+        cell.output[..., : cell.output.shape[-1] // 2] *= 4
+        cell.output_bias[: cell.output_bias.shape[0] // 2] *= 4
+    torch.testing.assert_close(scaled[0], cell.run(x, *state)[0])
+
+
 def test_dropout_mask():
     torch.manual_seed(0)
     cpu = torch.device("cpu")

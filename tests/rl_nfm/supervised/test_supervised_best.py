@@ -8,8 +8,10 @@ import torch
 from rl_nfm.supervised.cli import main
 from rl_nfm.supervised.loop.evaluate import load_trained
 from rl_nfm.supervised.loop.reporting import read_metrics
+from rl_nfm.supervised.loop.trial import Trial
 from rl_nfm.supervised.registry import task_entry, task_names
 from rl_nfm.supervised.tasks.adding import AddingTask
+from rl_nfm.support.storage import load_meta
 
 TINY = ["--model", "gru", "--hidden-size", "7", "--updates-per-epoch", "3", "--batch-size", "5"]
 TINY += ["--train-steps", "6", "--test-steps", "9", "--test-examples", "11", "--device", "cpu"]
@@ -133,6 +135,24 @@ def test_a_killed_run_keeps_the_same_best(tmp_path, scripted):
     assert one.epoch == two.epoch == 2
     for name, value in one.model.state_dict().items():
         assert torch.equal(value, two.model.state_dict()[name])
+
+
+def test_a_best_that_no_checkpoint_followed_is_trained_again(tmp_path, scripted, monkeypatch):
+    """On a GPU the second try need not give the same numbers."""
+    scripted += [0.5]
+    run(tmp_path / "a", "--epochs", "1")
+    scripted += [0.1]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trial, "_save", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            main(["adding", "--resume", str(tmp_path / "a"), "--epochs", "3"])
+    assert load_trained(tmp_path / "a").epoch == 2
+    scripted += [0.2, 0.3]
+    assert main(["adding", "--resume", str(tmp_path / "a"), "--epochs", "3"]) == 0
+    trial = json.loads((tmp_path / "a" / "result.json").read_text())["trials"][0]
+    assert (trial["best_epoch"], trial["metrics"]["validation"]) == (2, 0.2)
+    meta = load_meta(tmp_path / "a" / "trial0" / "best", kind="rl-nfm supervised trial")
+    assert meta["metrics"]["validation"] == 0.2, "the weights are those of the second try"
 
 
 def test_an_evaluation_changes_what_is_tested_on_and_nothing_else(tmp_path, capsys):

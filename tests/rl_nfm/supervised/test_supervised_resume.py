@@ -47,7 +47,25 @@ class Momentum(Convolutions):
         return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
 
 
-@pytest.mark.parametrize("task", [Convolutions, Momentum])
+class Counting(Convolutions):
+    """Batches that depend on what the task itself has counted."""
+
+    def __init__(self, config, device):
+        super().__init__(config, device)
+        self.count = torch.zeros(())
+
+    def batches(self, epoch):
+        self.count = self.count + 1
+        yield torch.full((4, 3, 6, 5), float(self.count))
+
+    def state(self):
+        return {"count": self.count}
+
+    def load_state(self, state, meta):
+        self.count = state["count"]
+
+
+@pytest.mark.parametrize("task", [Convolutions, Momentum, Counting])
 def test_a_trial_goes_on_bit_for_bit(tmp_path, task):
     config = LoopConfig(epochs=3)
     whole = Trial(task, config, CPU, tmp_path / "whole", 5)
