@@ -41,8 +41,11 @@ class Board:
         self._out, self._terminal = out, out.isatty()
         self._next = time.monotonic() + (0.0 if self._terminal else _PLAIN_SECONDS)
         self._height = 0
-        finished = RunProgress(done=True)
-        self._done = {run.name: finished for run in runs if run.name in set(known)}
+        self._done = {
+            run.name: RunProgress(done=True, steps=run.steps)
+            for run in runs
+            if run.name in set(known)
+        }
 
     def add(self, runs: Sequence[PlannedRun]) -> None:
         """Show these runs too."""

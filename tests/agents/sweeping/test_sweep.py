@@ -274,6 +274,14 @@ def test_no_run_is_called_under_way_when_the_sweep_has_ended(tmp_path, monkeypat
     assert "0 under way" in out.getvalue().splitlines()[-1]
 
 
+def test_runs_known_from_elsewhere_count_as_whole(tmp_path):
+    runs = [dataclasses.replace(planned(tmp_path, seed), steps=100) for seed in range(4)]
+    known = [run.name for run in runs[:3]]
+    board = Board(runs, known=known, at_once=1, out=io.StringIO())
+    board.show({}, last=True)
+    assert "3 of 4 runs done, 0 given up, 0 under way, 75% of the steps" in board._out.getvalue()
+
+
 def test_time_left_is_shared_by_the_runs_side_by_side(tmp_path):
     """Two of nfm at 3 steps a second, rim at 9, and lstm at the mean of the three speeds, 5."""
     states = {
