@@ -97,8 +97,10 @@ class LearnerConfig(Bounded):
     """auto: bf16 autocast where the processor computes in it natively, else fp32. With bf16 on a
     GPU, matrix products that autocast leaves alone take TF32."""
 
-    compile: bool | Literal["auto"] = False
-    """torch.compile the loss; auto: on a GPU only. Presets say so where it was measured to pay."""
+    compile: bool | Literal["auto", "cpu"] = False
+    """torch.compile the loss. cpu: in runs of 20,000 updates or more on a CPU, if the first of them
+    show it to be quicker (a minute; the cache keeps the answer); auto: as cpu, and on every GPU.
+    Presets say so where it was measured to pay."""
 
     cuda_graph: bool = True
     """Capture the update as one CUDA graph (on a GPU only)."""

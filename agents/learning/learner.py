@@ -7,7 +7,7 @@ its business: `agents.training.step` composes it with a replay.
 Shapes: T positions, B batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from agents.learning.compiling import Compile, Compiling
 from agents.learning.config import LearnerConfig, autocast_dtype
 from agents.learning.narrow import narrow_
 from agents.learning.network import QNetwork
@@ -22,6 +23,9 @@ from agents.learning.objective import LossTerms, Objective
 from agents.replay.batch import Batch
 from rl_nfm.support.optimizer import load_optimizer_state, optimizer_state
 from rl_nfm.support.ranks import ALONE, Ranks
+
+_Losses = tuple[Tensor, LossTerms, list[Tensor]]
+_Loss = Callable[[Batch], _Losses]
 
 
 class Learner:
@@ -58,7 +62,7 @@ class Learner:
             # 10 bits of mantissa (bf16: 7), as JAX has it by default, at several times the speed.
             torch.set_float32_matmul_precision("high")
         self.objective = Objective(config, online, target, device=device, dtype=self.dtype)
-        self._loss = self._total_loss
+        self.compiling = Compiling(self._total_loss)
         auxiliary = (f"loss/{name}" for name in online.auxiliary)
         self._metrics = ("loss", "td_error", "q_value", "grad_norm", *auxiliary)
         self._sums = torch.zeros(len(self._metrics), dtype=torch.float64, device=device)
@@ -84,15 +88,15 @@ class Learner:
             capturable=cuda,
         )
 
-    @property
-    def wants_compile(self) -> bool:
-        """Whether the config asks to compile, on this device."""
-        option = self.config.compile
-        return self.device.type == "cuda" if option == "auto" else option
+    def compile(self, how: Compile, *, about: str = "") -> None:
+        """Let `torch.compile` make the loss: see `agents.learning.compiling`.
 
-    def compile(self) -> None:
-        """Let `torch.compile` make the loss; the first updates then take seconds to minutes."""
-        self._loss = torch.compile(self._total_loss)
+        Args:
+            how: always, never, or where that is measured to be quicker.
+            about: what the time of an update depends on, beside the learner and its networks.
+        """
+        about = f"{self.dtype} {self.config} {self.online} {about}"
+        self.compiling = Compiling(self._total_loss, how, about=about)
 
     def set_schedule(self, progress: float) -> None:
         """Set the learning rate for this share of training done, in [0, 1]."""
@@ -117,11 +121,9 @@ class Learner:
 
     def gradient_step(self, batch: Batch) -> Float[Tensor, "T B"]:
         """The part of `update` that runs on the device alone, and so can be captured as a graph."""
-        self.optimizer.zero_grad(set_to_none=True)
         if self._may_narrow:
             self._narrow_target(batch)
-        total, terms, means = self._loss(batch)
-        total.backward()
+        total, terms, means = self.compiling(lambda loss: self._differentiated(loss, batch))
         if not self.ranks.alone:
             self._average_gradients()
         limit = self.config.max_grad_norm or float("inf")
@@ -206,7 +208,14 @@ class Learner:
         ]
         self.ranks.average_([*gradients, *statistics])
 
-    def _total_loss(self, batch: Batch) -> tuple[Tensor, LossTerms, list[Tensor]]:
+    def _differentiated(self, loss: _Loss, batch: Batch) -> _Losses:
+        """What the loss gives; its gradients are those of the parameters."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = loss(batch)
+        losses[0].backward()
+        return losses
+
+    def _total_loss(self, batch: Batch) -> _Losses:
         """What is minimised, its terms, and means of them for the metrics."""
         terms = self.objective(batch)
         mask, auxiliary = batch.mask, terms.auxiliary.values()

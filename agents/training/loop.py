@@ -45,8 +45,6 @@ class Loop:
         self.clock, self.watch = parts.clock, parts.watch
         self.counters, self.stop_request = parts.counters, parts.stop_request
         self._ended: list[Episode] = []
-        self._compiles = self.learner.wants_compile
-        """Whether the next update has to be compiled first."""
         self.saver = CheckpointWriter(
             shards.folder_of(folder.checkpoints, self.ranks.rank),
             self.config,
@@ -128,11 +126,8 @@ class Loop:
         progress = min(1.0, self.counters.steps / config.steps)
         learning, weights = self.streams.learning, self.collector.weights
         learning.run(lambda: self.step.set_schedule(progress))
-        if due and self._compiles:
-            self._compiles = False
-            self.recorder.progress.write(
-                "compiling the update: about a minute, less when Inductor's cache has it"
-            )
+        if due and (notice := self.learner.compiling.notice()):
+            self.recorder.progress.write(notice)
         if due:
             weights.before_updates()
             for _ in range(due):

@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from agents.learning.captured import Captured
+from agents.learning.compiling import how_to_compile
 from agents.learning.learner import Learner
 from agents.learning.random_stream import RandomStream
 from agents.replay.batch import Batch
@@ -42,17 +43,28 @@ class Memory(Protocol):
 class GradientStep:
     """Callable: one update, without host synchronisation; on a GPU soon a captured graph."""
 
-    def __init__(self, learner: Learner, replay: Memory, *, random: RandomStream | None = None):
+    def __init__(
+        self,
+        learner: Learner,
+        replay: Memory,
+        *,
+        random: RandomStream | None = None,
+        updates: float = 0,
+    ):
         """Compose them.
 
         Args:
             learner: updates the networks.
             replay: gives batches and takes priorities.
             random: where random numbers of both come from; None: torch's default generator.
+            updates: how many the run makes, about; in a short one it is not measured whether
+                compiling pays.
         """
         self.learner, self.replay, self.random = learner, replay, random
-        if learner.wants_compile:
-            learner.compile()
+        how = how_to_compile(learner.config, learner.device, updates)
+        if how != "never":
+            learner.compile(how, about=str(replay.config))
+        if how == "always":
             replay.compile()
         graph = learner.device.type == "cuda" and learner.config.cuda_graph and replay.capturable
         self._step = Captured(self._run, name="the update", enabled=graph, random=random)

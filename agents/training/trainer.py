@@ -64,7 +64,8 @@ class Trainer:
         state = self.learner.online.initial_state(1)
         self.replay = parts.build_replay(share, self.env, state, device, ranks)
         random = RandomStream(device, share.seed + 1) if device.type == "cuda" else None
-        self.step = GradientStep(self.learner, self.replay, random=random)
+        updates = (config.steps - config.replay.min_steps) / config.learner.steps_per_update
+        self.step = GradientStep(self.learner, self.replay, random=random, updates=updates)
         with self.explained_memory():
             self.collector = Collector(
                 share,

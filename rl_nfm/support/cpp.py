@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from rl_nfm.support.cache import cache_folder
+
 _SUM_FREELY = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math")
 _FLAGS = ("-O3", "-march=native", *_SUM_FREELY, "-std=c++17", "-fopenmp", "-fPIC", "-shared")
 COMPILER_TIMEOUT_S = 300
@@ -122,8 +124,7 @@ def _installed_compiler() -> list[str]:
 
 def _private_folder() -> Path:
     """The cache folder. Its files run as code in this process, so no one else may write to it."""
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache_home / "rl_nfm" / "kernels"
+    folder = cache_folder("kernels")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:

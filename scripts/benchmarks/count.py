@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     except ValueError as error:
         parser.error(str(error))
     if options.compiled:
-        compiled = {name: config for name, config in configs.items() if config.learner.compile}
+        compiled = {name: c for name, c in configs.items() if c.learner.compile in (True, "auto")}
         reasons = {name: broken_graphs(config) for name, config in compiled.items()}
         for name, found in reasons.items():
             print(f"{name}: {len(found)} breaks", *found, sep="\n    ")

@@ -9,6 +9,7 @@ B batch, N, M, K online, target and selecting quantiles, A actions.
 import dataclasses
 import itertools
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,6 +110,7 @@ def make_learner(
     *,
     batch: Batch | None = None,
     recurrent: bool = False,
+    updates: float = 0,
     **replay: Any,
 ) -> tuple[Learner, GradientStep, FakeReplay]:
     """A learner whose networks differ, as after some updates."""
@@ -130,7 +132,7 @@ def make_learner(
         device=CPU,
     )
     made.target.load_state_dict(toys.make_network(encoder(), 3, **head).state_dict())
-    return made, GradientStep(made, fake), fake
+    return made, GradientStep(made, fake, updates=updates), fake
 
 
 def fixed_rand(*shape: Any, **_: Any) -> Tensor:
@@ -605,14 +607,21 @@ def test_compiled_quantiles(toys: types.SimpleNamespace) -> None:
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("asked", "cpu", "cuda"), [(True, True, True), (False, False, False), ("auto", False, True)]
-)
-def test_auto_compiles_on_a_gpu_only(
-    asked: Any, cpu: bool, cuda: bool, toys: types.SimpleNamespace
+@pytest.mark.slow
+@pytest.mark.filterwarnings(COMPILING)
+def test_measured_updates_equal_others_whichever_stays(
+    toys: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    learner, _, _ = make_learner(toys, OFF, PLAIN_HEAD)
-    learner.config = dataclasses.replace(learner.config, compile=asked)
-    assert learner.wants_compile is cpu
-    learner.device = torch.device("cuda")
-    assert learner.wants_compile is cuda
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = []
+    for updates in (0, 1e6, 1e6):
+        learner, step, _ = make_learner(
+            toys, {"double": True, "compile": "cpu"}, PLAIN_HEAD, updates=updates
+        )
+        for _ in range(50):
+            step()
+        assert learner.compiling.how in ("always", "never")
+        found.append(learner.metrics())
+    assert len(list((tmp_path / "rl_nfm" / "compiling").iterdir())) == 1
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+    assert found[2] == pytest.approx(found[0], rel=1e-3)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.config import make_config, to_plain
-from agents.learning import learner
+from agents.learning import compiling
 from agents.playing.evaluate import play
 from agents.presets import read_preset
 from agents.replay import buffer
@@ -258,14 +259,29 @@ def test_metrics_of_the_glossary_are_emitted(tmp_path):
 def test_compiling_is_said_when_it_begins(tmp_path, monkeypatch, capsys):
     told = []
 
-    def compile(learner):
-        loss = learner._total_loss
-        learner._loss = lambda *args: told.append(capsys.readouterr().err) or loss(*args)
+    def compiled(loss):
+        return lambda *args: told.append(capsys.readouterr().err) or loss(*args)
 
-    monkeypatch.setattr(learner.Learner, "compile", compile)
+    monkeypatch.setattr(torch, "compile", compiled)
     monkeypatch.setattr(buffer.Replay, "compile", lambda _: None)
     train.train(debug(learner={"compile": True}, run={"eval_episodes": 0}), out=tmp_path / "run")
     assert told[0].endswith(
         "compiling the update: about a minute, less when Inductor's cache has it\n"
     )
     assert "compiling" not in "".join(told[1:])
+
+
+def test_a_measurement_says_what_it_found(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch, "compile", lambda loss: loss)
+    monkeypatch.setattr(compiling, "FEWEST_UPDATES", 1)
+    monkeypatch.setattr(compiling, "MEASURED_UPDATES", 2)
+    monkeypatch.setattr(compiling, "LEAST_GAIN", 1e9)
+    config = debug(learner={"compile": "cpu"}, run={"eval_episodes": 0})
+    said = []
+    for name in ("first", "second"):
+        train.train(config, out=tmp_path / name)
+        said.append(capsys.readouterr().err)
+    assert "compiling the update, to see whether it becomes faster" in said[0]
+    assert re.search(r"compiled, an update takes \d+\.\d\d of its time: it is not", said[0])
+    assert "compil" not in said[1]
