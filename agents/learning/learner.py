@@ -126,8 +126,7 @@ class Learner:
         total, terms, means = self.compiling(lambda loss: self._differentiated(loss, batch))
         if not self.ranks.alone:
             self._average_gradients()
-        limit = self.config.max_grad_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.online.parameters(), limit, foreach=True)
+        norm = self._clip_gradients()
         self.optimizer.step()
         if self.config.target_tau is not None:
             self._mix_target(self.config.target_tau)
@@ -189,6 +188,17 @@ class Learner:
         devices = [self.device] if real else []
         with torch.random.fork_rng(devices), torch.no_grad():
             narrow_(self.target, self.dtype, lambda: self.objective.use_target(batch))
+
+    def _clip_gradients(self) -> Tensor:
+        """Clip the norm of all gradients, and return what it was."""
+        limit = self.config.max_grad_norm or float("inf")
+        parameters = list(self.online.parameters())
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        # To multiply all by 1 takes a fortieth of an update on a CPU, where looking costs nothing.
+        if self.device.type != "cpu" or not norm < limit - 1e-5:
+            nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=True)
+        return norm
 
     def _average_gradients(self) -> None:
         """What one process with the batches of all ranks would have.

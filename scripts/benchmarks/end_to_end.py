@@ -15,8 +15,8 @@ import torch
 
 from benchmarks._options import positive
 
-CONTENDERS = ("sb3_dqn", "dqn", "rainbow_8", "rainbow_64")
-TARGETS = {"dqn": 1.5, "rainbow_8": 1.0}
+CONTENDERS = ("sb3_dqn", "dqn", "rainbow_8", "rainbow_8_compiled", "rainbow_64")
+TARGETS = {"dqn": 1.5, "rainbow_8": 1.0, "rainbow_8_compiled": 1.5}
 
 
 def run_sb3(steps: int) -> float:
@@ -52,7 +52,7 @@ def run_sb3(steps: int) -> float:
     return (steps - steps // 2) / (time.perf_counter() - clock.half)
 
 
-def run_ours(name: str, steps: int, *, compiled: bool) -> float:
+def run_ours(name: str, steps: int) -> float:
     import tempfile
     from pathlib import Path
 
@@ -68,7 +68,7 @@ def run_ours(name: str, steps: int, *, compiled: bool) -> float:
         {
             "steps": steps,
             "env": {"protocol": "rltime", "num_envs": 8, "stack_num": 4},
-            "learner": {**learner, "steps_per_update": 4, "compile": compiled},
+            "learner": {**learner, "steps_per_update": 4},
             "head": head,
             "replay": {
                 "capacity_steps": 50_000,
@@ -89,19 +89,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--steps", type=positive, default=8000)
     parser.add_argument("--rounds", type=positive, default=2)
     parser.add_argument("--one", choices=CONTENDERS, help="run this one alone and print its rate")
-    parser.add_argument("--compile", action="store_true", help="compile ours, in the first half")
     options = parser.parse_args(argv)
-    if options.one == "sb3_dqn":
-        print(f"rate {run_sb3(options.steps)}")
-        return
     if options.one:
-        print(f"rate {run_ours(options.one, options.steps, compiled=options.compile)}")
+        run = run_sb3 if options.one == "sb3_dqn" else lambda n: run_ours(options.one, n)
+        print(f"rate {run(options.steps)}")
         return
     rates: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for _ in range(options.rounds):
         for name in CONTENDERS:
             command = [sys.executable, sys.argv[0], "end_to_end", "--one", name]
-            command += ["--steps", str(options.steps)] + ["--compile"] * options.compile
+            command += ["--steps", str(options.steps)]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             rates[name].append(float(output.rpartition("rate ")[2]))
             print(f"{name}: {rates[name][-1]:.1f} steps/s", flush=True)

@@ -356,6 +356,25 @@ def test_gradient_is_clipped_by_its_global_norm(toys: types.SimpleNamespace) -> 
     assert loose == pytest.approx(plain)
 
 
+@pytest.mark.parametrize("share", [0.5, 1 - 1e-7, 1.0, 1 + 1e-7, 1 + 1e-4, 2.0])
+def test_clipping_is_that_of_torch_at_its_limit_too(
+    share: float, toys: types.SimpleNamespace
+) -> None:
+    def gradients(limit: float | None) -> list[Tensor]:
+        learner, step, _ = make_learner(toys, {**OFF, "max_grad_norm": limit}, PLAIN_HEAD)
+        step()
+        return [p.grad for p in learner.online.parameters() if p.grad is not None]
+
+    plain = gradients(None)
+    limit = share * float(nn.utils.get_total_norm(plain))
+    clipped = [nn.Parameter(g) for g in plain]
+    for parameter, gradient in zip(clipped, plain, strict=True):
+        parameter.grad = gradient
+    nn.utils.clip_grad_norm_(clipped, limit)
+    for found, wanted in zip(gradients(limit), clipped, strict=True):
+        assert torch.equal(found, wanted.grad)
+
+
 def test_schedules_are_linear_and_used(toys: types.SimpleNamespace) -> None:
     options = {**OFF, "learning_rate": 0.01, "learning_rate_final": 0.002}
     learner, step, fake = make_learner(
