@@ -26,8 +26,11 @@ from rl_nfm.support.output_files import made_folder, write_json
 FEWEST_UPDATES = 20_000
 """Of a run for which measuring pays: compiling takes as long as some thousand updates."""
 
-WARM_UP_UPDATES, MEASURED_UPDATES = 3, 20
+WARM_UP_UPDATES, MEASURED_UPDATES = 8, 40
 """Of each kind. The first compiled ones compile."""
+
+TOGETHER = 8
+"""Updates of a kind whose mean is one measurement: 16 turns give both kinds the same places."""
 
 LEAST_GAIN = 1.03
 """By which compiled updates have to be quicker: medians err by a few hundredths."""
@@ -67,6 +70,7 @@ class Compiling:
         self._compiled: Callable[..., Any] | None = None
         self._seconds: dict[bool, list[float]] = {False: [], True: []}
         self._notice: str | None = None
+        self._kept: Path | None = None
         if how == "measured":
             self._kept = _kept_in(about)
             if (ratio := _ratio(self._kept)) is not None:
@@ -89,11 +93,11 @@ class Compiling:
             return update(self.loss)
         if self.how == "always":
             return self._run_compiled(update)
-        compiled = len(self._seconds[True]) < len(self._seconds[False])
+        compiled = _is_compiled(turn=sum(map(len, self._seconds.values())))
         begin = time.perf_counter()
         result = self._run_compiled(update) if compiled else update(self.loss)
         self._seconds[compiled].append(time.perf_counter() - begin)
-        if len(self._seconds[True]) == WARM_UP_UPDATES + MEASURED_UPDATES:
+        if min(map(len, self._seconds.values())) == WARM_UP_UPDATES + MEASURED_UPDATES:
             self._choose()
         return result
 
@@ -114,13 +118,13 @@ class Compiling:
 
     def _choose(self) -> None:
         """Keep the quicker kind, here and in the cache."""
-        eager, compiled = (
-            1e3 * statistics.median(self._seconds[kind][WARM_UP_UPDATES:]) for kind in (False, True)
-        )
+        eager, compiled = (1e3 * _typical(self._seconds[kind]) for kind in (False, True))
         ratio = compiled / eager
         self._settle(ratio)
         stays = "stays compiled" if self.how == "always" else "is not compiled"
         self._notice = f"compiled, an update takes {ratio:.2f} of its time: it {stays}"
+        if self._kept is None:
+            return
         with suppress(OSError, ValueError), made_folder("the cache", self._kept.parent):
             write_json(self._kept, {"eager_ms": eager, "compiled_ms": compiled})
 
@@ -129,15 +133,38 @@ class Compiling:
         self.how = "always" if ratio * LEAST_GAIN <= 1 else "never"
 
 
-def _kept_in(about: str) -> Path:
-    """The file of the cache for this processor and what else times depend on."""
+def _is_compiled(turn: int) -> bool:
+    """Whether this update of a measurement is a compiled one: the Thue-Morse sequence.
+
+    The loop makes several updates after each step, and emulators work beside the first of them. If
+    both kinds simply alternated, that would always be the same kind, and seem slower.
+    """
+    return turn.bit_count() % 2 == 1
+
+
+def _typical(seconds: list[float]) -> float:
+    """Of one update, without the first ones."""
+    begins = range(WARM_UP_UPDATES, len(seconds), TOGETHER)
+    return statistics.median(statistics.fmean(seconds[i : i + TOGETHER]) for i in begins)
+
+
+def _kept_in(about: str) -> Path | None:
+    """The file of the cache for this processor and what else times depend on.
+
+    None: this user has no home, as in a container that was given just a number.
+    """
     where = f"{torch.__version__} {_processor()} {torch.get_num_threads()}"
     key = hashlib.sha256(f"{where} {about}".encode()).hexdigest()[:24]
-    return cache_folder("compiling") / f"{key}.json"
+    try:
+        return cache_folder("compiling") / f"{key}.json"
+    except RuntimeError:
+        return None
 
 
-def _ratio(kept: Path) -> float | None:
+def _ratio(kept: Path | None) -> float | None:
     """Time of a compiled update over that of another, if the cache has it."""
+    if kept is None:
+        return None
     try:
         found = json.loads(kept.read_text(encoding="utf-8"))
         ratio = float(found["compiled_ms"]) / float(found["eager_ms"])

@@ -1,5 +1,6 @@
 """Whether the loss is compiled: by option, by a measurement, by what the cache knows of it."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -79,10 +80,45 @@ def test_both_take_turns_and_the_quicker_stays(
     begun = choice.notice()
     assert begun is not None
     assert begun.startswith("compiling the update, to see whether it becomes faster")
-    assert [call(choice) for _ in range(2 * TURNS)] == ["eager", "compiled"] * TURNS
+    turns = [call(choice) for _ in range(2 * TURNS)]
+    assert turns[:8] == [*("eager", "compiled", "compiled", "eager"),
+                         *("compiled", "eager", "eager", "compiled")]  # fmt: skip
+    assert turns.count("eager") == turns.count("compiled") == TURNS
     assert choice.notice() == said
     assert choice.notice() is None
     assert {call(choice) for _ in range(5)} == {kept}
+
+
+@pytest.mark.parametrize("of_a_step", [[1], [2], [4], [2, 3, 3], [8]])
+def test_what_the_first_update_of_a_step_takes_longer_favours_neither_kind(
+    of_a_step: list[int], losses: Losses, tmp_path: Path
+) -> None:
+    """Emulators work beside it: by turns alone, every eager update would be a first one."""
+    choice = losses.choice()
+    for updates in itertools.cycle(of_a_step):
+        for place in range(updates):
+            losses.seconds = dict.fromkeys(losses.seconds, 1.0 if place else 1.4)
+            call(choice)
+        if choice.how != "measured":
+            break
+    (file,) = (tmp_path / "cache" / "rl_nfm" / "compiling").iterdir()
+    found = json.loads(file.read_text())
+    assert found["compiled_ms"] == pytest.approx(found["eager_ms"], rel=0.02)
+    assert choice.how == "never"
+
+
+def test_a_pause_of_a_few_updates_does_not_count(losses: Losses) -> None:
+    """Whatever else the machine did meanwhile: one kind or the other is met by chance."""
+    losses.seconds["compiled"] = 0.9
+    choice = losses.choice()
+    for turn in range(2 * TURNS):
+        losses.now += 100.0  # between updates: not theirs
+        choice(lambda loss, turn=turn: pause(losses, loss() == "compiled" and 20 <= turn < 28))
+    assert call(choice) == "compiled"
+
+
+def pause(losses: Losses, met: bool) -> None:
+    losses.now += 100.0 * met
 
 
 def test_the_first_updates_do_not_count_which_compile(losses: Losses) -> None:
@@ -136,6 +172,22 @@ def test_without_a_cache_it_is_measured_every_time(losses: Losses, tmp_path: Pat
         for _ in range(2 * TURNS):
             call(choice)
         assert call(choice) == "compiled"
+
+
+def test_without_a_home_it_is_measured_every_time(
+    losses: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", unknown)
+    losses.seconds["compiled"] = 0.5
+    choice = losses.choice()
+    assert choice.how == "measured"
+    for _ in range(2 * TURNS):
+        call(choice)
+    assert call(choice) == "compiled"
 
 
 @pytest.mark.parametrize("how", ["always", "measured"])

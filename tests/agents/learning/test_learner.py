@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import make_config
+from agents.learning.compiling import MEASURED_UPDATES, WARM_UP_UPDATES
 from agents.learning.config import LearnerConfig
 from agents.learning.learner import Learner
 from agents.learning.network import QNetwork
@@ -637,7 +638,7 @@ def test_measured_updates_equal_others_whichever_stays(
         learner, step, _ = make_learner(
             toys, {"double": True, "compile": "cpu"}, PLAIN_HEAD, updates=updates
         )
-        for _ in range(50):
+        for _ in range(2 * (WARM_UP_UPDATES + MEASURED_UPDATES) + 4):
             step()
         assert learner.compiling.how in ("always", "never")
         found.append(learner.metrics())
