@@ -168,7 +168,7 @@ def _ratio(kept: Path | None) -> float | None:
     try:
         found = json.loads(kept.read_text(encoding="utf-8"))
         ratio = float(found["compiled_ms"]) / float(found["eager_ms"])
-    except (OSError, ValueError, TypeError, LookupError, ArithmeticError):
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
         return None
     return ratio if 0 < ratio < math.inf else None
 

@@ -149,8 +149,29 @@ def test_the_cache_keeps_the_answer(
 
 
 @pytest.mark.parametrize(
+    ("where", "name", "other"),
+    [
+        (torch, "__version__", "9.9"),
+        (torch, "get_num_threads", lambda: 77),
+        (torch.backends.cpu, "get_cpu_capability", lambda: "another"),
+        (compiling, "_processor", lambda: "another"),
+    ],
+)
+def test_an_answer_holds_for_one_machine(
+    where: Any, name: str, other: Any, losses: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = losses.choice()
+    for _ in range(2 * TURNS):
+        call(choice)
+    assert losses.choice().how == "never"
+    monkeypatch.setattr(where, name, other)
+    assert losses.choice().how == "measured"
+
+
+@pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"1", b"\xff", b'{"eager_ms": 1}', b'{"eager_ms": 0, "compiled_ms": 1}',
+    [b"", b"{", b"[" * 100_000,
+     b"[]", b"1", b"\xff", b'{"eager_ms": 1}', b'{"eager_ms": 0, "compiled_ms": 1}',
      b'{"eager_ms": 1, "compiled_ms": -1}', b'{"eager_ms": 1, "compiled_ms": "fast"}',
      b'{"eager_ms": 1, "compiled_ms": NaN}', b'{"eager_ms": 1, "compiled_ms": Infinity}'],
 )  # fmt: skip

@@ -6,6 +6,7 @@ the learner draws does not matter; that it draws afresh each time is a test of i
 B batch, N, M, K online, target and selecting quantiles, A actions.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import types
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import make_config
+from agents.learning import compiling
 from agents.learning.compiling import MEASURED_UPDATES, WARM_UP_UPDATES
 from agents.learning.config import LearnerConfig
 from agents.learning.learner import Learner
@@ -376,6 +378,39 @@ def test_clipping_is_that_of_torch_at_its_limit_too(
         assert torch.equal(found, wanted.grad)
 
 
+@pytest.mark.parametrize("value", [1.0, torch.inf, torch.nan])
+@pytest.mark.parametrize("limit", [None, 1e6])
+def test_clipping_of_what_is_not_finite_is_that_of_torch(
+    value: float, limit: float | None, toys: types.SimpleNamespace
+) -> None:
+    learner, _, _ = make_learner(toys, {**OFF, "max_grad_norm": limit}, PLAIN_HEAD)
+    parameters = list(learner.online.parameters())
+    others = [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
+    for one in (parameters, others):
+        for parameter in one:
+            parameter.grad = torch.ones_like(parameter)
+        assert one[0].grad is not None
+        one[0].grad.view(-1)[0] = value
+    norm = learner._clip_gradients()
+    wanted = nn.utils.clip_grad_norm_(others, limit or torch.inf)
+    assert torch.equal(norm.nan_to_num(-1), wanted.nan_to_num(-1))
+    for parameter, other in zip(parameters, others, strict=True):
+        assert parameter.grad is not None
+        assert other.grad is not None
+        assert torch.equal(parameter.grad.nan_to_num(-1), other.grad.nan_to_num(-1))
+
+
+def test_gradients_within_the_limit_are_not_touched(
+    toys: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    monkeypatch.setattr(nn.utils, "clip_grads_with_norm_", lambda *_, **__: told.append(True))
+    for limit in (None, 1e6, 1e-3):
+        _, step, _ = make_learner(toys, {**OFF, "max_grad_norm": limit}, PLAIN_HEAD)
+        step()
+        assert bool(told) == (limit == 1e-3)
+
+
 def test_schedules_are_linear_and_used(toys: types.SimpleNamespace) -> None:
     options = {**OFF, "learning_rate": 0.01, "learning_rate_final": 0.002}
     learner, step, fake = make_learner(
@@ -608,6 +643,82 @@ def test_compiled_updates_equal_eager_ones(recurrent: bool, toys: types.SimpleNa
             step()
         found.append(learner.metrics())
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "updates", "loss", "replay"),
+    [(True, 0, 2, 1), (False, 1e6, 0, 0), ("cpu", 0, 0, 0), ("cpu", 1e6, 1, 0)],
+)
+def test_what_is_compiled(
+    asked: bool | str,
+    updates: float,
+    loss: int,
+    replay: int,
+    toys: types.SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Of two updates that are measured, the second; a replay, only where it is sure to pay."""
+    ran, compiled = [], []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch, "compile", lambda f: lambda *x: ran.append(f) or f(*x))
+    monkeypatch.setattr(FakeReplay, "compile", lambda _: compiled.append(True))
+    _, step, _ = make_learner(toys, {"double": True, "compile": asked}, PLAIN_HEAD, updates=updates)
+    for _ in range(2):
+        step()
+    assert (len(ran), len(compiled)) == (loss, replay)
+
+
+def test_an_update_that_fails_halfway_leaves_no_gradients(
+    toys: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(_: Any, parameter: Tensor) -> Tensor:
+            return parameter.sum()
+
+        @staticmethod
+        def backward(_: Any, __: Tensor) -> Tensor:
+            raise RuntimeError("no compiler")
+
+    found = []
+    for asked in (False, True):
+        learner, step, _ = make_learner(toys, {"double": True, "compile": asked}, PLAIN_HEAD)
+        last = next(iter(learner.online.parameters()))
+
+        def fails(loss: Any, last: Tensor = last) -> Any:
+            def compiled(batch: Batch) -> Any:
+                total, *others = loss(batch)
+                return Fails.apply(last) + total, *others
+
+            return compiled
+
+        monkeypatch.setattr(torch, "compile", fails)
+        with pytest.warns(RuntimeWarning) if asked else contextlib.nullcontext():
+            step()
+        found.append(learner.metrics())
+    assert found[0] == found[1]
+
+
+def test_answers_are_kept_apart_by_whatever_takes_time(
+    toys: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    about = []
+    monkeypatch.setattr(compiling, "_kept_in", lambda text: about.append(text) or tmp_path / "none")
+    cpu = {"double": True, "compile": "cpu"}
+    cases: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+        (cpu, PLAIN_HEAD, {}),
+        ({**cpu, "num_quantiles": 9}, PLAIN_HEAD, {}),
+        (cpu, {**PLAIN_HEAD, "dueling": True}, {}),
+        (cpu, PLAIN_HEAD, {"batch": make_batch(5)}),
+    ]
+    for learner, head, others in cases:
+        make_learner(toys, learner, head, updates=1e6, **others)
+    monkeypatch.setattr("agents.learning.learner.autocast_dtype", lambda *_: torch.bfloat16)
+    make_learner(toys, cpu, PLAIN_HEAD, updates=1e6)
+    make_learner(toys, cpu, PLAIN_HEAD, updates=1e6)
+    assert len(set(about)) == len(cases) + 1
+    assert about[-1] == about[-2]
 
 
 @pytest.mark.slow
