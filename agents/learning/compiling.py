@@ -7,6 +7,7 @@ found is kept in the user's cache, so that each network is measured once on a ma
 import hashlib
 import json
 import math
+import os
 import platform
 import statistics
 import time
@@ -20,6 +21,7 @@ import torch
 
 from agents.learning.config import LearnerConfig
 from rl_nfm.support.cache import cache_folder
+from rl_nfm.support.commit import release
 from rl_nfm.support.errors import named_line
 from rl_nfm.support.output_files import made_folder, write_json
 
@@ -102,9 +104,7 @@ class Compiling:
         return result
 
     def _run_compiled(self, update: Callable[[Callable[..., Any]], Result]) -> Result:
-        if self._compiled is not None:
-            return update(self._compiled)
-        self._compiled = torch.compile(self.loss)
+        self._compiled = self._compiled or torch.compile(self.loss)
         try:
             return update(self._compiled)
         except Exception as error:  # whatever the compiler, or the one of C++, may raise
@@ -130,7 +130,10 @@ class Compiling:
 
     def _settle(self, ratio: float) -> None:
         """Decide, by the time of a compiled update over that of another."""
-        self.how = "always" if ratio * LEAST_GAIN <= 1 else "never"
+        if ratio * LEAST_GAIN <= 1:
+            self.how = "always"
+        else:
+            self.how, self._compiled = "never", None
 
 
 def _is_compiled(turn: int) -> bool:
@@ -153,7 +156,8 @@ def _kept_in(about: str) -> Path | None:
 
     None: this user has no home, as in a container that was given just a number.
     """
-    where = f"{torch.__version__} {_processor()} {torch.get_num_threads()}"
+    kernels = os.environ.get("RL_NFM_KERNELS")
+    where = f"{torch.__version__} {release()} {_processor()} {torch.get_num_threads()} {kernels}"
     key = hashlib.sha256(f"{where} {about}".encode()).hexdigest()[:24]
     try:
         return cache_folder("compiling") / f"{key}.json"

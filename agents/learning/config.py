@@ -98,9 +98,10 @@ class LearnerConfig(Bounded):
     GPU, matrix products that autocast leaves alone take TF32."""
 
     compile: bool | Literal["auto", "cpu"] = False
-    """torch.compile the loss. cpu: in runs of 20,000 updates or more on a CPU, if the first of them
-    show it to be quicker (a minute; the cache keeps the answer); auto: as cpu, and on every GPU.
-    Presets say so where it was measured to pay."""
+    """torch.compile the loss, which takes a C++ compiler. cpu: in runs of 20,000 updates or more on
+    a CPU, if the first of them show it to be quicker (about a minute; the answer is kept in
+    ~/.cache/rl_nfm/compiling); auto: as cpu, and on every GPU. Presets say so where it was
+    measured to pay."""
 
     cuda_graph: bool = True
     """Capture the update as one CUDA graph (on a GPU only)."""

@@ -7,6 +7,7 @@ its business: `agents.training.step` composes it with a replay.
 Shapes: T positions, B batch.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
@@ -95,7 +96,13 @@ class Learner:
             how: always, never, or where that is measured to be quicker.
             about: what the time of an update depends on, beside the learner and its networks.
         """
-        about = f"{self.dtype} {self.config} {self.online} {about}"
+        # Numbers such as a learning rate do not matter, so that a search measures once.
+        options = {
+            name: type(value) if isinstance(value, float) else value
+            for name, value in dataclasses.asdict(self.config).items()
+            if name not in ("compile", "steps_per_update")
+        }
+        about = f"{self.dtype} {options} {self.online} {about}"
         self.compiling = Compiling(self._total_loss, how, about=about)
 
     def set_schedule(self, progress: float) -> None:

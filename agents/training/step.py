@@ -63,7 +63,9 @@ class GradientStep:
         self.learner, self.replay, self.random = learner, replay, random
         how = how_to_compile(learner.config, learner.device, updates)
         if how != "never":
-            learner.compile(how, about=str(replay.config))
+            sizes = replay.config
+            about = f"{sizes.batch_size} {sizes.sequence_steps} {sizes.overlap_steps}"
+            learner.compile(how, about=about)
         if how == "always":
             replay.compile()
         graph = learner.device.type == "cuda" and learner.config.cuda_graph and replay.capturable

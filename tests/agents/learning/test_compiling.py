@@ -229,6 +229,37 @@ def test_what_cannot_be_compiled_stays_as_it_is(
     assert [call(choice) for _ in range(3)] == ["eager"] * 3
 
 
+def test_what_later_cannot_be_compiled_anew_goes_on_as_it_is(
+    losses: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = False
+
+    def compiled() -> str:
+        if full:
+            raise OSError("no space left on device")
+        return losses.loss("compiled")
+
+    monkeypatch.setattr(torch, "compile", lambda _: compiled)
+    choice = losses.choice("always")
+    assert call(choice) == "compiled"
+    full = True
+    with pytest.warns(RuntimeWarning, match="no space left"):
+        assert call(choice) == "eager"
+    assert call(choice) == "eager"
+
+
+def test_kernels_switched_off_are_measured_apart(
+    losses: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RL_NFM_KERNELS", raising=False)
+    first = losses.choice()
+    for _ in range(2 * TURNS):
+        call(first)
+    assert losses.choice().how != "measured"
+    monkeypatch.setenv("RL_NFM_KERNELS", "0")
+    assert losses.choice().how == "measured"
+
+
 def test_an_error_of_the_loss_itself_is_raised(losses: Losses) -> None:
     def update(_: Callable[..., Any]) -> None:
         raise ValueError("not the compiler's")

@@ -715,8 +715,8 @@ def test_answers_are_kept_apart_by_whatever_takes_time(
     for learner, head, others in cases:
         make_learner(toys, learner, head, updates=1e6, **others)
     monkeypatch.setattr("agents.learning.learner.autocast_dtype", lambda *_: torch.bfloat16)
-    make_learner(toys, cpu, PLAIN_HEAD, updates=1e6)
-    make_learner(toys, cpu, PLAIN_HEAD, updates=1e6)
+    for numbers in ({}, {"compile": "auto", "learning_rate": 1e-5, "steps_per_update": 2.5}):
+        make_learner(toys, {**cpu, **numbers}, PLAIN_HEAD, updates=1e6)
     assert len(set(about)) == len(cases) + 1
     assert about[-1] == about[-2]
 
