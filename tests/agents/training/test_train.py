@@ -22,7 +22,7 @@ from agents.saving import checkpoint, writer
 from agents.saving.restoring import restore
 from agents.saving.resumable import check_resumable
 from agents.saving.run_folder import RunFolder, read_metrics
-from agents.training import evaluation, train
+from agents.training import evaluation, train, trainer
 from agents.training.record import Counters, Episode
 from rl_nfm.support import storage
 
@@ -285,3 +285,18 @@ def test_a_measurement_says_what_it_found(tmp_path, monkeypatch, capsys):
     assert "compiling the update, to see whether it becomes faster" in said[0]
     assert re.search(r"compiled, an update takes \d+\.\d\d of its time: it is not", said[0])
     assert "compil" not in said[1]
+
+
+def test_a_gradient_step_is_told_how_many_updates_the_run_makes(tmp_path, monkeypatch):
+    told = []
+
+    class Step(trainer.GradientStep):
+        def __init__(self, *args, updates, **options):
+            told.append(updates)
+            super().__init__(*args, updates=updates, **options)
+
+    monkeypatch.setattr(trainer, "GradientStep", Step)
+    config = debug(run={"eval_episodes": 0})
+    folder = train.train(config, out=tmp_path / "run")
+    (made,) = {line["updates"] for line in read_metrics(folder / "metrics.jsonl")[-1:]}
+    assert told == [pytest.approx(made, abs=2)]
