@@ -79,7 +79,7 @@ class Compiling:
                 self._settle(ratio)
         if self.how == "measured":
             self._notice = (
-                "compiling the update, to see whether it becomes faster: half a minute or more"
+                "compiling the update, to see whether it becomes faster: half a minute to a few"
             )
         elif self.how == "always":
             self._notice = "compiling the update: about a minute, less when Inductor's cache has it"
