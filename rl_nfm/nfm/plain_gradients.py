@@ -65,9 +65,11 @@ def memory_gradient(
 
 def _chosen(slots: Tensor, options: Options, layers: int, layer: int) -> Tensor:
     """int64 [B, P, H, k]: the row of one layer that each kept slot is, or -1."""
-    firsts, count = launch._firsts(options, layers)
+    firsts, count = launch.first_slots(options, layers)
     begin, end = (*firsts, count)[layer : layer + 2]
-    table = launch._table(tuple(options.sizes), layers, options.mode, slots.device)  # [slots, P]
+    table = launch.slot_table(
+        tuple(options.sizes), layers, options.mode, slots.device
+    )  # [slots, P]
     position = torch.arange(table.shape[1], device=slots.device)[:, None, None]
     rows = table[slots.long().clamp(min=0), position].long()
     return rows.where((slots >= begin) & (slots < end), -1)

@@ -65,14 +65,14 @@ def forward(
     weights = query.new_empty(chosen, dtype=torch.float32)
     slots = query.new_empty(chosen, dtype=torch.int16)
     sizes = _sizes(options.heads, width, read.shape[-1])
-    firsts, count = _firsts(options, len(keys))
+    firsts, count = first_slots(options, len(keys))
     top = power(options.top_k)
     split = _split(count) if top <= 16 else 1
     block = min(_rows(sizes["KP"], query, sizes["HP"] * split), power(positions))
     launch(
         "read_memory", (batch * -(-positions // block),), *_strided(query), _layers(keys, values),
-        firsts, _table(tuple(options.sizes), len(keys), options.mode, query.device), read, weights,
-        slots, options.scale, positions, count, **sizes, TOP=options.top_k, TOPP=top,
+        firsts, slot_table(tuple(options.sizes), len(keys), options.mode, query.device), read,
+        weights, slots, options.scale, positions, count, **sizes, TOP=options.top_k, TOPP=top,
         NULL=options.null_slot, BLOCK=block, SPLIT=split, UNROLL=_unroll(count, split),
         num_warps=WARPS,
     )  # fmt: skip
@@ -97,9 +97,9 @@ def query_gradient(
     block = min(_rows(widest, grad, sizes["HP"]), power(positions))
     launch(
         "query_gradient", (batch * -(-positions // block),), *_strided(grad), _layers(keys, values),
-        _firsts(options, len(keys))[0],
-        _table(tuple(options.sizes), len(keys), options.mode, grad_query.device), weights, slots,
-        pairs, *_strided(grad_query), options.scale, positions, **sizes, TOP=options.top_k,
+        first_slots(options, len(keys))[0],
+        slot_table(tuple(options.sizes), len(keys), options.mode, grad_query.device), weights,
+        slots, pairs, *_strided(grad_query), options.scale, positions, **sizes, TOP=options.top_k,
         TOPP=top, BLOCK=block, num_warps=WARPS,
     )  # fmt: skip
     return pairs
@@ -193,7 +193,7 @@ def _rows(columns: int, tensor: Tensor, lanes: int) -> int:
     return max(1, 32 * WARPS // threads // lanes)
 
 
-def _firsts(options: Options, layers: int) -> tuple[tuple[int, ...], int]:
+def first_slots(options: Options, layers: int) -> tuple[tuple[int, ...], int]:
     """The number of each layer's first slot, and how many slots there are in all layers."""
     ends = list(itertools.accumulate(lengths(options, layers)))
     return (0, *ends[:-1]), ends[-1]
@@ -203,7 +203,7 @@ def _firsts(options: Options, layers: int) -> tuple[tuple[int, ...], int]:
 
 
 @cache
-def _table(sizes: tuple[int, ...], layers: int, mode: Rescale, device: torch.device) -> Tensor:
+def slot_table(sizes: tuple[int, ...], layers: int, mode: Rescale, device: torch.device) -> Tensor:
     """int32 [slots of all layers, P]: the slot's row in its layer; -1 is padding."""
     target, *sources = split_sizes(list(sizes), layers)
     columns = [slot_rows(source, target, mode).T for source in sources]

@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rl_nfm.support.cache import cache_folder  # imports no PyTorch
+
 SOURCE = Path(__file__).with_suffix(".cpp")
 
 
@@ -49,8 +51,8 @@ def _build(torch_home: Path) -> Path:
     lib = torch_home / "lib"
     version = (torch_home / "version.py").read_bytes()
     key = hashlib.sha256(SOURCE.read_bytes() + version + bytes(torch_home)).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rl_nfm"
-    path = folder / f"fake_cuda-{key}.so"
+    folder = cache_folder("fake_cuda")
+    path = folder / f"{key}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:

@@ -88,7 +88,7 @@ def pretend(mode: FakeTensorMode, use_kernels: bool) -> Iterator[Any]:
     for module in (linear, triton_launch, triton_loop):
         yield mock.patch.object(module, "launch", _count_launch)
     yield mock.patch.object(triton_launch, "slot_rows", _with_numbers(triton_launch.slot_rows))
-    for name in ("_table", "_visits"):
+    for name in ("slot_table", "_visits"):
         make = _with_numbers(getattr(triton_launch, name))
 
         def table(*key: Any, make: Callable[..., Any] = make) -> Any:
