@@ -4,7 +4,8 @@
     python scripts/gpu_session.py b        # NFM and RIM ratios, memory, profiles, compiling
     python scripts/gpu_session.py c        # learning: Ms. Pacman, stopped and resumed
     python scripts/gpu_session.py nfm rims # single stages by name
-    python scripts/gpu_session.py --rehearse a b c    # tiny sizes on a CPU, Triton interpreted
+    python scripts/gpu_session.py --rehearse a b c    # tiny sizes on a CPU, Triton interpreted,
+                                           # as many stages at once as there are cores
 
 Each stage runs in a process of its own with a limit in seconds, so that one that hangs or crashes
 does not affect the others. A call runs its stages in order until its time is up (all of `a` may
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,23 +105,73 @@ def run_stage(name: str, out: Path) -> None:
             file.flush()
 
 
-def supervise(name: str, limit: float, out: Path, env: dict[str, str]) -> str:
-    """Run a stage in a process group of its own; returns how it ended."""
+@dataclass(frozen=True)
+class Running:
+    """A stage at work, in a process group of its own."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    begin: float
+    limit: float
+
+    def verdict(self) -> str | None:
+        """How the stage ended; None while it runs."""
+        if (code := self.process.poll()) is not None:
+            return f"exit {code} ({self._seconds():.1f} s)"
+        return f"stopped after {self.limit:.0f} s" if self._seconds() > self.limit else None
+
+    def kill(self) -> None:
+        """End the stage with everything that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.begin
+
+
+def start(name: str, limit: float, out: Path, env: dict[str, str]) -> Running:
+    """Start a stage; its output goes to a file."""
+    stage_file(out, name, "jsonl").unlink(missing_ok=True)
     env = {**env, "RL_NFM_STAGE_SECONDS": str(limit)}
     command = [sys.executable, str(Path(__file__).resolve()), "--in-process", name, "--out"]
-    log = stage_file(out, name, "log").open("wb")
-    with log:
+    with stage_file(out, name, "log").open("wb") as log:
         process = subprocess.Popen(
             [*command, str(out)], stdout=log, stderr=log, env=env, start_new_session=True
         )
-        try:
-            return f"exit {process.wait(timeout=limit)}"
-        except subprocess.TimeoutExpired:
-            return f"stopped after {limit:.0f} s"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    return Running(name, process, time.monotonic(), limit)
+
+
+def supervise(
+    limits: dict[str, float], seconds: float, out: Path, env: dict[str, str], jobs: int = 1
+) -> Iterator[tuple[str, str]]:
+    """Run stages, `jobs` at a time; yields the name of each that ended and how it ended.
+
+    Args:
+        limits: seconds of each stage.
+        seconds: of all together; a stage for which less than ten are left is not run.
+        out: where results and output go.
+        env: the environment of every stage.
+        jobs: the number of stages at work at once.
+    """
+    end, waiting, running = time.monotonic() + seconds, list(limits.items()), list[Running]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                name, limit = waiting.pop(0)
+                if (left := end - time.monotonic()) < 10:
+                    yield name, "not run: out of time"
+                else:
+                    running.append(start(name, min(limit, left), out, env))
+            for stage in list(running):
+                if verdict := stage.verdict():
+                    stage.kill()
+                    running.remove(stage)
+                    yield stage.name, verdict
+            time.sleep(0.05)
+    finally:
+        for stage in running:
+            stage.kill()
 
 
 def read_results(name: str, out: Path) -> list[dict[str, Any]]:
@@ -179,7 +231,9 @@ def main() -> int:
     )
     parser.add_argument("stages", nargs="*", default=["a"], help="a, b, c or: " + ", ".join(limits))
     parser.add_argument("--out", type=Path, default=Path("gpu_session"), help="folder for results")
-    parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on a CPU")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="tiny sizes, on a CPU, one stage per core at a time"
+    )
     parser.add_argument("--seconds", type=int, default=CALL_SECONDS, help="limit of all together")
     parser.add_argument("--in-process", metavar="STAGE", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -195,27 +249,23 @@ def main() -> int:
     if not torch.cuda.is_available() and not options.rehearse:
         print("gpu_session: no CUDA device on this machine; nothing was run (see --rehearse)")
         return 0
-    env = dict(os.environ)
+    env, jobs = dict(os.environ), 1
     if options.rehearse:
-        env.update(RL_NFM_REHEARSAL="1", RL_NFM_KERNELS="0", TRITON_INTERPRET="1")
-    wanted: dict[str, int] = {}
+        env.update(RL_NFM_REHEARSAL="1", TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+        jobs = os.cpu_count() or 1
+    wanted: dict[str, float] = {}
     for name in options.stages:
         wanted.update(CALLS.get(name) or {name: limits[name]})
-    begin, verdicts, results = time.monotonic(), {}, []
-    for name, limit in wanted.items():
-        seconds_left = options.seconds - (time.monotonic() - begin)
-        if seconds_left < 10:
-            verdicts[name] = "not run: out of time"
-            print(f"== {name}: {verdicts[name]}", flush=True)
+    if options.rehearse:
+        wanted = {name: 4 * limit for name, limit in wanted.items()}
+    verdicts, results = {}, []
+    for name, verdict in supervise(wanted, options.seconds, options.out, env, jobs):
+        verdicts[name] = verdict
+        print(f"== {name}: {verdict}", flush=True)
+        if verdict.startswith("not run"):
             continue
-        start = time.monotonic()
-        stage_file(options.out, name, "jsonl").unlink(missing_ok=True)
-        limit = min(limit * (4 if options.rehearse else 1), seconds_left)
-        verdict = supervise(name, limit, options.out, env)
-        verdicts[name] = f"{verdict} ({time.monotonic() - start:.1f} s)"
         rows = read_results(name, options.out)
         results += rows
-        print(f"== {name}: {verdicts[name]}", flush=True)
         for row in rows:
             print(json.dumps(row), flush=True)
         if not verdict.startswith("exit 0"):

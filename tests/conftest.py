@@ -126,6 +126,11 @@ def _do(work: bytes, variables: dict[str, str], sender: Connection) -> None:
     sender.send_bytes(pickle.dumps(cloudpickle.loads(work)()))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what takes longest first."""
+    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
+
+
 @pytest.fixture
 def in_ranks():
     """`in_ranks(2, work)`: begin it in two processes; `.wait()` for the list of their results."""

@@ -2,8 +2,8 @@
 
 import importlib
 import importlib.util
-import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,13 +70,13 @@ def test_the_table_compares_with_the_goals(session, capsys):
 
 
 def test_what_a_call_did_not_reach_is_said(session, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(session, "supervise", lambda *_: "exit 0")
     monkeypatch.setattr(sys, "argv", ["gpu_session.py", "nfm", "rims", "--seconds", "9"])
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--rehearse", "--out", str(tmp_path)])
     assert session.main() == 1
     out = capsys.readouterr().out
     assert "== rims: not run: out of time" in out
     assert out.endswith("not reached, for a further call: nfm rims\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_stage_is_refused(session, tmp_path, monkeypatch, capsys):
@@ -98,7 +98,8 @@ def test_a_stage_that_hangs_is_stopped_and_keeps_what_it_wrote(session, tmp_path
         "time.sleep(60)\n"
     )
     monkeypatch.setattr(session, "__file__", str(fake))
-    assert session.supervise("ceilings", 1.5, tmp_path, dict(os.environ)) == "stopped after 2 s"
+    ended = list(session.supervise({"ceilings": 1.5}, 60, tmp_path, dict(os.environ)))
+    assert ended == [("ceilings", "stopped after 2 s")]
     assert session.read_results("ceilings", tmp_path) == [{"stage": 1}]
 
 
@@ -109,50 +110,31 @@ def test_says_that_there_is_no_gpu(session, monkeypatch, capsys, tmp_path):
     assert "no CUDA device" in capsys.readouterr().out
 
 
-RUN_STAGES = """
-import pathlib, sys
-sys.path.insert(0, "scripts")
-import gpu_session
-for stage in sys.argv[2:]:
-    gpu_session.run_stage(stage, pathlib.Path(sys.argv[1]))
-"""
+def test_an_interrupted_call_leaves_no_stage_behind(session, tmp_path, monkeypatch):
+    fake = tmp_path / "fake.py"
+    fake.write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(session, "__file__", str(fake))
+    processes = []
+    start = session.start
+    monkeypatch.setattr(session, "start", lambda *a: processes.append(start(*a)) or processes[-1])
+    limits = {"nfm": 0.2, "rims": 60.0, "graph": 60.0}
+    ended = session.supervise(limits, 60, tmp_path, dict(os.environ), jobs=2)
+    assert next(ended) == ("nfm", "stopped after 0 s")
+    assert [stage.process.poll() for stage in processes] == [-signal.SIGKILL, None]
+    ended.close()
+    assert processes[-1].process.poll() == -signal.SIGKILL
 
 
-def rehearse(out, command, stages):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    env.update(RL_NFM_REHEARSAL="1", RL_NFM_KERNELS="0", TRITON_INTERPRET="1")
-    done = subprocess.run(
-        [sys.executable, *command, *stages], capture_output=True, text=True, env=env, cwd=ROOT
-    )
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.longest
+@pytest.mark.timeout(600)
+def test_every_stage_runs_on_a_cpu(session, tmp_path):
+    command = [sys.executable, str(SCRIPT), "--rehearse", *session.CALLS, "--out", str(tmp_path)]
+    done = subprocess.run([*command, "--seconds", "500"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    for stage in stages:
-        lines = (out / f"{stage.replace(':', '_')}.jsonl").read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
+    for stage in session.all_stages():
+        rows = session.read_results(stage, tmp_path)
         assert rows
         assert {row["stage"] for row in rows} == {stage}
         assert all(row.get("passed", True) for row in rows)
-    return done.stdout
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "stages",
-    [
-        ["encoders", "graph", "syncs", "resume", "speed:r2d2", "rims", "profile"],
-        pytest.param(
-            ["speed:nfm_paper", "speed:btr_like", "nfm", "compiling", "learning"],
-            marks=pytest.mark.slow,
-        ),
-    ],
-)
-def test_every_kind_of_stage_runs_on_a_cpu(stages, tmp_path):
-    """In one process, which imports once; pytest itself is not started again from here."""
-    rehearse(tmp_path, ["-c", RUN_STAGES, str(tmp_path)], stages)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_rehearsal_by_the_command(tmp_path):
-    command = [str(SCRIPT), "--rehearse", "--out", str(tmp_path), "--seconds", "300"]
-    printed = rehearse(tmp_path, command, ["ceilings"])
-    assert "== ceilings: exit 0" in printed
+        assert f"== {stage}: exit 0 (" in done.stdout

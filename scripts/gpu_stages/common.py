@@ -73,7 +73,7 @@ def case_config(name: str, changes: dict[str, Any] | None = None) -> Config:
         if values["replay"].get("sequence_steps", 1) > 10:
             short = {"sequence_steps": 6, "overlap_steps": 2, "burn_in_steps": 2}
             values["replay"] = merged(values["replay"], short)
-        values["learner"]["steps_per_update"] = 40
+        values["learner"].update(steps_per_update=40, compile=False)
     values = merged(values, {"device": DEVICE.type, **(changes or {})})
     return make_config(values)
 
