@@ -3,8 +3,9 @@
 The floor is the work that no implementation avoids: every matrix product and convolution of an
 update, run alone with its shapes and layouts; and, at the speed of a copy, the bytes of the
 optimiser (7 numbers for each weight) and of the pixels (each read as a byte and written as a number
-once). Processor time of one thread is measured; products and whole updates take turns. The floor
-leaves out our own kernels (the attention of NFM, the steps of RIMs), so with them it is too low.
+once). Processor time of one thread is measured; products and whole updates take turns. Products are
+those of an update that is not compiled, also where the timed one is. The floor leaves out our own
+kernels (the attention of NFM, the steps of RIMs), so with them it is too low.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from benchmarks._options import positive
 from benchmarks.update import OURS, config_of, ours
 from rl_nfm.support import cpp
 
-MOST = {"rainbow_8": 1.75}
+MOST = {"rainbow_8": 1.75, "rainbow_8_compiled": 1.75}
 """Wanted ratios of an update to its floor; 2.5 for all others."""
 
 
@@ -96,10 +97,12 @@ def moved_bytes(config: Config, step: GradientStep) -> int:
 
 def measure(config: Config, rounds: int) -> tuple[float, float, float, int]:
     """Seconds of products, of bytes and of an update, and FLOPs."""
-    step = ours(config, torch.device("cpu"))
-    for _ in range(3):
+    eager = dataclasses.replace(config, learner=dataclasses.replace(config.learner, compile=False))
+    counted, step = (ours(each, torch.device("cpu")) for each in (eager, config))
+    for _ in range(3):  # the first ones allocate, measure kernels and compile
+        counted()
         step()
-    products = products_of(step)
+    products = products_of(counted)
     source = torch.ones(2**24)
     into = torch.empty_like(source)
     alone: dict[str, list[float]] = {key: [] for key in products.calls}
@@ -125,12 +128,16 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
-def config_for(name: str, encoder: str | None) -> Config:
+def config_for(name: str, encoder: str | None, compiled: bool) -> Config:
     """Of a preset, or of a contender of `benchmark.py update`; with a replay of 10,000 steps."""
     if name in OURS:
-        return config_of(name, precision="auto", graph=False, encoder=encoder or "nature", batch=32)
+        encoder = encoder or "nature"
+        config = config_of(name, precision="auto", graph=False, encoder=encoder, batch=32)
+        learner = dataclasses.replace(config.learner, compile=compiled or config.learner.compile)
+        return dataclasses.replace(config, learner=learner)
     plain = to_plain(read_preset(name))
     plain["replay"] |= {"capacity_steps": 10_000, "min_steps": 1000}
+    plain["learner"] |= {"compile": compiled}
     return make_config(plain | ({} if encoder is None else {"encoder": encoder}))
 
 
@@ -138,11 +145,14 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="+", help=f"presets, or of {', '.join(OURS)}")
     parser.add_argument("--encoder", help="another one than the preset's")
+    parser.add_argument("--compiled", action="store_true", help="compile the timed update")
     parser.add_argument("--rounds", type=positive, default=9)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     try:
-        configs = {name: config_for(name, options.encoder) for name in options.names}
+        configs = {
+            name: config_for(name, options.encoder, options.compiled) for name in options.names
+        }
     except ValueError as error:
         parser.error(str(error))
     print(f"torch {torch.__version__}, 1 thread, processor time, medians of {options.rounds}")
