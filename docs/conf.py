@@ -15,6 +15,7 @@ project = "rl-nfm"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["site"]
 html_theme = "furo"  # fonts of the system, scripts of its own: the pages need no network
+html_show_copyright = False
 html_title = "rl-nfm"
 smartquotes = False  # two hyphens begin an option
 napoleon_numpy_docstring = False
