@@ -77,7 +77,7 @@ class Captured:
         try:
             with random.drawn(), _recording(graph):
                 self.function()
-        except RuntimeError as error:
+        except Exception as error:  # whatever the driver or what is recorded may raise
             self.enabled = False
             random.renew()
             warnings.warn(

@@ -172,10 +172,14 @@ def _plain_forward(
     rows: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor]:
     x = rows.float().unflatten(-1, (groups, -1))  # [N, P, G, C / G]
-    variance, mean = torch.var_mean(x, dim=(1, 3), correction=0)
-    statistics = torch.stack([mean, torch.rsqrt(variance + eps)], dim=-1)
+    statistics = _statistics(x, eps)
     y = _normalised(x, statistics).flatten(2) * weight.float() + bias.float()
     return (y.relu() if relu else y).to(rows.dtype), statistics
+
+
+def _statistics(x: Tensor, eps: float) -> Tensor:
+    variance, mean = torch.var_mean(x, dim=(1, 3), correction=0)
+    return torch.stack([mean, torch.rsqrt(variance + eps)], dim=-1)
 
 
 def _normalised(x: Tensor, statistics: Tensor) -> Tensor:
@@ -199,10 +203,11 @@ def group_norm_backward(
     bias: Tensor,
     statistics: Tensor,
     groups: int,
+    eps: float,
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of rows, and of weight and bias by image [2, N, C]."""
-    out, sums = _empty_gradients(grad, rows, weight, bias, statistics, groups, relu)
+    out, sums = _empty_gradients(grad, rows, weight, bias, statistics, groups, eps, relu)
     images, positions, channels = rows.shape
     plan = _plan(positions, channels // groups, relu, tile=BACKWARD_TILE, tensors=2)
     if norms.guard.may_launch(rows.device, rows.dtype):
@@ -244,24 +249,53 @@ def _empty_gradients(
     bias: Tensor,
     statistics: Tensor,
     groups: int,
+    eps: float,
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
-    del grad, weight, bias, statistics, groups, relu
+    del grad, weight, bias, statistics, groups, eps, relu
     images, _, channels = rows.shape
     return torch.empty_like(rows), rows.new_empty(2, images, channels, dtype=torch.float32)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    rows, weight, bias, ctx.groups, _, ctx.relu = inputs
+    rows, weight, bias, ctx.groups, ctx.eps, ctx.relu = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(rows, weight, bias, output[1])
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     rows, weight, bias, statistics = ctx.saved_tensors
-    of_rows, sums = group_norm_backward(grad, rows, weight, bias, statistics, ctx.groups, ctx.relu)
+    of_rows, sums = group_norm_backward(
+        grad, rows, weight, bias, statistics, ctx.groups, ctx.eps, ctx.relu
+    )
     of_weight, of_bias = sums.sum(1).unbind()
     return of_rows, of_weight.to(weight.dtype), of_bias.to(bias.dtype), None, None, None
 
 
 group_norm.register_autograd(_differentiate, setup_context=_save)
+
+
+def _save_again(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    del output
+    grad, rows, weight, bias, _, ctx.groups, ctx.eps, ctx.relu = inputs
+    ctx.save_for_backward(grad, rows, weight, bias)
+
+
+def _differentiate_again(ctx: Any, of_rows: Tensor, of_sums: Tensor) -> tuple[Any, ...]:
+    """Derivatives of the gradients, by the plain path, with the statistics as functions of rows."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # views: what one input has to do with another is no business of this operation
+        inputs = [x.view_as(x) if again else x.detach().requires_grad_() for x in ctx.saved_tensors]
+        grad, rows, weight, bias = inputs
+        statistics = _statistics(rows.float().unflatten(-1, (ctx.groups, -1)), ctx.eps)
+        results = _plain_backward(grad, rows, weight, bias, statistics, ctx.groups, ctx.relu)
+        wanted = [x for x in inputs if x.requires_grad]
+        grads = torch.autograd.grad(
+            results, wanted, (of_rows, of_sums), create_graph=again, allow_unused=True
+        )
+    found = iter(grads)
+    return *(next(found) if x.requires_grad else None for x in inputs), None, None, None, None
+
+
+group_norm_backward.register_autograd(_differentiate_again, setup_context=_save_again)

@@ -113,6 +113,13 @@ def memory_gradient(
     heads: int,
 ) -> None:
     """Write the gradients of one layer's keys and values, summed over all readers of the layer."""
+    gradients = grad_keys, grad_values
+    if len(readers) > MOST_READERS and grad_keys.dtype != torch.float32:  # to round them once
+        wide_keys, wide_values = (torch.empty_like(x, dtype=torch.float32) for x in gradients)
+        memory_gradient(readers, layer, wide_keys, wide_values, heads)
+        grad_keys.copy_(wide_keys)
+        grad_values.copy_(wide_values)
+        return
     for first in range(0, len(readers), MOST_READERS):
         some = readers[first : first + MOST_READERS]
         _gather(some, layer, grad_keys, grad_values, heads, add=first > 0)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rl_nfm.backbones.norms import FusedSequential, GroupNorm
+
 REDUCTION = 8
 """Three convolutions of stride 2."""
 
@@ -36,7 +38,7 @@ class FrameSizes:
 def _halved(inputs: int, outputs: int) -> list[nn.Module]:
     """A convolution of stride 2; GroupNorm of one group is layer normalisation of an image."""
     convolution = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)
-    return [convolution, nn.GroupNorm(1, outputs), nn.ELU()]
+    return [convolution, GroupNorm(1, outputs), nn.ELU()]
 
 
 class EnlargingConvolution(nn.Conv2d):
@@ -91,7 +93,7 @@ class FramePredictor(nn.Module):
             nn.ELU(),
         )
         self.core = core
-        self.decoder = nn.Sequential(
+        self.decoder = FusedSequential(
             nn.Dropout(sizes.dropout),
             nn.Linear(sizes.hidden, features),
             nn.LayerNorm(features),
@@ -101,10 +103,10 @@ class FramePredictor(nn.Module):
             nn.ReLU(),
             nn.Unflatten(1, (4 * width, side, side)),
             EnlargingConvolution(4 * width, 2 * width),
-            nn.GroupNorm(1, 2 * width),
+            GroupNorm(1, 2 * width),
             nn.ReLU(),
             EnlargingConvolution(2 * width, width),
-            nn.GroupNorm(1, width),
+            GroupNorm(1, width),
             nn.ReLU(),
             EnlargingConvolution(width, 1),
         )

@@ -74,11 +74,12 @@ def test_what_was_forgotten_is_captured_anew(calls):
     assert calls == ["run"] * WARM_UP_CALLS + ["record", "replay"]
 
 
-def test_a_failed_capture_goes_on_plainly_with_one_warning(calls, monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError, TypeError])
+def test_a_failed_capture_goes_on_plainly_with_one_warning(kind, calls, monkeypatch):
     @contextlib.contextmanager
     def refusing(_graph):
         yield
-        raise RuntimeError("operation not permitted when stream is capturing\nmore words")
+        raise kind("operation not permitted when stream is capturing\nmore words")
 
     monkeypatch.setattr(captured, "_recording", refusing)
     work = on_the_cpu(lambda: calls.append("run"), enabled=True)

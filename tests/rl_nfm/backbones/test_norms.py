@@ -181,8 +181,34 @@ def test_operators_are_registered_rightly():
     torch.library.opcheck(kernels.group_norm, args)
     with torch.no_grad():
         out, statistics = kernels.group_norm(*args)
-        args = (out, rows, norm.weight, norm.bias, statistics, 3, True)
-        torch.library.opcheck(kernels.group_norm_backward, args)
+    args = (out.detach(), rows, norm.weight, norm.bias, statistics, 3, 1e-5, True)
+    torch.library.opcheck(kernels.group_norm_backward, args)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_second_and_third_derivatives(relu):
+    """Of gradients' norms, as penalties use them; beside PyTorch's group norm in float64."""
+    norm, x = make_norm(6, 2), draw(2, 6, 3, 2)
+
+    def derivatives(dtype: torch.dtype) -> list[Tensor]:
+        x_, weight, bias = leaves = [
+            t.detach().to(dtype).requires_grad_() for t in (x, norm.weight, norm.bias)
+        ]
+        if dtype == torch.float32:
+            rows = x_.movedim(1, -1).flatten(1, -2).contiguous()
+            y = kernels.group_norm(rows, weight, bias, 2, norm.eps, relu)[0]
+        else:
+            y = F.group_norm(x_, 2, weight, bias, norm.eps).movedim(1, -1).flatten(1, -2)
+            y = y.relu() if relu else y
+        found, size = [], y.sin().sum()
+        for _ in range(3):
+            grads = torch.autograd.grad(size, leaves, create_graph=True)
+            size = torch.stack([(g**2 * (g.detach() + 2).sin()).sum() for g in grads]).mean()
+            found += grads
+        return found
+
+    for ours, expected in zip(derivatives(torch.float32), derivatives(torch.float64), strict=True):
+        torch.testing.assert_close(ours.double(), expected, rtol=1e-3, atol=1e-4)
 
 
 def network() -> tuple[PreActResNet, Tensor]:
