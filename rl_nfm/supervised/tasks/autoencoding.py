@@ -55,8 +55,6 @@ class AutoencodingConfig(LoopConfig):
     """Channels of the first stage of encoder and decoder; doubled at each further one."""
     latent_size: Annotated[int, Gt(0)] = 32
     """Numbers that describe an image."""
-    kl_warm_up_epochs: Annotated[int, Ge(0)] = 0
-    """Epochs over which the weight of the KL divergence in the loss rises to 1; 0: it is 1."""
     importance_samples: Annotated[int, Ge(1)] = 64
     """Draws per image of the final, tighter bound."""
     nfm: TaskNFMConfig = AUTOENCODING_NFM
@@ -195,21 +193,17 @@ class AutoencodingTask(Task[AutoencodingConfig]):
         held, kept = (x.to(device) for x in self.hold_out(len(train), config.validation))
         self.train, self.validation = train[kept], train[held]
         self.dims = self.train[0].numel()
-        self.kl_weight = 1.0
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """Shuffled batches of images."""
-        self.kl_weight = min(1.0, (epoch + 1) / (self.config.kl_warm_up_epochs + 1))
+        del epoch
         for rows in torch.randperm(len(self.train)).split(self.config.batch_size):
             yield self.train[rows.to(self.device)]
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
-        """The negative evidence lower bound in bits per dimension, estimated by one draw.
-
-        In the first epochs the KL divergence counts less (Bowman et al. 2016, section 3.1).
-        """
+        """The negative evidence lower bound in bits per dimension, estimated by one draw."""
         pixel_nats, kl_nats = self._nats(model, batch, None)
-        return (pixel_nats + self.kl_weight * kl_nats).mean() / (self.dims * math.log(2))
+        return (pixel_nats + kl_nats).mean() / (self.dims * math.log(2))
 
     def evaluate(self, model: nn.Module) -> Metrics:
         """The bound of the test images and its two parts; the draws are the same every time.
