@@ -18,6 +18,14 @@ class Published:
     """Values by metric, in the units that runs report: shares, not percent."""
     deviation: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The deviation printed beside the mean, if there is one."""
+    never: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Options, by dotted name, that a run must not have."""
+
+    def stands_beside(self, settings: Mapping[str, Any]) -> bool:
+        """Whether runs of these settings can be compared with this row."""
+        return all(settings.get(name) == value for name, value in self.setting.items()) and all(
+            settings.get(name) != value for name, value in self.never.items()
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -89,11 +89,7 @@ def make_rows(entry: TaskEntry, runs: Sequence[FinishedRun], notes: list[str]) -
 
 def _published(columns: Columns, settings: Mapping[str, Any]) -> Published | None:
     """The published row with the most options among those that match a run's settings."""
-    fitting = [
-        row
-        for row in columns.published
-        if all(settings.get(name) == value for name, value in row.setting.items())
-    ]
+    fitting = [row for row in columns.published if row.stands_beside(settings)]
     return max(fitting, key=lambda row: len(row.setting), default=None)
 
 

@@ -95,6 +95,15 @@ def test_other_settings_are_other_rows_and_no_published_row_stands_where_it_does
     assert "* cnn (data=digits, width=8): data digits (mnist), width 8 (32)" in text
 
 
+@pytest.mark.parametrize(("option", "value"), [("passes", 3), ("top_k_mode", "dense")])
+def test_published_rows_of_nfm_are_for_two_passes_and_sparse_attention(tmp_path, option, value):
+    nfm = plain(task_entry("stacked_digits").presets["paper"])["nfm"]
+    other = write_run(tmp_path / "b", [0], [0.5], model="nfm", nfm={**nfm, option: value})
+    _, content = report(tmp_path, write_run(tmp_path / "a", [0], [0.5], model="nfm"), other)
+    rows = content["supervised"]["stacked_digits"]["rows"]
+    assert [row["published"] is None for row in rows] == [False, True]
+
+
 def test_what_the_row_beside_it_is_published_for_is_no_difference(tmp_path):
     options = {"data": "mnist", "train_counts": [1, 5]}
     run = write_run(tmp_path / "a", [0], [0.5], **options, width=8)
