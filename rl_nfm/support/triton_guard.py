@@ -34,6 +34,9 @@ class TritonGuard:
             a caller's hooks on all modules (a counter of FLOPs sets them) would run in the check.
     """
 
+    _is_missing = False
+    """Whether Triton is known to be missing: said once, for all kernels."""
+
     def __init__(self, name: str, check: Callable[..., Iterable[tuple[Tensor, Tensor]]]):
         self.name = name
         self._check = check
@@ -67,10 +70,13 @@ class TritonGuard:
     def give_up(self, device: torch.device, *case: Hashable, error: object) -> None:
         """Use plain PyTorch from now on, because a launch failed after the check."""
         self._verdicts[(device.type, device.index, *case)] = False
-        if not self._warned:
-            self._warned = True
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            _log.warning("slower on %s without the Triton %s: %s", device, self.name, reason)
+        missing = isinstance(error, ImportError)
+        if self._warned or (missing and TritonGuard._is_missing):
+            return
+        self._warned, TritonGuard._is_missing = True, TritonGuard._is_missing or missing
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        what = "Triton" if missing else f"the Triton {self.name}"
+        _log.warning("slower on %s without %s: %s", device, what, reason)
 
     @contextlib.contextmanager
     def falling_back(
