@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.config import make_config, to_plain
 from agents.learning import compiling
+from agents.learning.captured import Captured
 from agents.playing.evaluate import play
 from agents.presets import read_preset
 from agents.replay import buffer
@@ -202,6 +203,23 @@ def test_resume_refuses_what_does_not_fit(tmp_path):
         train.resume(tmp_path, lambda old: old)
 
 
+def test_after_a_restore_acting_has_the_restored_weights_and_captures_anew(monkeypatch):
+    """With a copy of the weights of its own, as on a GPU."""
+    trainer = train.Trainer(debug(learner={"acting_lag": 1}), torch.device("cpu"))
+    forgotten = []
+    monkeypatch.setattr(Captured, "forget", lambda graph: forgotten.append(graph.name))
+    acting = trainer.collector.weights.network
+    assert acting is not trainer.learner.online
+    with torch.no_grad():
+        for parameter in trainer.learner.online.parameters():
+            parameter.add_(1.0)
+    trainer.collector.load_state({})
+    pairs = zip(acting.parameters(), trainer.learner.online.parameters(), strict=True)
+    assert all(torch.equal(ours, restored) for ours, restored in pairs)
+    assert set(forgotten) == {"acting", "adding to the replay"}
+    trainer.turns.close()
+
+
 def test_exploration_schedule():
     """rltime's: epsilon^(1 + 7 i / 3) for i = 0..3, never below the floor."""
     changes = {"epsilon_start": 0.4, "epsilon_final": 0.1, "epsilon_decay_steps": 100}
@@ -225,8 +243,10 @@ def test_evaluations_have_their_own_epsilon_and_seeds_that_no_training_has(tmp_p
 
     monkeypatch.setattr(evaluation, "play", watched)
     run = {"eval_episodes": 1, "eval_every_steps": 4, "eval_epsilon": 0.25}
-    train.train(debug(steps=4, env={"max_num_frames_per_episode": 40}, run=run), out=tmp_path / "a")
+    env = {"max_num_frames_per_episode": 40, "num_envs": 2}
+    train.train(debug(steps=4, env=env, run=run), out=tmp_path / "a")
     assert [options["epsilon"] for options in told] == [0.25]
+    assert told[0]["num_envs"] == 2, "as many as in training, so that nothing is captured anew"
     assert told[0]["seed"] not in range(1000), "seeds that runs are likely to have"
 
 
