@@ -15,7 +15,8 @@ play() { # NAME AGENT [OPTIONS]
 box() { # an agent that comes with the package
   play ms_pacman-nfm zoo:ms_pacman-nfm --epsilon 0.05
   play ms_pacman-random zoo:ms_pacman-nfm --random
-  rl-nfm evaluate zoo:ms_pacman-nfm --episodes 1 --epsilon 0.05 --attention "$out/attention.mp4"
+  rl-nfm evaluate zoo:ms_pacman-nfm --episodes 1 --epsilon 0.05 --video "$out/ms_pacman.mp4" \
+    --attention "$out/attention.mp4"
 }
 echo "The NFM agent plays while another one is trained; its protocol and scores: $out/ms_pacman.txt"
 box > "$out/ms_pacman.txt" 2>&1 &
@@ -43,6 +44,7 @@ cat <<END
 In its two minutes the small agent learns to hop from floe to floe, which gives points, and no more
 than that (docs/results.md says how often, and what longer runs learn).
 play of the small agent:    $out/play.mp4
-attention of the NFM agent: $out/attention.png, $out/attention.mp4
+play of the NFM agent:      $out/ms_pacman.mp4
+what it attends to:         $out/attention.png, $out/attention.mp4
 curves:                     tensorboard --logdir $run
 END
