@@ -45,11 +45,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 TINY: dict[str, Any] = {
     "env": {"num_envs": 4},
-    "replay": {"capacity_steps": 6_000, "min_steps": 400, "batch_size": 2},
+    "replay": {"capacity_steps": 6_000, "min_steps": 200, "batch_size": 2},
     "nfm": {"width": 8, "depth": 10},
     "resnet": {"width": 8, "depth": 10},
     "impala": {"width": 4},
     "head": {"hidden_size": 16},
+    "learner": {"compile": False},
 }
 
 
@@ -73,7 +74,7 @@ def case_config(name: str, changes: dict[str, Any] | None = None) -> Config:
         if values["replay"].get("sequence_steps", 1) > 10:
             short = {"sequence_steps": 6, "overlap_steps": 2, "burn_in_steps": 2}
             values["replay"] = merged(values["replay"], short)
-        values["learner"].update(steps_per_update=40, compile=False)
+        values["learner"]["steps_per_update"] = 40
     values = merged(values, {"device": DEVICE.type, **(changes or {})})
     return make_config(values)
 

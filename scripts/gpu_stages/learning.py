@@ -35,11 +35,11 @@ def pacman(out: Path) -> Iterator[dict[str, Any]]:
         values = merged(merged(values, TINY), {"run": run})
     folder = out / "pacman"
     begin = time.perf_counter()
-    _stop_after(4 if REHEARSAL else SECONDS, lambda: train(make_config(values), out=folder))
+    _stop_after(5 if REHEARSAL else SECONDS, lambda: train(make_config(values), out=folder))
     lines = read_metrics(folder / "metrics.jsonl")
     yield {"seconds": round(time.perf_counter() - begin, 1), **_summary(lines)}
     begin = time.perf_counter()
-    _stop_after(4 if REHEARSAL else 25, lambda: resume(folder, lambda config: config))
+    _stop_after(5 if REHEARSAL else 25, lambda: resume(folder, lambda config: config))
     again = read_metrics(folder / "metrics.jsonl")
     yield {
         "resumed_seconds": round(time.perf_counter() - begin, 1), **_summary(again),

@@ -59,8 +59,8 @@ def case(name: str) -> Iterator[dict[str, Any]]:
 
 def whole_run(config: Config, seconds: float = RUN_SECONDS) -> dict[str, Any]:
     """A real run of a few seconds: median steps/s of its second half, and how time was spent."""
-    log = 200 if REHEARSAL else max(1000, config.env.num_envs * 40)
-    seconds = 2.0 if REHEARSAL else seconds
+    log = 80 if REHEARSAL else max(1000, config.env.num_envs * 40)
+    seconds = 0.5 if REHEARSAL else seconds
     config = replaced(
         config, "run", log_every_steps=log, eval_episodes=0, save_replay=False,
         checkpoint_every_steps=10**9,
