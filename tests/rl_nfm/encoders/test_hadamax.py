@@ -1,4 +1,4 @@
-"""The Hadamax encoder against its formulas, written out again in float64."""
+"""The Hadamax encoder against the authors' network and its formulas, written out in float64."""
 
 import math
 
@@ -79,6 +79,32 @@ def test_features_equal_the_formulas(shape: tuple[int, int, int]) -> None:
         features = encoder.embed(pixels)
     for image, got in zip(pixels, features, strict=True):
         assert torch.allclose(got.double(), naive(encoder, image.double()), atol=1e-5)
+
+
+def test_the_authors_network_gives_the_same_on_equal_weights() -> None:
+    """Jacobkooi/Hadamax (55faca8), executed in float64 with 3, 6 and 6 channels for 32, 64 and 64.
+
+    Features of two places, and the gradient of one pixel, up to the linear layer.
+    """
+    encoder = make_encoder("hadamax", obs_shape=(4, 21, 26), width=3).double()
+    assert isinstance(encoder, HadamaxEncoder)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(0.4 * drawn)
+    pixels = torch.rand(2, 4, 21, 26, generator=generator, dtype=torch.float64).requires_grad_()
+    maps = encoder.feature_maps(pixels)
+    weights = torch.randn(maps.shape, generator=generator, dtype=torch.float64)
+    (grad,) = torch.autograd.grad((maps * weights).sum(), pixels)
+    public = """
+        0.095918453 0.016731665 -0.040001331 -0.030225036 -0.027699338 -0.008082495
+        0.073009091 0.014675776 -0.046466921 -0.030265684 -0.028695840 -0.008066163
+        0.000800837 0.000263661 -0.000452265 -0.000853215
+    """
+    expected = torch.tensor([float(number) for number in public.split()], dtype=torch.float64)
+    ours = torch.cat((maps[0, :, 1, 2], maps[1, :, 0, 0], grad[0, :, 10, 12]))
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9)
 
 
 def test_size_and_cost() -> None:
