@@ -1,0 +1,49 @@
+"""The scripts that measure speed: what they count, and how they start one another."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+def test_the_floor_of_an_update_has_the_products_counted_by_hand(benchmark):
+    """Plain DQN, 32 images: the online network forward and back, the target forward.
+
+    The first convolution has no gradient of its input. Compiling changes nothing of the floor.
+    """
+    floor = benchmark("floor")
+    for compiled in (False, True):
+        config = floor.config_for("dqn", None, compiled)
+        assert config.learner.compile is compiled
+    products, moved, update, flops = floor.measure(floor.config_for("dqn", None, False), 1)
+    first = 20 * 20 * 32 * 8 * 8 * 4
+    network = first + 9 * 9 * 64 * 4 * 4 * 32 + 7 * 7 * 64 * 3 * 3 * 64 + 3136 * 512 + 512 * 9
+    assert flops == 2 * 32 * (4 * network - first)
+    assert min(products, moved, update) > 0
+
+
+def test_a_whole_run_starts_each_contender_by_a_command_that_exists(benchmark):
+    command = benchmark("end_to_end").command_of("rainbow_8", 10)
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert command[0] == sys.executable
+    assert "usage: benchmark.py end_to_end" in done.stdout
+
+
+def test_wanted_ratios_depend_on_the_processor(benchmark, monkeypatch, capsys):
+    update = benchmark("update")
+    for native, wanted in ((True, "1.80"), (False, "1.00")):
+        monkeypatch.setattr(update, "native_bf16", lambda _, native=native: native)
+        update.report({"sb3_dqn": [0.1], "rainbow_8": [0.05]}, torch.device("cpu"), 1)
+        assert capsys.readouterr().out.rstrip().endswith(f"2.00    {wanted}")
