@@ -1,6 +1,7 @@
 """The scripts that measure speed: what they count, and how they start one another."""
 
 import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,14 @@ def test_the_floor_of_an_update_has_the_products_counted_by_hand(benchmark):
     network = first + 9 * 9 * 64 * 4 * 4 * 32 + 7 * 7 * 64 * 3 * 3 * 64 + 3136 * 512 + 512 * 9
     assert flops == 2 * 32 * (4 * network - first)
     assert min(products, moved, update) > 0
+
+
+def test_every_name_that_is_offered_is_a_benchmark(benchmark):
+    files = [path.stem for path in (SCRIPTS / "benchmarks").glob("[!_]*.py")]
+    assert "update" in files
+    for name in files:
+        if name != "rims_jax" or importlib.util.find_spec("jax"):
+            assert callable(benchmark(name).main), name
 
 
 def test_a_whole_run_starts_each_contender_by_a_command_that_exists(benchmark):
