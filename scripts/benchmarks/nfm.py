@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks._options import positive
 from benchmarks._kernel_times import print_kernels
+from benchmarks._options import positive
 from rl_nfm.encoders import make_encoder
 from rl_nfm.encoders.nfm import NFMEncoder
 from rl_nfm.nfm import NeuralFunctionModule, NFMConfig
