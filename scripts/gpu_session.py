@@ -161,8 +161,11 @@ def supervise(
                 name, limit = waiting.pop(0)
                 if (left := end - time.monotonic()) < 10:
                     yield name, "not run: out of time"
-                else:
+                    continue
+                try:
                     running.append(start(name, min(limit, left), out, env))
+                except OSError as error:
+                    yield name, f"not run: {error}"
             for stage in list(running):
                 if verdict := stage.verdict():
                     stage.kill()
@@ -252,7 +255,8 @@ def main() -> int:
     env, jobs = dict(os.environ), 1
     if options.rehearse:
         env.update(RL_NFM_REHEARSAL="1", TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
-        jobs = os.cpu_count() or 1
+        jobs = min(8, len(os.sched_getaffinity(0)))  # a container's quota may be less than that
+        options.seconds *= 4
     wanted: dict[str, float] = {}
     for name in options.stages:
         wanted.update(CALLS.get(name) or {name: limits[name]})

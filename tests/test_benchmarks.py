@@ -1,5 +1,6 @@
 """The scripts that measure speed: what they count, and how they start one another."""
 
+import dataclasses
 import importlib
 import importlib.util
 import subprocess
@@ -18,16 +19,23 @@ def benchmark(monkeypatch):
     return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
-def test_the_floor_of_an_update_has_the_products_counted_by_hand(benchmark):
+def test_the_floor_of_an_update_has_the_products_counted_by_hand(benchmark, monkeypatch):
     """Plain DQN, 32 images: the online network forward and back, the target forward.
 
-    The first convolution has no gradient of its input. Compiling changes nothing of the floor.
+    The first convolution has no gradient of its input. What is counted is never compiled.
     """
-    floor = benchmark("floor")
-    for compiled in (False, True):
-        config = floor.config_for("dqn", None, compiled)
-        assert config.learner.compile is compiled
-    products, moved, update, flops = floor.measure(floor.config_for("dqn", None, False), 1)
+    floor, made = benchmark("floor"), []
+
+    def ours(config, device):
+        made.append(config.learner.compile)
+        config = dataclasses.replace(
+            config, learner=dataclasses.replace(config.learner, compile=False)
+        )
+        return benchmark("update").ours(config, device)
+
+    monkeypatch.setattr(floor, "ours", ours)
+    products, moved, update, flops = floor.measure(floor.config_for("dqn", None, True), 1)
+    assert made == [False, True], "the counted update and the timed one"
     first = 20 * 20 * 32 * 8 * 8 * 4
     network = first + 9 * 9 * 64 * 4 * 4 * 32 + 7 * 7 * 64 * 3 * 3 * 64 + 3136 * 512 + 512 * 9
     assert flops == 2 * 32 * (4 * network - first)
@@ -50,9 +58,8 @@ def test_a_whole_run_starts_each_contender_by_a_command_that_exists(benchmark):
     assert "usage: benchmark.py end_to_end" in done.stdout
 
 
-def test_wanted_ratios_depend_on_the_processor(benchmark, monkeypatch, capsys):
-    update = benchmark("update")
-    for native, wanted in ((True, "1.80"), (False, "1.00")):
-        monkeypatch.setattr(update, "native_bf16", lambda _, native=native: native)
-        update.report({"sb3_dqn": [0.1], "rainbow_8": [0.05]}, torch.device("cpu"), 1)
-        assert capsys.readouterr().out.rstrip().endswith(f"2.00    {wanted}")
+@pytest.mark.parametrize(("precision", "wanted"), [("bf16", "1.80"), ("fp32", "1.00")])
+def test_wanted_ratios_depend_on_the_precision(precision, wanted, benchmark, capsys):
+    measured = {"sb3_dqn": [0.1], "rainbow_8": [0.05]}
+    benchmark("update").report(measured, torch.device("cpu"), 1, precision)
+    assert capsys.readouterr().out.rstrip().endswith(f"2.00    {wanted}")

@@ -70,7 +70,7 @@ def test_the_table_compares_with_the_goals(session, capsys):
 
 
 def test_what_a_call_did_not_reach_is_said(session, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["gpu_session.py", "nfm", "rims", "--seconds", "9"])
+    monkeypatch.setattr(sys, "argv", ["gpu_session.py", "nfm", "rims", "--seconds", "2"])
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--rehearse", "--out", str(tmp_path)])
     assert session.main() == 1
     out = capsys.readouterr().out
@@ -110,6 +110,16 @@ def test_says_that_there_is_no_gpu(session, monkeypatch, capsys, tmp_path):
     assert "no CUDA device" in capsys.readouterr().out
 
 
+def test_a_stage_that_cannot_be_started_does_not_end_the_others(session, tmp_path, monkeypatch):
+    fake = tmp_path / "fake.py"
+    fake.write_text("")
+    monkeypatch.setattr(session, "__file__", str(fake))
+    (tmp_path / "nfm.log").mkdir()
+    ended = dict(session.supervise({"nfm": 60.0, "rims": 60.0}, 60, tmp_path, dict(os.environ)))
+    assert ended["nfm"].startswith("not run: [Errno")
+    assert ended["rims"].startswith("exit 0")
+
+
 def test_an_interrupted_call_leaves_no_stage_behind(session, tmp_path, monkeypatch):
     fake = tmp_path / "fake.py"
     fake.write_text("import time; time.sleep(60)")
@@ -130,7 +140,7 @@ def test_an_interrupted_call_leaves_no_stage_behind(session, tmp_path, monkeypat
 @pytest.mark.timeout(600)
 def test_every_stage_runs_on_a_cpu(session, tmp_path):
     command = [sys.executable, str(SCRIPT), "--rehearse", *session.CALLS, "--out", str(tmp_path)]
-    done = subprocess.run([*command, "--seconds", "500"], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     for stage in session.all_stages():
         rows = session.read_results(stage, tmp_path)

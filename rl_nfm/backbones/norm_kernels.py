@@ -285,17 +285,18 @@ def _differentiate_again(ctx: Any, of_rows: Tensor, of_sums: Tensor) -> tuple[An
     """Derivatives of the gradients, by the plain path, with the statistics as functions of rows."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        # views: what one input has to do with another is no business of this operation
-        inputs = [x.view_as(x) if again else x.detach().requires_grad_() for x in ctx.saved_tensors]
+        # views, so that what belongs to `grad` is not followed on into rows, on which it depends
+        inputs = [
+            x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_()
+            for x in ctx.saved_tensors
+        ]
         grad, rows, weight, bias = inputs
         statistics = _statistics(rows.float().unflatten(-1, (ctx.groups, -1)), ctx.eps)
         results = _plain_backward(grad, rows, weight, bias, statistics, ctx.groups, ctx.relu)
-        wanted = [x for x in inputs if x.requires_grad]
         grads = torch.autograd.grad(
-            results, wanted, (of_rows, of_sums), create_graph=again, allow_unused=True
+            results, inputs, (of_rows, of_sums), create_graph=again, allow_unused=True
         )
-    found = iter(grads)
-    return *(next(found) if x.requires_grad else None for x in inputs), None, None, None, None
+    return *grads, None, None, None, None
 
 
 group_norm_backward.register_autograd(_differentiate_again, setup_context=_save_again)

@@ -2,7 +2,7 @@
 
 Mittal et al., "Learning to Combine Top-Down and Bottom-Up Signals in Recurrent Neural Networks with
 Attention over Modules" (arXiv 2006.16981), in the form of the authors' code (sarthmit/BRIMs), whose
-outputs and gradients it gives on equal weights (two layers, LSTM and GRU, 1e-15 in float64). At
+outputs and gradients it gives on equal weights (form `mnist`, two layers, LSTM and GRU). At
 each step t every RIM of layer l weighs, with each of several heads, three slots by attention: the
 layer below at step t (for the first layer the input), the layer above at step t - 1 (the topmost
 layer has none) and nothing, whose key and value are zero. The k RIMs with the least mean weight on

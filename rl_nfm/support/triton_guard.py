@@ -70,7 +70,7 @@ class TritonGuard:
     def give_up(self, device: torch.device, *case: Hashable, error: object) -> None:
         """Use plain PyTorch from now on, because a launch failed after the check."""
         self._verdicts[(device.type, device.index, *case)] = False
-        missing = isinstance(error, ImportError)
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "triton"
         if self._warned or (missing and TritonGuard._is_missing):
             return
         self._warned, TritonGuard._is_missing = True, TritonGuard._is_missing or missing

@@ -17,7 +17,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.logger import configure
 
 from agents.config import Config, make_config
-from agents.learning.config import native_bf16
+from agents.learning.config import autocast_dtype
 from agents.learning.learner import Learner
 from agents.replay.buffer import Replay
 from agents.replay.returns import ReturnConfig
@@ -44,7 +44,7 @@ TARGETS = {
     "rainbow_8_compiled": (1.8, 1.0),
     "rainbow_64": (4 * 2.85 / 30.45, 4 * 2.85 / 30.45),
 }
-"""Wanted ratio to SB3's DQN where bf16 runs in hardware, and where not; the last is 4x tianshou's
+"""Wanted ratio to SB3's DQN on a CPU, in bf16 and in fp32; the last is 4x tianshou's
 IQN-64 by peers' medians of one run (2.85 and 30.45)."""
 
 
@@ -175,9 +175,10 @@ def main(argv: list[str]) -> None:
             contenders[f"{name}_graph" if graph else name] = make
     times = {"rounds": options.rounds, "seconds": options.seconds}
     if device.type == "cpu":
-        report(take_turns(contenders, threads=options.threads, **times), device, options.threads)
+        found, threads = take_turns(contenders, threads=options.threads, **times), options.threads
     else:
-        report(_on_gpu(contenders, device, **times), device, torch.get_num_threads())
+        found, threads = _on_gpu(contenders, device, **times), torch.get_num_threads()
+    report(found, device, threads, options.precision)
 
 
 def _on_gpu(
@@ -197,15 +198,18 @@ def _on_gpu(
     return measured
 
 
-def report(measured: dict[str, list[float]], device: torch.device, threads: int) -> None:
+def report(
+    measured: dict[str, list[float]], device: torch.device, threads: int, precision: str
+) -> None:
     clock = "processor time" if device.type == "cpu" and threads == 1 else "by the clock"
     print(f"torch {torch.__version__}, {device.type}, {threads} threads, {clock}")
     print(
         f"{'update':28s} {'median/s':>9s} {'best decile/s':>14s} {'to sb3_dqn':>11s} {'target':>7s}"
     )
+    bf16 = autocast_dtype(precision, device) is not None
     base = np.median(measured["sb3_dqn"]) if "sb3_dqn" in measured else np.nan
     for name, times in measured.items():
         median, best = np.median(times), np.quantile(times, 0.1)
         targets = TARGETS.get(name.removesuffix("_graph"))
-        wanted = f"{targets[0 if native_bf16(device) else 1]:.2f}" if targets else ""
+        wanted = f"{targets[not bf16]:.2f}" if targets and device.type == "cpu" else ""
         print(f"{name:28s} {1 / median:9.1f} {1 / best:14.1f} {base / median:11.2f} {wanted:>7s}")

@@ -5,7 +5,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,15 @@ def pacman(out: Path) -> Iterator[dict[str, Any]]:
     }  # fmt: skip
     values = merged(values, changes)
     if REHEARSAL:
-        run = {"log_every_steps": 400, "eval_every_steps": 10_000, "checkpoint_every_steps": 800}
+        run = {"log_every_steps": 80, "eval_every_steps": 10_000, "checkpoint_every_steps": 160}
         values = merged(merged(values, TINY), {"run": run})
     folder = out / "pacman"
     begin = time.perf_counter()
-    _stop_after(5 if REHEARSAL else SECONDS, lambda: train(make_config(values), out=folder))
+    _run_for(SECONDS, folder, lambda: train(make_config(values), out=folder))
     lines = read_metrics(folder / "metrics.jsonl")
     yield {"seconds": round(time.perf_counter() - begin, 1), **_summary(lines)}
     begin = time.perf_counter()
-    _stop_after(5 if REHEARSAL else 25, lambda: resume(folder, lambda config: config))
+    _run_for(25, folder, lambda: resume(folder, lambda config: config))
     again = read_metrics(folder / "metrics.jsonl")
     yield {
         "resumed_seconds": round(time.perf_counter() - begin, 1), **_summary(again),
@@ -62,12 +62,27 @@ def _summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _stop_after(seconds: float, run: Any) -> None:
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
+def _run_for(seconds: float, folder: Path, run: Callable[[], object]) -> None:
+    """Run for so many seconds; in a rehearsal until two more lines with updates are logged."""
+
+    def learnt() -> int:
+        return sum(line["updates"] > 0 for line in read_metrics(folder / "metrics.jsonl"))
+
+    def stop() -> None:
+        begin, before = time.monotonic(), learnt()
+        while not ended.wait(0.1):
+            is_over = time.monotonic() - begin > seconds
+            if learnt() >= before + 2 if REHEARSAL else is_over:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    ended = threading.Event()
+    stopper = threading.Thread(target=stop)
+    stopper.start()
     try:
         run()
     except Stop:
         pass
     finally:
-        timer.cancel()
+        ended.set()
+        stopper.join()
