@@ -253,14 +253,13 @@ def main() -> int:
         print("gpu_session: no CUDA device on this machine; nothing was run (see --rehearse)")
         return 0
     env, jobs = dict(os.environ), 1
-    if options.rehearse:
-        env.update(RL_NFM_REHEARSAL="1", TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
-        jobs = min(8, len(os.sched_getaffinity(0)))  # a container's quota may be less than that
-        options.seconds *= 4
     wanted: dict[str, float] = {}
     for name in options.stages:
         wanted.update(CALLS.get(name) or {name: limits[name]})
     if options.rehearse:
+        env.update(RL_NFM_REHEARSAL="1", TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+        jobs = min(8, len(os.sched_getaffinity(0)))  # a container's quota may be less than that
+        options.seconds *= 4
         wanted = {name: 4 * limit for name, limit in wanted.items()}
     verdicts, results = {}, []
     for name, verdict in supervise(wanted, options.seconds, options.out, env, jobs):

@@ -3,16 +3,20 @@
 import contextlib
 import dataclasses
 import os
+import signal
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from agents.config import Config, make_config
 from agents.presets import preset_path
-from agents.training.train import Trainer
+from agents.saving.run_folder import read_metrics
+from agents.training.train import Stop, Trainer
 from rl_nfm.support.yaml_file import read_yaml
 
 REHEARSAL = os.environ.get("RL_NFM_REHEARSAL") == "1"
@@ -153,3 +157,29 @@ def replaced(config: Config, group: str, **changes: Any) -> Config:
     return dataclasses.replace(
         config, **{group: dataclasses.replace(getattr(config, group), **changes)}
     )
+
+
+def learning_lines(folder: Path) -> list[dict[str, Any]]:
+    """What a run has logged since it began to learn."""
+    return [line for line in read_metrics(folder / "metrics.jsonl") if line["updates"] > 0]
+
+
+def run_until(is_over: Callable[[], bool], run: Callable[[], object]) -> None:
+    """Train in this process until it ends or `is_over`, which a thread asks now and then."""
+
+    def stop() -> None:
+        while not ended.wait(0.2):
+            if is_over():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    ended = threading.Event()
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    try:
+        run()
+    except Stop:
+        pass
+    finally:
+        ended.set()
+        stopper.join()

@@ -1,9 +1,6 @@
 """Whether an agent learns on a GPU: `cpu_1m_frames` with evaluations and checkpoints."""
 
-import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +9,8 @@ from typing import Any
 from agents.config import make_config
 from agents.presets import preset_path
 from agents.saving.run_folder import read_metrics
-from agents.training.train import Stop, resume, train
-from gpu_stages.common import DEVICE, REHEARSAL, TINY, merged
+from agents.training.train import resume, train
+from gpu_stages.common import DEVICE, REHEARSAL, TINY, learning_lines, merged, run_until
 from rl_nfm.support.yaml_file import read_yaml
 
 SECONDS = 150.0
@@ -64,25 +61,8 @@ def _summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _run_for(seconds: float, folder: Path, run: Callable[[], object]) -> None:
     """Run for so many seconds; in a rehearsal until two more lines with updates are logged."""
-
-    def learnt() -> int:
-        return sum(line["updates"] > 0 for line in read_metrics(folder / "metrics.jsonl"))
-
-    def stop() -> None:
-        begin, before = time.monotonic(), learnt()
-        while not ended.wait(0.1):
-            is_over = time.monotonic() - begin > seconds
-            if learnt() >= before + 2 if REHEARSAL else is_over:
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-
-    ended = threading.Event()
-    stopper = threading.Thread(target=stop)
-    stopper.start()
-    try:
-        run()
-    except Stop:
-        pass
-    finally:
-        ended.set()
-        stopper.join()
+    begin, before = time.monotonic(), len(learning_lines(folder))
+    if REHEARSAL:
+        run_until(lambda: len(learning_lines(folder)) >= before + 2, run)
+    else:
+        run_until(lambda: time.monotonic() - begin > seconds, run)

@@ -1,10 +1,7 @@
 """Speed of every preset: its update, its acting, its environments, and the whole run."""
 
-import os
-import signal
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,8 +11,7 @@ import numpy as np
 import torch
 
 from agents.config import Config
-from agents.saving.run_folder import read_metrics
-from agents.training.train import Stop, train
+from agents.training.train import train
 from envs import GameVecEnv
 from gpu_stages.common import (
     DEVICE,
@@ -23,8 +19,10 @@ from gpu_stages.common import (
     burst_ms,
     case_config,
     filled_trainer,
+    learning_lines,
     median_ms,
     replaced,
+    run_until,
     synchronize,
 )
 
@@ -67,19 +65,17 @@ def whole_run(config: Config, seconds: float = RUN_SECONDS) -> dict[str, Any]:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        ended = threading.Event()
-        stopper = threading.Thread(target=_stop_later, args=(out, seconds, ended))
-        stopper.start()
+        learnt: list[float] = []
+
+        def is_over() -> bool:
+            if not learnt and learning_lines(out):
+                learnt.append(time.perf_counter())
+            return bool(learnt) and time.perf_counter() - learnt[0] >= seconds
+
         begin = time.perf_counter()
-        try:
-            train(config, out=out)
-        except Stop:
-            pass
-        finally:
-            ended.set()
-            stopper.join()
+        run_until(is_over, lambda: train(config, out=out))
         total = time.perf_counter() - begin
-        lines = _learning_lines(out)
+        lines = learning_lines(out)
     half = lines[len(lines) // 2 :]
     if not half:
         return {"problem": "no update in the time given"}
@@ -93,19 +89,6 @@ def whole_run(config: Config, seconds: float = RUN_SECONDS) -> dict[str, Any]:
     for key in sorted(times):
         row[key] = round(statistics.median(line.get(key, 0.0) for line in half), 5)
     return row
-
-
-def _learning_lines(out: Path) -> list[dict[str, Any]]:
-    return [line for line in read_metrics(out / "metrics.jsonl") if line["updates"] > 0]
-
-
-def _stop_later(out: Path, seconds: float, ended: threading.Event) -> None:
-    """Ask the run to stop so many seconds after its first line with updates."""
-    while not ended.wait(0.2):
-        if _learning_lines(out):
-            if not ended.wait(seconds):
-                os.kill(os.getpid(), signal.SIGTERM)
-            return
 
 
 def _envs_alone(envs: Sequence[GameVecEnv]) -> float:
