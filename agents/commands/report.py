@@ -39,7 +39,8 @@ class Options:
     files that can be committed; `rl-nfm sweep --known` counts those as done."""
 
     against: str | None = None
-    """Compare every encoder with this one (probability of improvement); none: all pairs."""
+    """Compare every encoder with this one (probability of improvement; none: all pairs). Of
+    supervised tasks: see `rl-nfm supervised report --help`."""
 
     no_references: tyro.conf.UseCounterAction[
         Annotated[int, tyro.conf.arg(help_behavior_hint="(default: off)")]
@@ -93,10 +94,11 @@ def _supervised(options: Options) -> int:
     for path in options.path:
         if not _is_supervised(path):
             raise ValueError(f"path: {path} holds agents; report them apart from supervised tasks")
-    for name in ("keep", "against", "no_references", "open", "force"):
+    for name in ("keep", "no_references", "open", "force"):
         if getattr(options, name):
             raise ValueError(f"{name}: has no effect on supervised tasks")
-    return report_supervised([*map(str, options.path), "--out", str(options.out)])
+    against = [] if options.against is None else ["--against", options.against]
+    return report_supervised([*map(str, options.path), "--out", str(options.out), *against])
 
 
 if __name__ == "__main__":

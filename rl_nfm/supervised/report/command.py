@@ -12,14 +12,29 @@ import tyro
 from rl_nfm.supervised.registry import TaskEntry, task_entry
 from rl_nfm.supervised.report.curves import draw_by_step, draw_curves
 from rl_nfm.supervised.report.finished import FinishedRun, Result, finished_runs, read_results
+from rl_nfm.supervised.report.intervals import (
+    Difference,
+    differences,
+    differences_markdown,
+    row_interval,
+)
 from rl_nfm.supervised.report.pictures import copy_pictures, pictures_markdown
-from rl_nfm.supervised.report.table import Row, differences, make_rows, markdown
+from rl_nfm.supervised.report.seeds import draw_seeds
+from rl_nfm.supervised.report.table import (
+    Row,
+    make_rows,
+    markdown,
+    model_of,
+    setting_lines,
+    shown_metrics,
+)
 from rl_nfm.support.flags import parse_flags
 from rl_nfm.support.output_files import check_file, made_folder, write_json, written
 
 DESCRIPTION = """Tables of finished runs of supervised tasks: mean ± sample standard deviation over
-seeds, parameters, minutes of training, baselines, the published row where a run has its setting,
-and curves over updates. Runs of different settings never share a row."""
+seeds, parameters, minutes of training, baselines, the published row where a run has its setting;
+differences between rows with 95 % intervals, paired by seed; every seed as a point, and curves over
+updates. Runs of different settings never share a row."""
 _REPORT = "report.json"
 
 
@@ -33,6 +48,10 @@ class Options:
     out: Path = Path("report")
     """Folder to write to; an earlier report in it is replaced."""
 
+    against: str | None = None
+    """Row of the table that the others are compared with; or a model, whose row with the nearest
+    settings those of other models are compared with (default: the model of the first row)."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
@@ -41,24 +60,26 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(
             "path: at least one run is needed, as in: rl-nfm supervised report runs/supervised/*"
         )
-    files = write_report(options.path, options.out)
+    files = write_report(options.path, options.out, options.against)
     print(files[0].read_text(encoding="utf-8"))
     print("written: " + ", ".join(map(str, files)))
     return 0
 
 
-def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
+def write_report(paths: Sequence[Path], out: Path, against: str | None = None) -> list[Path]:
     """Read finished runs, and write report.md, report.json, runs.csv and pictures.
 
     Args:
         paths: runs' folders, sweeps' folders and result files.
         out: folder; an earlier report in it is replaced.
+        against: row or model to compare with, see `differences`; None: the first row's model.
 
     Returns:
         The files written; the first is the one to read.
 
     Raises:
-        ValueError: see `read_results` and `rows_of`; an unknown task; `out` cannot be written.
+        ValueError: see `read_results` and `rows_of`; an unknown task; `against` is in no table;
+            `out` cannot be written.
     """
     notes: list[str] = []
     results = read_results(paths, notes)
@@ -72,6 +93,7 @@ def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
         task_results = {file: result for file, result in results.items() if result["task"] == name}
         rows = _rows(entry, task_results, notes)
         sections.append((entry, task_results, rows))
+    _check_against(against, [rows for _, _, rows in sections])
     _make_folder(out)
     if not (
         out / _REPORT
@@ -86,11 +108,12 @@ def write_report(paths: Sequence[Path], out: Path) -> list[Path]:
             continue
         drawn = _draw(entry, rows, out)
         files += drawn
-        text += _section(entry, rows, [picture.name for picture in drawn])
+        apart = differences(rows, against or model_of(rows[0]) or rows[0].name)
+        text += _section(entry, rows, apart, [picture.name for picture in drawn])
         pictures = copy_pictures(rows, out, entry.name)
         files += [copy for _, copies in pictures for copy in copies]
         text += pictures_markdown(pictures)
-        content[entry.name] = {"rows": [row.to_plain() for row in rows]}
+        content[entry.name] = _plain(rows, apart)
     if notes:
         text += ["## Notes", "", *(f"* {note}" for note in notes), ""]
     _write_csv(out / "runs.csv", runs)
@@ -107,17 +130,38 @@ def _rows(entry: TaskEntry, results: dict[Path, Result], notes: list[str]) -> li
     return make_rows(entry, runs, notes)
 
 
+def _check_against(against: str | None, tables: Sequence[Sequence[Row]]) -> None:
+    rows = [row for table in tables for row in table]
+    known = dict.fromkeys([*filter(None, map(model_of, rows)), *(row.name for row in rows)])
+    if against is not None and against not in known:
+        raise ValueError(f"against: {against!r} is no row or model (allowed: {', '.join(known)})")
+
+
+def _plain(rows: Sequence[Row], apart: Sequence[Difference]) -> dict[str, Any]:
+    """JSON values of a table."""
+    plain_rows = []
+    for row in rows:
+        found = {name: row_interval(row, name) for name in row.mean}
+        intervals = {name: i.to_plain() for name, i in found.items() if i is not None}
+        plain_rows.append({**row.to_plain(), "interval": intervals})
+    return {"rows": plain_rows, "differences": [line.to_plain() for line in apart]}
+
+
 def _draw(entry: TaskEntry, rows: Sequence[Row], out: Path) -> list[Path]:
     """The pictures of a task that there was something to draw in."""
-    over_updates, over_steps = (out / f"{kind}_{entry.name}.png" for kind in ("curves", "steps"))
+    kinds = ("seeds", "curves", "steps")
+    by_seed, over_updates, over_steps = (out / f"{kind}_{entry.name}.png" for kind in kinds)
     drawn = {
+        by_seed: draw_seeds(entry.columns, rows, by_seed),
         over_updates: draw_curves(entry.columns, rows, over_updates),
         over_steps: draw_by_step(entry.columns, rows, over_steps),
     }
     return [path for path, is_drawn in drawn.items() if is_drawn]
 
 
-def _section(entry: TaskEntry, rows: Sequence[Row], pictures: Sequence[str]) -> list[str]:
+def _section(
+    entry: TaskEntry, rows: Sequence[Row], apart: Sequence[Difference], pictures: Sequence[str]
+) -> list[str]:
     shares = "; accuracies in %" if entry.columns.percent else ""
     lines = [
         f"Mean ± sample standard deviation over seeds{shares}.",
@@ -125,9 +169,17 @@ def _section(entry: TaskEntry, rows: Sequence[Row], pictures: Sequence[str]) -> 
         *markdown(entry, rows),
         "",
     ]
-    if lines_of_differences := differences(rows):
+    if apart:
+        lines += [
+            "Differences within a seed, with 95 % intervals over seeds (Student's t, each by"
+            " itself); bold: the interval does not hold zero.",
+            "",
+            *differences_markdown(entry.columns, apart, shown_metrics(entry.columns, rows)),
+            "",
+        ]
+    if settings := setting_lines(rows):
         lines += ["Not at the published setting, whose values are in parentheses:", ""]
-        lines += [*(f"* {line}" for line in lines_of_differences), ""]
+        lines += [*(f"* {line}" for line in settings), ""]
     for picture in pictures:
         lines += [f"![{picture}]({picture})", ""]
     return lines

@@ -15,7 +15,7 @@ from rl_nfm.supervised.report.table import Row
 from rl_nfm.support.output_files import written
 from rl_nfm.support.plot_style import line_style
 
-_MAX_PANELS = 12
+MAX_PANELS = 12
 _GREYS = ("0.3", "0.6", "0.45", "0.75")
 
 
@@ -30,17 +30,17 @@ def draw_curves(columns: Columns, rows: Sequence[Row], path: Path) -> bool:
     )
     names = [name for name in ("train_loss", "validation") if name in found]
     names += [name for name in columns.choose(list(found)) if name not in (*names, *_COUNTS)]
-    names = names[:_MAX_PANELS]
+    names = names[:MAX_PANELS]
     if not found:
         return False
-    figure, panels = _panels(len(names))
+    figure, panels = made_panels(len(names))
     for axes, name in zip(panels, names, strict=True):
         for index, row in enumerate(rows):
             _draw(axes, row, name, index, scale=100 if columns.is_share(name) else 1)
         axes.set_title(f"{name} %" if columns.is_share(name) else name, fontsize="medium")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("updates")
-    _save(figure, path)
+    save_figure(figure, path, panels)
     return True
 
 
@@ -53,7 +53,7 @@ def draw_by_step(columns: Columns, rows: Sequence[Row], path: Path) -> bool:
     names = list(dict.fromkeys(name for row in rows for run in row.runs for name in run.by_step))
     if not names:
         return False
-    figure, panels = _panels(len(names))
+    figure, panels = made_panels(len(names))
     for axes, name in zip(panels, names, strict=True):
         for index, row in enumerate(rows):
             curves = [run.by_step[name] for run in row.runs if name in run.by_step]
@@ -69,16 +69,18 @@ def draw_by_step(columns: Columns, rows: Sequence[Row], path: Path) -> bool:
                 drawn.append((label, values))
         axes.set_title(name, fontsize="medium")
         axes.set_xlabel(columns.step)
-    _save(figure, path)
+    save_figure(figure, path, panels)
     return True
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, three to a line."""
+def made_panels(
+    count: int, *, high: float = 3.4, share_y: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, three to a line, each so many inches high."""
     wide = min(3, count)
-    high = -(-count // wide)
-    figure = Figure(figsize=(4.5 * wide, 3.4 * high + 0.6), layout="constrained")
-    panels = [*figure.subplots(high, wide, squeeze=False).flat]
+    lines = -(-count // wide)
+    figure = Figure(figsize=(4.5 * wide, high * lines + 0.6), layout="constrained")
+    panels = [*figure.subplots(lines, wide, squeeze=False, sharey=share_y).flat]
     for axes in panels[count:]:
         axes.remove()
     for axes in panels[:count]:
@@ -86,9 +88,16 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     return figure, panels[:count]
 
 
-def _save(figure: Figure, path: Path) -> None:
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
+def save_figure(figure: Figure, path: Path, panels: Sequence[Axes]) -> None:
+    """Write a figure with one legend for all panels, each label once."""
+    entries = {
+        label: handle
+        for axes in panels
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if entries:
+        place = {"loc": "outside lower center", "ncols": 3, "fontsize": "small"}
+        figure.legend(entries.values(), entries.keys(), **place)
     with written(path) as partial:
         figure.savefig(partial, dpi=110)
 

@@ -87,6 +87,11 @@ def make_rows(entry: TaskEntry, runs: Sequence[FinishedRun], notes: list[str]) -
     return rows
 
 
+def model_of(row: Row) -> str | None:
+    """The option `model` of a row's runs."""
+    return row.runs[0].settings.get("model")
+
+
 def _published(columns: Columns, settings: Mapping[str, Any]) -> Published | None:
     """The published row with the most options among those that match a run's settings."""
     fitting = [row for row in columns.published if row.stands_beside(settings)]
@@ -114,11 +119,15 @@ def _differences(
     }
 
 
+def shown_metrics(columns: Columns, rows: Sequence[Row]) -> list[str]:
+    """The metrics that have a column in the table."""
+    return columns.choose([*dict.fromkeys(name for row in rows for name in row.mean)])
+
+
 def markdown(entry: TaskEntry, rows: Sequence[Row]) -> list[str]:
     """The lines of one task's table."""
     columns = entry.columns
-    found = dict.fromkeys(name for row in rows for name in row.mean)
-    names = columns.choose(list(found))
+    names = shown_metrics(columns, rows)
     head = ["model", "parameters", "seeds"]
     head += [f"{name} %" if columns.is_share(name) else name for name in names]
     lines = [[*head, "minutes"], ["---"] * (len(head) + 1)]
@@ -150,7 +159,7 @@ def _baselines(columns: Columns, names: Sequence[str], rows: Sequence[Row]) -> l
     ]
 
 
-def differences(rows: Sequence[Row]) -> list[str]:
+def setting_lines(rows: Sequence[Row]) -> list[str]:
     """A line for each way to differ from the published setting, with its rows."""
     names_by_text: dict[str, list[str]] = {}
     for row in rows:

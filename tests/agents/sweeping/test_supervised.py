@@ -150,8 +150,8 @@ def test_a_report_of_agents_and_supervised_tasks_together_is_refused(tmp_path):
     (sweep / "sweep.yaml").write_text("supervised: digits\n")
     with pytest.raises(ValueError, match=r"path: .*agent holds agents; report them apart"):
         report_command.main([str(sweep), str(agent)])
-    with pytest.raises(ValueError, match="against: has no effect on supervised tasks"):
-        report_command.main([str(sweep), "--against", "cnn"])
+    with pytest.raises(ValueError, match="force: has no effect on supervised tasks"):
+        report_command.main([str(sweep), "--force"])
     with pytest.raises(ValueError, match=r"no supervised run in .*sweep is finished"):
         report_command.main([str(sweep)])
 

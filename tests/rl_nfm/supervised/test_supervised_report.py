@@ -290,14 +290,14 @@ def test_a_picture_has_a_panel_for_each_figure_and_no_empty_one(tmp_path, monkey
     rows = [row | {"exact_2": 0.25} for row in rows]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     report(tmp_path, run)
-    (figure,) = drawn
+    (_, figure) = drawn
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["train_loss", "validation %", "exact_1 %", "exact_2 %"]
     (line,) = figure.axes[2].lines
     assert (line.get_xdata(), line.get_ydata()) == (pytest.approx([4, 8]), pytest.approx([50, 50]))
     file.write_text(json.dumps(rows[0]) + "\n")  # of a single point a line shows nothing
     report(tmp_path, run)
-    assert {line.get_marker() for axes in drawn[1].axes for line in axes.lines} == {"o"}
+    assert {line.get_marker() for axes in drawn[3].axes for line in axes.lines} == {"o"}
 
 
 def test_table_8_stands_beside_its_twelve_settings_alone():
