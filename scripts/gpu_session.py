@@ -247,6 +247,7 @@ def main() -> int:
     if options.in_process:
         run_stage(options.in_process, options.out)
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no stage is left behind
     import torch
 
     if not torch.cuda.is_available() and not options.rehearse:
@@ -283,4 +284,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("gpu_session: interrupted")

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,20 @@ def test_an_interrupted_call_leaves_no_stage_behind(session, tmp_path, monkeypat
     assert [stage.process.poll() for stage in processes] == [-signal.SIGKILL, None]
     ended.close()
     assert processes[-1].process.poll() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_stage_at_work_in_one_line(tmp_path, number):
+    command = [sys.executable, str(SCRIPT), "--rehearse", "learning", "--out", str(tmp_path)]
+    call = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    children = Path(f"/proc/{call.pid}/task/{call.pid}/children")
+    while not (started := (tmp_path / "learning.log").exists() and children.read_text().split()):
+        assert call.poll() is None
+        time.sleep(0.05)
+    call.send_signal(number)
+    assert (call.wait(30), call.communicate()[1]) == (1, "gpu_session: interrupted\n")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started[0]), 0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
