@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from rl_nfm.backbones.matching import same_params_as
 from rl_nfm.nfm import NeuralFunctionModule, NFMConfig, TaskNFMConfig
+from rl_nfm.supervised.columns import Columns
 from rl_nfm.supervised.data.datasets import load_images
 from rl_nfm.supervised.loop.presets import Presets
 from rl_nfm.supervised.loop.run import LoopConfig, Metrics, Task, register_loop_task
@@ -181,6 +182,7 @@ class AutoencodingTask(Task[AutoencodingConfig]):
 
     models = MODELS
     free_in_evaluation: ClassVar = ("data_folder", "importance_samples")
+    columns: ClassVar = Columns(shown=("bits_per_dim", "kl_bits", "iw_bits_per_dim"))
     lower_is_better = True
 
     def __init__(self, config: AutoencodingConfig, device: torch.device):
