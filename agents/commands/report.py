@@ -36,7 +36,7 @@ class Options:
 
     keep: Path | None = None
     """Also keep what tables and curves need of every finished run of a sweep here, as small text
-    files that can be committed; `rl-nfm sweep --known` counts those as done."""
+    files that can be committed; `rl-nfm sweep --known` counts those of agents as done."""
 
     against: str | None = None
     """Compare every encoder with this one (probability of improvement; none: all pairs). Of
@@ -94,11 +94,14 @@ def _supervised(options: Options) -> int:
     for path in options.path:
         if not _is_supervised(path):
             raise ValueError(f"path: {path} holds agents; report them apart from supervised tasks")
-    for name in ("keep", "no_references", "open", "force"):
+    for name in ("no_references", "open", "force"):
         if getattr(options, name):
             raise ValueError(f"{name}: has no effect on supervised tasks")
-    against = [] if options.against is None else ["--against", options.against]
-    return report_supervised([*map(str, options.path), "--out", str(options.out), *against])
+    words = [*map(str, options.path), "--out", str(options.out)]
+    for name in ("keep", "against"):
+        if (value := getattr(options, name)) is not None:
+            words += [f"--{name}", str(value)]
+    return report_supervised(words)
 
 
 if __name__ == "__main__":

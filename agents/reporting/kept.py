@@ -15,10 +15,9 @@ from agents.config import CONFIG_FILE, Config
 from agents.reporting.swept import LAST_TENTH, SweptRun, differing, is_whole, swept_runs
 from agents.saving.run_folder import RunFolder, read_metrics
 from rl_nfm.support.output_files import write_json, written
+from rl_nfm.support.sweep_folders import code_in_log
 
 KEPT_FILE = "kept.json"
-LOG_HEADER = "# code at "
-"""Begins the line of a run's log that says which code it was begun or continued with."""
 _LINES = 40
 
 
@@ -80,19 +79,10 @@ def _keep_run(run: SweptRun, lines: Sequence[Mapping[str, Any]], target: Path) -
         partial.write_text(text, encoding="utf-8")
     content = {
         "run": run.name,
-        "code": _code(run.path.with_suffix(".log")),
+        "code": code_in_log(run.path.with_suffix(".log")),
         "versions": {name: version(name) for name in ("torch", "numpy", "ale-py")},
     }
     write_json(target / KEPT_FILE, content)
-
-
-def _code(log: Path) -> list[str]:
-    """The commits with which a run was begun and resumed, in their order."""
-    if not log.is_file():
-        return []
-    text = log.read_bytes().decode("utf-8", "replace")
-    starts = [line for line in text.splitlines() if line.startswith(LOG_HEADER)]
-    return list(dict.fromkeys(line.removeprefix(LOG_HEADER) for line in starts))
 
 
 def thinned(

@@ -13,7 +13,7 @@ from pathlib import Path
 from agents.config import CONFIG_FILE, Config, to_plain
 from agents.saving.resumable import RESUMABLE, changed_fields
 from agents.saving.run_folder import RunFolder, read_metrics
-from rl_nfm.support.seed_folders import seed_folders
+from rl_nfm.support.sweep_folders import seed_folders
 
 SWEEP_FILE = "sweep.yaml"
 """In the folder of a sweep: what was asked of it."""

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Literal
 
 from agents.config import CONFIG_FILE
-from agents.reporting.kept import LOG_HEADER
 from agents.saving import checkpoint
 from agents.saving.dropping import drop_replay
 from agents.saving.run_folder import BusyError, RunFolder, read_metrics
@@ -25,6 +24,7 @@ from rl_nfm.support.commit import commit
 from rl_nfm.support.errors import first_line
 from rl_nfm.support.metrics_file import MetricsFile
 from rl_nfm.support.storage import CheckpointError
+from rl_nfm.support.sweep_folders import LOG_HEADER
 
 _LOCK_POLL_SECONDS = 0.5
 _PROCESS_POLL_SECONDS = 0.1

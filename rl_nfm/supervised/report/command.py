@@ -18,6 +18,7 @@ from rl_nfm.supervised.report.intervals import (
     differences_markdown,
     row_interval,
 )
+from rl_nfm.supervised.report.kept import keep
 from rl_nfm.supervised.report.pictures import copy_pictures, pictures_markdown
 from rl_nfm.supervised.report.seeds import draw_seeds
 from rl_nfm.supervised.report.table import (
@@ -48,6 +49,10 @@ class Options:
     out: Path = Path("report")
     """Folder to write to; an earlier report in it is replaced."""
 
+    keep: Path | None = None
+    """Also keep the config, result and metrics of every finished run here, as small text files that
+    can be committed and reported again; runs kept there before are left alone."""
+
     against: str | None = None
     """Row of the table that the others are compared with; or a model, whose row with the nearest
     settings those of other models are compared with (default: the model of the first row)."""
@@ -61,6 +66,9 @@ def main(argv: Sequence[str]) -> int:
             "path: at least one run is needed, as in: rl-nfm supervised report runs/supervised/*"
         )
     files = write_report(options.path, options.out, options.against)
+    if options.keep is not None:
+        kept = keep(read_results(options.path, []), options.path, options.keep)
+        print(f"kept in {options.keep}: {len(kept)} more runs")
     print(files[0].read_text(encoding="utf-8"))
     print("written: " + ", ".join(map(str, files)))
     return 0

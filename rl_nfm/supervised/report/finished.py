@@ -17,7 +17,7 @@ from rl_nfm.supervised.models import UnknownModelError
 from rl_nfm.supervised.registry import TaskEntry, task_entry
 from rl_nfm.support.configuration import validate
 from rl_nfm.support.former import with_current_names
-from rl_nfm.support.seed_folders import seed_folders
+from rl_nfm.support.sweep_folders import seed_folders
 
 _LOGS = "*/*/seed-*.log"
 """Of the runs inside the folder of a sweep."""

@@ -9,12 +9,12 @@ import pytest
 
 from agents.commands import sweep as command
 from agents.presets import read_preset
-from agents.reporting.kept import LOG_HEADER
 from agents.saving.run_folder import read_metrics
 from agents.sweeping import cluster
 from agents.sweeping.plan import Plan
 from agents.sweeping.runs import saved_steps
 from rl_nfm.support.commit import commit, release
+from rl_nfm.support.sweep_folders import LOG_HEADER
 
 STEPS = 600
 WORDS = f"debug --seeds 0..3 --steps {STEPS} --env.max-num-frames-per-episode 80".split()

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from rl_nfm.support.seed_folders import seed_folders
+from rl_nfm.support.sweep_folders import seed_folders
 
 
 def test_the_runs_of_a_sweep_and_nothing_else(tmp_path):
