@@ -9,7 +9,7 @@ its own by calling `register_env` at import and naming the module in its entry p
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -177,7 +177,15 @@ def env_protocol(game: str, options: Mapping[str, Any]) -> EnvProtocol:
     Raises:
         ValueError: an option that is unknown, out of range, or means nothing in this game.
     """
-    return env_entry(game).protocol(options)
+    entry = env_entry(game)
+    with _foreign_errors(entry):
+        protocol = entry.protocol(options)
+    if not isinstance(protocol, EnvProtocol):
+        raise ValueError(
+            f"environment {entry.key!r}: its protocol is {type(protocol).__name__}, must be an "
+            "EnvProtocol of envs"
+        )
+    return protocol
 
 
 def step_spec(game: str, protocol: EnvProtocol) -> StepSpec:
@@ -242,18 +250,42 @@ def make_env(
     Raises:
         ValueError: anything unknown or out of range, naming what is allowed.
     """
-    env = _known_entry(game).make(
-        game,
-        num_envs=num_envs,
-        batch_size=batch_size,
-        num_threads=num_threads,
-        protocol=protocol,
-        seed=seed,
-        render_mode=render_mode,
-        **protocol_fields,
-    )
+    entry = _known_entry(game)
+    with _foreign_errors(entry):
+        env = entry.make(
+            game,
+            num_envs=num_envs,
+            batch_size=batch_size,
+            num_threads=num_threads,
+            protocol=protocol,
+            seed=seed,
+            render_mode=render_mode,
+            **protocol_fields,
+        )
+    if not isinstance(env, GameVecEnv):
+        given = type(env).__name__
+        raise ValueError(f"environment {entry.key!r}: made {given}, must be a GameVecEnv of envs")
     _check_observations(env)
     return env
+
+
+@contextlib.contextmanager
+def _foreign_errors(entry: EnvEntry) -> Iterator[None]:
+    """Inside, what another package's code raises becomes one line that names it."""
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        modules = dict.fromkeys((entry.make.__module__, entry.protocol.__module__))
+        foreign = [module for module in modules if module.partition(".")[0] != "envs"]
+        if not foreign:
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"environment {entry.key!r} ({', '.join(foreign)}): {type(error).__name__}: {reason} "
+            "(RL_NFM_TRACEBACK=1 shows where)"
+        ) from error
 
 
 def _check_observations(env: GameVecEnv) -> None:

@@ -7,12 +7,13 @@ first are zero.
 """
 
 import dataclasses
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 
+@runtime_checkable
 class EnvProtocol(Protocol):
     """Settings that a score depends on, and is published with: a frozen dataclass."""
 

@@ -51,7 +51,7 @@ def _described(entry: EncoderEntry) -> dict[str, Any] | None:
     except Exception as error:  # whatever the code of another package may raise
         print(
             f"rl-nfm: encoder {entry.name} ({entry.build.__module__}) cannot be built: "
-            f"{named_line(error)}",
+            f"{named_line(error.__cause__ or error)}",
             file=sys.stderr,
         )
         return None

@@ -77,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
     RunFolder.check_free(options.out)
     found = checkpoint.open_checkpoint(checkpoint.find(options.path, options.which))
     network = checkpoint.load_network(found, choose_device(options.device)).eval()
+    curve = _curve(found)
     scores = play(
         network,
         found.config,
@@ -87,14 +88,16 @@ def main(argv: Sequence[str]) -> int:
         progress=True,
     )
     content = score_content(scores, found)
-    _write(options.out, found, network, content)
+    _write(options.out, found, network, content, curve)
     print(score_text(content))
     size = sum(path.stat().st_size for path in options.out.iterdir())
     print(f"agent: {options.out} ({size / 1e6:.2f} MB); its card: {options.out / 'README.md'}")
     return 0
 
 
-def _write(out: Path, found: Checkpoint, network: QNetwork, scores: dict[str, Any]) -> None:
+def _write(
+    out: Path, found: Checkpoint, network: QNetwork, scores: dict[str, Any], curve: str | None
+) -> None:
     """Write the folder, completely or not at all."""
     config = to_plain(found.config)
     del scores["checkpoint"], scores["config"]  # a path of this machine, and what stands beside
@@ -117,13 +120,17 @@ def _write(out: Path, found: Checkpoint, network: QNetwork, scores: dict[str, An
         draft.write_text(EXPORTED, yaml.safe_dump(config, sort_keys=False))
         draft.write_text("scores.json", json.dumps(scores, indent=1, allow_nan=False) + "\n")
         draft.write_text("README.md", model_card(out.resolve().name, scores, agent))
-        if (curve := _curve(found)) is not None:
+        if curve is not None:
             draft.write_text("curve.csv", curve)
         draft.commit(kind=checkpoint.KIND, meta=meta)
 
 
 def _curve(found: Checkpoint) -> str | None:
-    """The run's learning curve up to the checkpoint, as CSV; None without the run's folder."""
+    """The run's learning curve up to the checkpoint, as CSV; None without the run's folder.
+
+    Raises:
+        ValueError: a line of it holds other than numbers.
+    """
     metrics = found.path.parent.parent / "metrics.jsonl"
     if found.path.parent.name != "checkpoints" or not metrics.is_file():
         return None
@@ -133,7 +140,11 @@ def _curve(found: Checkpoint) -> str | None:
     for line in read_metrics(metrics):
         if line["steps"] <= found.steps:
             returns = line.get("episode_returns") or []
-            mean = sum(returns) / len(returns) if returns else None
+            try:
+                mean = sum(returns) / len(returns) if returns else None
+            except TypeError:
+                where = f"{metrics}: the line of step {line['steps']}"
+                raise ValueError(f"{where} holds other than numbers") from None
             writer.writerow({**line, "mean_return": mean})
     return text.getvalue()
 

@@ -135,7 +135,7 @@ class ExplorationConfig(Bounded):
     """Epsilon-greedy exploration, beside noisy layers or instead of them."""
 
     epsilon_start: Annotated[float, Ge(0), Le(1)] = 1.0
-    """Probability of a random action at the first step."""
+    """Probability of a random action when learning begins (before `min_steps`, all are random)."""
 
     epsilon_final: Annotated[float, Ge(0), Le(1)] = 0.01
     """Probability once the decay is over."""

@@ -84,10 +84,17 @@ class Objective:
 
     def _auxiliary(self, batch: Batch, latents: Latents) -> dict[str, Tensor]:
         """The terms of the auxiliary losses."""
-        return {
-            name: self.config.auxiliary[name] * loss(batch, latents, self.target.encoder).float()
-            for name, loss in self.online.auxiliary.items()
-        }
+        terms = {}
+        for name, loss in self.online.auxiliary.items():
+            term = loss(batch, latents, self.target.encoder)
+            if not isinstance(term, Tensor) or term.shape != batch.mask.shape:
+                given = tuple(term.shape) if isinstance(term, Tensor) else type(term).__name__
+                raise ValueError(
+                    f"learner.auxiliary: {name} gave {given}, must be the loss of each position, "
+                    f"[T, B] = {tuple(batch.mask.shape)}"
+                )
+            terms[name] = self.config.auxiliary[name] * term.float()
+        return terms
 
     def unroll(
         self, network: QNetwork, batch: Batch, begin: int, end: int

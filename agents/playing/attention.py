@@ -65,7 +65,7 @@ def attention_view(network: QNetwork) -> Iterator[AttentionView]:
     encoder = network.encoder
     if not encoder.shows:
         raise ValueError(
-            f"attention: encoder {type(encoder).__name__} has none to show (allowed: nfm, "
+            f"attention: this encoder ({type(encoder).__name__}) has none to show (allowed: nfm, "
             "rim, brims, or a recurrent encoder on the trunk nfm)"
         )
     with encoder.record() as recording:

@@ -261,7 +261,7 @@ class Replay(Ring):
         burn_in, length = self.config.burn_in_steps, self.config.sequence_steps
         offset = torch.arange(length, device=self.device)[:, None]
         r_t, discount_t, bootstrap_steps = self._returns(row + offset, env)
-        mask = ~self._at("episode_start", row + offset + 1, env)
+        mask = ~self._at("episode_start", row + offset + 1, env) & (probability > 0)
         if length == 1 and burn_in == 0 and not self.recurrent:
             rows = torch.cat([row[None], row + bootstrap_steps])  # [2, B]
             bootstrap = torch.ones_like(bootstrap_steps)

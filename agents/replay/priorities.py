@@ -59,7 +59,7 @@ class Priorities:
 
         Returns:
             Their indices and probabilities. An item of weight 0 is never drawn as long as any
-            any weight is positive; where none is, probabilities are 0.
+            weight is positive; where none is, probabilities are 0.
         """
         running = _running(self._sums)
         total = running[-1].clamp(min=torch.finfo(torch.float64).tiny)
@@ -70,7 +70,8 @@ class Priorities:
         rest = point - (running[block] - self._sums[block])
         inner = self._weights[block]
         item = _search(_running(inner), rest.unsqueeze(1))[:, 0]
-        return block * self.block + item, inner.gather(1, item[:, None])[:, 0] / total
+        index = (block * self.block + item).clamp(max=self.size - 1)  # the last block is padded
+        return index, inner.gather(1, item[:, None])[:, 0] / total
 
 
 def _running(weights: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ cut both back to its checkpoint. Pictures are in TensorBoard alone, and are kept
 """
 
 import contextlib
-import errno
 import fcntl
 import itertools
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -73,9 +73,11 @@ class RunFolder:
         """
         check_name("out", out)
         made = next(path for path in (out, *out.absolute().parents) if path.exists())
-        if not made.is_dir() or not os.access(made, os.W_OK | os.X_OK):
-            why = os.strerror(errno.EACCES if made.is_dir() else errno.ENOTDIR)
-            raise ValueError(f"out: {out} cannot be written ({why})")
+        try:
+            with tempfile.TemporaryFile(dir=made):
+                pass
+        except OSError as error:
+            raise ValueError(f"out: {out} cannot be written ({error.strerror})") from None
         if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
             raise _not_empty(out)
 
@@ -137,6 +139,8 @@ class RunFolder:
             OSError: config or metrics cannot be written.
         """
         write_config(config, self.config_path)
+        if not steps and (kept := self.metrics.set_aside()) is not None:
+            print(f"note: no checkpoint: the run begins anew; its metrics until now: {kept}")
         self.metrics.cut(steps)
         self._shown = to_plain(config)
         self.curves.close()

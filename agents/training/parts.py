@@ -18,6 +18,7 @@ from agents.training.turns import num_groups
 from envs import GameVecEnv, make_env
 from rl_nfm.encoders import State
 from rl_nfm.support.device import cores
+from rl_nfm.support.errors import foreign_errors
 from rl_nfm.support.ranks import ALONE, Ranks
 
 
@@ -108,6 +109,11 @@ def build_replay(
         ValueError: it does not fit into memory.
     """
     kind = storages[config.replay.storage]
+    if not issubclass(kind, Replay):
+        raise ValueError(
+            f"replay.storage: {config.replay.storage} ({kind.__module__}) is no subclass of "
+            f"{Replay.__module__}.{Replay.__name__}"
+        )
     home = kind.home(device)
     num_envs, shape = config.env.num_envs, obs_shape_of(env)
     size = replay_bytes(
@@ -118,7 +124,8 @@ def build_replay(
         frame_channels=env.step_spec.channels,
     )
     check_memory(*size, home, sharing=1 if home.type == "cuda" else ranks.local_size)
-    with explained_out_of_memory(size[0], home):
+    what = f"replay.storage: {config.replay.storage}"
+    with explained_out_of_memory(size[0], home), foreign_errors(what, kind.__module__):
         return _empty_replay(kind, config, env, state=state, device=device, ranks=ranks)
 
 

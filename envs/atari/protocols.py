@@ -12,7 +12,9 @@ Sources, per name:
 Deviations, all because of ale-py's vector environment: no-ops are drawn from 0 to `noop_max` - 1
 (elsewhere up to `noop_max`, from 0 or 1), one fewer where FIRE is pressed; FIRE is pressed once,
 and only when a game begins (rltime and rlpyt press two buttons, after every life loss too); a lost
-life is seen at the end of the frame skip, which goes on after it, and stacks go on as well.
+life is seen at the end of the frame skip, which goes on after it, and stacks go on as well; the
+last observation of an episode, whose frame skip is cut short, is not the maximum over its last two
+frames, but holds the frame before (of use only to the value at a time-out).
 """
 
 import dataclasses

@@ -7,6 +7,7 @@ from typing import Any
 
 from rl_nfm.encoders.base import Encoder
 from rl_nfm.support.discovery import load_plugins
+from rl_nfm.support.errors import foreign_errors, is_foreign
 from rl_nfm.support.near import did_you_mean
 
 
@@ -139,7 +140,7 @@ def make_encoder(
 
     Raises:
         ValueError: unknown name or option, a value out of range, another encoder's config, or
-            options beside a config.
+            options beside a config; or one of another package fails or breaks the contract.
     """
     from rl_nfm.support.configuration import validate
 
@@ -152,10 +153,18 @@ def make_encoder(
         raise ValueError(
             f"config: encoder {name!r} takes {entry.config.__name__}, got {type(config).__name__}"
         )
-    if entry.takes_trunk:
-        return entry.build(
-            config, obs_shape=obs_shape, num_actions=num_actions, trunk_config=trunk_config
-        )
-    if trunk_config is not None:
+    trunk = {"trunk_config": trunk_config} if entry.takes_trunk else {}
+    if trunk_config is not None and not trunk:
         raise ValueError(f"encoder {name!r} is not built on a trunk, so it takes no trunk_config")
-    return entry.build(config, obs_shape=obs_shape, num_actions=num_actions)
+    module = entry.build.__module__
+    if not is_foreign(module):
+        return entry.build(config, obs_shape=obs_shape, num_actions=num_actions, **trunk)
+    from rl_nfm.encoders.contract import check_encoder
+
+    with foreign_errors(f"encoder {name!r}", module):
+        encoder = entry.build(config, obs_shape=obs_shape, num_actions=num_actions, **trunk)
+        try:
+            check_encoder(encoder, obs_shape)
+        except ValueError as error:
+            raise ValueError(f"encoder {name!r} ({module}): {error}") from error
+        return encoder

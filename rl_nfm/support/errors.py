@@ -1,6 +1,41 @@
 """Errors of foreign code in one line."""
 
+import contextlib
 import signal
+from collections.abc import Iterator
+
+_OWN = frozenset({"rl_nfm", "agents", "envs"})
+
+
+def is_foreign(module: str) -> bool:
+    """Whether a module is of another package than this project's."""
+    return module.partition(".")[0] not in _OWN
+
+
+@contextlib.contextmanager
+def foreign_errors(what: str, *modules: str) -> Iterator[None]:
+    """Inside, what code of other packages raises becomes one line that names it.
+
+    Errors that are for the user already stay as they are, and so do all where nothing is foreign.
+
+    Args:
+        what: what the code is of, such as "encoder 'mine'".
+        modules: where it comes from.
+
+    Raises:
+        ValueError: instead of any other error; RL_NFM_TRACEBACK=1 shows that one's traceback.
+    """
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        foreign = [module for module in modules if is_foreign(module)]
+        if not foreign:
+            raise
+        raise ValueError(
+            f"{what} ({', '.join(foreign)}): {named_line(error)} (RL_NFM_TRACEBACK=1 shows where)"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -93,7 +93,7 @@ class MetricsFile:
         """
         content = self.read()
         if content.damaged:
-            kept = self._free_name()
+            kept = self._free_name("damaged")
             shutil.copyfile(self.path, kept)
             message = self.describe(content.damaged)
             _LOG.warning("rl-nfm: %s; the file as it was: %s", message, kept)
@@ -101,6 +101,14 @@ class MetricsFile:
         with written(self.path) as partial:
             partial.write_text("".join(json.dumps(x) + "\n" for x in lines), encoding="utf-8")
         return lines
+
+    def set_aside(self) -> Path | None:
+        """Keep a copy as `*.before.jsonl` of a file whose lines are about to be lost; its path."""
+        if not any(line[self.counter] for line in self.read().lines):
+            return None
+        kept = self._free_name("before")
+        shutil.copyfile(self.path, kept)
+        return kept
 
     def describe(self, damaged: list[int]) -> str:
         """One sentence that names the damaged lines."""
@@ -117,6 +125,6 @@ class MetricsFile:
         whole = isinstance(count, int) and not isinstance(count, bool) and count >= 0
         return line if isinstance(line, dict) and whole else None
 
-    def _free_name(self) -> Path:
-        names = (f"{self.path.stem}.damaged{n or ''}.jsonl" for n in range(10_000))
+    def _free_name(self, why: str) -> Path:
+        names = (f"{self.path.stem}.{why}{n or ''}.jsonl" for n in range(10_000))
         return next(path for path in map(self.path.with_name, names) if not path.exists())

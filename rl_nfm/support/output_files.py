@@ -90,10 +90,12 @@ def check_file(option: str, path: Path, suffix: str = "") -> None:
         suffix: what the name must end in.
 
     Raises:
-        ValueError: it is a folder, has another suffix, or cannot be written.
+        ValueError: it is a folder or a device, has another suffix, or cannot be written.
     """
     if path.is_dir():
         raise ValueError(f"{option}: {path} is a folder, must be a file")
+    if path.exists() and not path.is_file():  # whose name the new file would take
+        raise ValueError(f"{option}: {path} is a device or a pipe, must be a file")
     if suffix and path.suffix != suffix:
         raise ValueError(f"{option}: {str(path)!r} is not allowed, must end in {suffix}")
     probe = path.with_name(f".{path.name}.probe")

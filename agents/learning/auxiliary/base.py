@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from agents.replay.batch import Batch
 from rl_nfm.encoders import Encoder
+from rl_nfm.support.errors import foreign_errors
 from rl_nfm.support.named import Named
 
 
@@ -83,12 +84,14 @@ def make_auxiliaries(
     Raises:
         ValueError: an unknown name, or a loss that does not fit the encoder.
     """
-    return {
-        name: auxiliaries[name](
-            encoder,
-            obs_shape=obs_shape,
-            num_actions=num_actions,
-            frame_channels=frame_channels,
-        )
-        for name in weights
-    }
+    losses = {}
+    for name in weights:
+        kind = auxiliaries[name]
+        with foreign_errors(f"learner.auxiliary: {name}", kind.__module__):
+            losses[name] = kind(
+                encoder,
+                obs_shape=obs_shape,
+                num_actions=num_actions,
+                frame_channels=frame_channels,
+            )
+    return losses

@@ -171,12 +171,13 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(HELP)
         return 0
-    run = Path(argv[0])
+    place = _run_index(argv)
+    run, argv = Path(argv[place]), [*argv[:place], *argv[place + 1 :]]
     config = _read(run)
     if {"-h", "--help"} & {*argv}:
         print(f"{HELP}\n\n{_changeable(run, config)}")
         return 0
-    command_flags, task_flags = _split(argv[1:])
+    command_flags, task_flags = _split(argv)
     options = parse_flags(Options, command_flags, prog="rl-nfm supervised evaluate RUN")
     if options.json is not None:
         check_file("json", options.json, ".json")
@@ -204,6 +205,18 @@ def main(argv: Sequence[str]) -> int:
     if options.json is not None:
         result = {"run": str(run), "config": plain(changed), "seeds": seeds, "metrics": rows}
         write_result({**result, "mean": mean, "deviation": deviation}, options.json)
+    return 0
+
+
+def _run_index(argv: Sequence[str]) -> int:
+    """Which word is the run: the first folder that is no flag's value, or the first word.
+
+    The task's flags, which would tell words from values, are known only with the run.
+    """
+    for index, word in enumerate(argv):
+        after_flag = index > 0 and argv[index - 1].startswith("--") and "=" not in argv[index - 1]
+        if not word.startswith("--") and not after_flag and Path(word).is_dir():
+            return index
     return 0
 
 

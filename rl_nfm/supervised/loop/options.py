@@ -24,7 +24,7 @@ from rl_nfm.support.bounds import Bounded
 from rl_nfm.support.configuration import nearest, plain_values, validate
 from rl_nfm.support.flags import parse_flags
 from rl_nfm.support.former import with_current_names
-from rl_nfm.support.output_files import made_folder
+from rl_nfm.support.output_files import made_folder, written
 
 CONFIG_FILE = "config.json"
 FREE_ON_RESUME = frozenset(
@@ -173,12 +173,23 @@ def write_config(run: Path, config: RunConfig, *, task: str) -> None:
     """
     values = plain(dataclasses.replace(config, resume=None))
     content = json.dumps({"task": task, "config": values}, indent=1)
+    path = run / CONFIG_FILE
     with made_folder("out", run):
+        pass
+    try:
+        if not config.resume:
+            path.touch(exist_ok=False)
         try:
-            with (run / CONFIG_FILE).open("w" if config.resume else "x", encoding="utf-8") as file:
-                file.write(content + "\n")
-        except FileExistsError:
-            raise _taken(run) from None
+            with written(path) as partial:
+                partial.write_text(content + "\n", encoding="utf-8")
+        except OSError:
+            if not config.resume:
+                path.unlink()  # it claims the folder for a run that there is not
+            raise
+    except FileExistsError:
+        raise _taken(run) from None
+    except OSError as error:
+        raise ValueError(f"out: {path} cannot be written ({error.strerror})") from None
 
 
 def _taken(run: Path) -> ValueError:

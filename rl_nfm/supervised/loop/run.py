@@ -7,6 +7,7 @@ dozen packages.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from rl_nfm.supervised.loop.trial import Trial
 from rl_nfm.supervised.registry import TaskEntry, WriteTable, register_task
 from rl_nfm.support.bare_flags import spell_out
 from rl_nfm.support.device import choose_device
+from rl_nfm.support.errors import foreign_errors
 from rl_nfm.support.memory import keep_freed_memory
 from rl_nfm.support.output_files import check_file
 
@@ -95,6 +97,17 @@ def run_trials(name: str, task: type[Trainee[Any]], config: RunConfig) -> dict[s
     device = choose_device(config.device)
     keep_freed_memory(device)
     folder = run_folder(config, task=name)
+    what, modules = f"task {name!r}", [task.__module__]
+    if task.models is not None:
+        model = vars(config)["model"]
+        what, modules = f"{what}, model {model!r}", [*modules, task.models[model].build.__module__]
+    with foreign_errors(what, *modules):
+        return _run_parts(name, task, config, device, folder)
+
+
+def _run_parts(
+    name: str, task: type[Trainee[Any]], config: RunConfig, device: torch.device, folder: Path
+) -> dict[str, Any]:
     outcomes = []
     for index, part in enumerate(task.parts(config)):
         trial = Trial(task, part.config, device, folder / part.folder, part.seed)

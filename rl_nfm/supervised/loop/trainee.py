@@ -100,7 +100,10 @@ class Trainee(ABC, Generic[C]):
         So maps are laid out as NFM and the linear layers behind them read them, and a CPU's
         convolutions of few channels are faster.
         """
-        model = self.build_model().to(self.device)
+        model = self.build_model()
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"the task's model must be a torch module, got {model!r}")
+        model = model.to(self.device)
         for module in model.modules():
             convolution = isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
             if convolution and module.weight.dim() == 4:  # 5 in a batch of seeds

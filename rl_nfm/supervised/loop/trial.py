@@ -101,6 +101,8 @@ class Trial:
             total = total + self.task.update(self.model, self.optimizer, batch)
             count += 1
             progress.advance()
+        if not count:
+            raise ValueError(f"epoch {self.epoch + 1}: the task gave no batch to train on")
         self.epoch += 1
         self.updates += count
         self.task.after_epoch(self.model, self.optimizer, self.epoch)

@@ -59,13 +59,15 @@ def draw_by_step(columns: Columns, rows: Sequence[Row], path: Path) -> bool:
             curves = [run.by_step[name] for run in row.runs if name in run.by_step]
             if curves:
                 _draw_mean(axes, range(1, len(curves[0]) + 1), curves, (row.name, index))
-        drawn: list[tuple[str, Sequence[float]]] = []
+        drawn: list[tuple[str, Sequence[float | None]]] = []
         for label, values in (
             line for row in rows for line in row.runs[0].baselines_by_step.get(name, {}).items()
         ):
             if (label, values) not in drawn:  # rows of other data have other baselines
                 grey = _GREYS[len(drawn) % len(_GREYS)]
-                axes.plot(range(1, len(values) + 1), values, ":", color=grey, label=label)
+                axes.plot(
+                    range(1, len(values) + 1), np.array(values, float), ":", color=grey, label=label
+                )
                 drawn.append((label, values))
         axes.set_title(name, fontsize="medium")
         axes.set_xlabel(columns.step)

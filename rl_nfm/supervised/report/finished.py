@@ -52,9 +52,9 @@ class FinishedRun:
     """The result file."""
     folder: Path
     """Of the seed's own files; it need not exist."""
-    by_step: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    by_step: Mapping[str, Sequence[float | None]] = dataclasses.field(default_factory=dict)
     """A loss or score at each step of the test sequences, by test set."""
-    baselines_by_step: Mapping[str, Mapping[str, Sequence[float]]] = dataclasses.field(
+    baselines_by_step: Mapping[str, Mapping[str, Sequence[float | None]]] = dataclasses.field(
         default_factory=dict
     )
     """The same of models that have learned nothing, by test set and name."""
@@ -75,7 +75,9 @@ def read_results(paths: Sequence[Path], notes: list[str]) -> dict[Path, Result]:
         if not path.exists():
             raise ValueError(f"nothing to report: {path} does not exist")
         if path.is_dir() and not (path / CONFIG_FILE).is_file():
-            folders = seed_folders(path)
+            folders = seed_folders(path) or sorted(
+                file.parent for file in path.glob("*/config.json")
+            )
             begun = {folder for folder in folders if (folder / CONFIG_FILE).is_file()}
             begun |= {log.with_suffix("") for log in path.glob(_LOGS)}
             done = [run / RESULT_FILE for run in folders if (run / RESULT_FILE).is_file()]
@@ -83,7 +85,9 @@ def read_results(paths: Sequence[Path], notes: list[str]) -> dict[Path, Result]:
                 f"{run} is not finished" for run in sorted(begun - {file.parent for file in done})
             ]
             if not begun:
-                raise ValueError(f"nothing to report: no supervised run in {path} is finished")
+                agents = [*path.glob("config.yaml"), *path.glob("*/*/seed-*/config.yaml")]
+                hint = "; rl-nfm report takes agents" if agents else ""
+                raise ValueError(f"nothing to report: no supervised run in {path}{hint}")
         else:
             done = [path / RESULT_FILE if path.is_dir() else path]
             done = [file for file in done if file.is_file()]
@@ -94,9 +98,7 @@ def read_results(paths: Sequence[Path], notes: list[str]) -> dict[Path, Result]:
             except UnknownModelError as error:
                 notes.append(f"left out: {error}")
     if not found:
-        raise ValueError(
-            f"nothing to report: no supervised run in {', '.join(map(str, paths))} is finished"
-        )
+        raise ValueError(f"nothing to report: {'; '.join(notes)}")
     return found
 
 
@@ -129,8 +131,11 @@ def finished_runs(file: Path, result: Result) -> list[FinishedRun]:
     """
     try:
         parts = [{**result, **split} for split in result.get("splits", [result])]
-        return [_run(file, part, index) for part in parts for index in range(len(part["trials"]))]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        runs = [_run(file, part, index) for part in parts for index in range(len(part["trials"]))]
+        if not runs:
+            raise ValueError("no seed")
+        return runs
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError):
         raise ValueError(f"{file}: damaged, or no result of a supervised task") from None
 
 
@@ -154,17 +159,38 @@ def _run(file: Path, result: Result, index: int) -> FinishedRun:
     return FinishedRun(
         task=result["task"],
         settings=settings,
-        seed=trial["seed"],
-        parameters=facts.get("parameters"),
+        seed=_whole(trial["seed"]),
+        parameters=None if (size := facts.get("parameters")) is None else _whole(size),
         minutes=None if seconds is None else seconds / 60,
         metrics=metrics,
-        baselines=result.get("baselines", {}),
+        baselines=_numbers(result.get("baselines", {})),
         history=[{**row, "updates": row["epoch"] * each} for row in rows],
         where=file,
         folder=folder,
-        by_step=trial.get("by_step", {}),
-        baselines_by_step=result.get("baselines_by_step", {}),
+        by_step=_curves(trial.get("by_step", {})),
+        baselines_by_step={
+            name: _curves(of) for name, of in result.get("baselines_by_step", {}).items()
+        },
     )
+
+
+def _whole(value: Any) -> int:
+    """A whole number; `bool` is none."""
+    if type(value) is not int:
+        raise TypeError
+    return value
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: 0.0 + value for name, value in values.items()}  # text has no sum with a number
+
+
+def _curves(curves: Mapping[str, Any]) -> dict[str, list[float | None]]:
+    """Values by step; null where one was not finite."""
+    return {
+        name: [None if value is None else 0.0 + value for value in curve]
+        for name, curve in curves.items()
+    }
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
