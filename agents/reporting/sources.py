@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.config import make_config
+from agents.config import Config, make_config
 from agents.reporting.methods import (
     at_common_steps,
     check_methods,
@@ -33,10 +33,12 @@ from agents.reporting.swept import (
     is_run,
     swept_runs,
 )
-from agents.saving.checkpoint import list_checkpoints, step_of
+from agents.saving.checkpoint import list_checkpoints, open_checkpoint, step_of
+from agents.saving.resumable import check_resumable
 from agents.saving.run_folder import RunFolder
 from envs import resolve_game
 from rl_nfm.support.metrics_file import MetricsFile
+from rl_nfm.support.storage import CheckpointError
 
 SCORES = "scores.json"
 """Name of a score file that is found inside a run."""
@@ -102,9 +104,11 @@ def _read_run(path: Path, notes: list[str]) -> Result:
     folder = RunFolder.open(path)
     config = folder.config()
     curve = _read_curve(folder.metrics, notes)
+    saved = list_checkpoints(folder.checkpoints)[-1:]
+    for last in saved:
+        _check_config(folder, config, last)
     # Runs of early versions did not log their last stretch; their last checkpoint shows the end.
-    saved = max(map(step_of, list_checkpoints(folder.checkpoints)), default=0)
-    steps = max(curve.steps, saved)
+    steps = max([curve.steps, *map(step_of, saved)])
     if curve.updates == 0:
         notes.append(f"{path}: no update was made, so nothing was learned")
     if not len(curve.episode_returns):
@@ -124,6 +128,21 @@ def _read_run(path: Path, notes: list[str]) -> Result:
         where=str(path),
         curve=curve,
     )
+
+
+def _check_config(folder: RunFolder, config: Config, last: Path) -> None:
+    """Refuse a config.yaml that was changed, or cut short, after the training it stands for."""
+    try:
+        trained = open_checkpoint(last, tensors=False).config
+    except CheckpointError:
+        return  # of a report the checkpoint is no part
+    try:
+        check_resumable(trained, config)
+    except ValueError as error:
+        field = str(error).partition(":")[0]
+        raise ValueError(
+            f"{folder.config_path}: {field} is not that of the training (see {last})"
+        ) from None
 
 
 def _read_curve(metrics: MetricsFile, notes: list[str]) -> Curve:

@@ -171,13 +171,19 @@ def find(path: Path, which: str = "last") -> Path:
     return found
 
 
-def open_checkpoint(path: Path, *, replay: bool = False) -> Checkpoint:
-    """Read and check a checkpoint; the files of the replay are only checked if asked for.
+def open_checkpoint(path: Path, *, replay: bool = False, tensors: bool = True) -> Checkpoint:
+    """Read and check a checkpoint.
+
+    Args:
+        path: its folder.
+        replay: check the files of the replay too.
+        tensors: check files at all, apart from the meta data.
 
     Raises:
         CheckpointError: missing, truncated, foreign or tampered with.
     """
-    saved = storage.load_meta(path, kind=KIND, skip=() if replay else ("replay-",))
+    unchecked = () if replay else ("replay-",) if tensors else ("",)
+    saved = storage.load_meta(path, kind=KIND, skip=unchecked)
     with fitting(path):
         meta = validate(Meta, saved)
         for name in ("steps", "updates"):

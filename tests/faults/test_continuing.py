@@ -1,6 +1,7 @@
 """What a run goes on with: its own config, random numbers of its own, weights that are numbers."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -79,3 +80,26 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path, capsys):
         line.get("loss") is not None or line["updates"] == 0
         for line in read_metrics(run / "metrics.jsonl")
     )
+
+
+def test_a_run_whose_checkpoints_are_gone_says_so_and_keeps_its_metrics(run, capsys):
+    before = (run / "metrics.jsonl").read_text()
+    shutil.rmtree(run / "checkpoints")
+    assert cli.main(["train", "--resume", str(run), "--steps", "32"]) == 0
+    kept = run / "metrics.before.jsonl"
+    assert f"note: no checkpoint: the run begins anew; its metrics until now: {kept}" in (
+        capsys.readouterr().out
+    )
+    assert kept.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "field"), [("game: pong\n", "game"), (None, "learner.discount")]
+)
+def test_a_report_refuses_a_config_that_is_not_that_of_the_training(run, content, field, capsys):
+    file = run / "config.yaml"
+    file.write_text(content or file.read_text().replace("discount: 0.99", "discount: 0.5"))
+    assert cli.main(["report", str(run), "--out", str(run.parent / "report")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"rl-nfm: {file}: {field} is not that of the training (see ")
+    assert not (run.parent / "report").exists()

@@ -10,6 +10,7 @@ import pytest
 
 from agents.saving import checkpoint
 from agents.training import train
+from rl_nfm.supervised.cli import main as supervised
 
 
 @pytest.fixture
@@ -71,3 +72,32 @@ def test_curves_that_cannot_be_written_cost_nothing_else(run, faults, caplog):
     assert checkpoint.open_checkpoint(checkpoint.find(run)).steps == 128
     warned = [record for record in caplog.records if "tensorboard/ cannot be" in record.message]
     assert len(warned) == 1
+
+
+def test_a_supervised_run_that_finds_no_room_leaves_none_and_keeps_its_config(disk):
+    words = [
+        "adding",
+        "--model",
+        "gru",
+        "--epochs",
+        "1",
+        "--updates-per-epoch",
+        "1",
+        "--hidden-size",
+        "4",
+    ]
+    words += ["--test-examples", "4", "--device", "cpu"]
+    (disk / "run").mkdir()
+    fill(disk)
+    with pytest.raises(ValueError, match=r"out: .*config\.json cannot be written \(No space left"):
+        supervised([*words, "--out", str(disk / "run")])
+    assert not any((disk / "run").iterdir())
+    (disk / "filler").unlink()
+    assert supervised([*words, "--out", str(disk / "run")]) == 0
+    before = (disk / "run" / "config.json").read_bytes()
+    fill(disk)
+    with pytest.raises((ValueError, OSError), match="No space left"):
+        supervised(["adding", "--resume", str(disk / "run"), "--epochs", "2"])
+    assert (disk / "run" / "config.json").read_bytes() == before
+    (disk / "filler").unlink()
+    assert supervised(["adding", "--resume", str(disk / "run"), "--epochs", "2"]) == 0

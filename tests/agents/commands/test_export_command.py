@@ -291,3 +291,13 @@ def test_one_agent_has_no_best_one(exported, capsys):
     assert "holds one agent, no run with its best one" in fails(
         capsys, "evaluate", str(exported), "--which", "best"
     )
+
+
+def test_metrics_that_are_no_numbers_are_told_before_any_episode_is_played(run, tmp_path, capsys):
+    copy = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"steps": 100, "episode_returns": [null]}\n')
+    assert cli.main(["export", str(copy), "--out", str(tmp_path / "out")]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.endswith("metrics.jsonl: the line of step 100 holds other than numbers")
+    assert not (tmp_path / "out").exists()

@@ -225,3 +225,11 @@ def test_weights_that_are_no_numbers_give_an_index_inside() -> None:
     priorities.load(torch.full((50,), float("nan")))
     index, _ = priorities.sample(16)
     assert bool(((index >= 0) & (index < 56)).all())
+
+
+@pytest.mark.parametrize("size", [7, 64, 65])
+def test_without_any_weight_an_index_inside_with_probability_zero_is_drawn(size: int) -> None:
+    """The last block is padded; a priority written there was drawn ever after."""
+    index, probability = Priorities(size, CPU).sample(3)
+    assert (index < size).all()
+    assert (probability == 0).all()

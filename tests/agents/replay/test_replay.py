@@ -565,3 +565,27 @@ def test_stored_rows_are_those_that_were_added() -> None:
             for name, store in stores.items():
                 value = store[time % pair.replay.rows, env].tolist()
                 assert value == pair.twin.row(time, env)[name]
+
+
+def test_a_batch_of_nothing_teaches_nothing_and_is_not_drawn_again() -> None:
+    """All complete rows end episodes, as after three resumes within the smallest buffer."""
+    config = ReplayConfig(capacity_steps=7, min_steps=1, batch_size=2, priority_exponent=0.5)
+    returns = ReturnConfig(n_steps=3, discount=0.9, reward_clip=None, terminal_on_life_loss=False)
+    replay = Replay(config, returns, num_envs=1, obs_shape=(3, 1, 1), device=CPU)
+    for time in range(1007):
+        replay.add(
+            frame=torch.tensor([[[time % 256]]], dtype=torch.uint8),
+            action=torch.tensor([0]),
+            reward=torch.tensor([1.0]),
+            discount=torch.tensor([True]),
+            episode_start=torch.tensor([time in (0, 3, 4, 5)]),
+            life_loss=torch.tensor([False]),
+            episode_step=torch.tensor([0]),
+        )
+        if time < 6:
+            continue
+        batch = replay.sample(2)
+        assert (batch.index < 7).all()
+        assert batch.mask.any() == (time > 7)
+        replay.update_priorities(batch.index, torch.full((1, 2), 5.0), batch.mask)
+        assert replay.priorities.weights[batch.index].bool().any() == (time > 7)

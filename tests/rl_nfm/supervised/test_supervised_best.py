@@ -200,3 +200,13 @@ def test_classification_holds_out_only_when_asked(tmp_path):
     assert boxes["accuracy"] != boxes["accuracy_occluded"]
     with pytest.raises(ValueError, match="patience_epochs: has no effect without validation"):
         main([*words, "--patience-epochs", "1", "--out", str(tmp_path / "b")])
+
+
+def test_the_run_may_stand_behind_the_options(tmp_path, monkeypatch):
+    run(tmp_path / "a", "--epochs", "1")
+    monkeypatch.chdir(tmp_path)
+    for words in (["--json", "x.json", "a"], ["a", "--json=x.json"], ["--json=x.json", "a"]):
+        assert main(["evaluate", "--test-steps", "14", *words]) == 0
+        (tmp_path / "x.json").unlink()
+    (tmp_path / "cpu").mkdir()  # a value of an option may be the name of a folder
+    assert main(["evaluate", "--device", "cpu", "a"]) == 0

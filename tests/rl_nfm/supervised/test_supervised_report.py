@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
@@ -193,7 +194,7 @@ def test_the_same_seed_twice_and_nothing_finished_are_refused(tmp_path):
         report(tmp_path, one, two)
     assert report(tmp_path, one, one)[1]["supervised"]["stacked_digits"]["rows"][0]["seeds"] == [3]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no supervised run in .*empty is finished"):
+    with pytest.raises(ValueError, match=r"no supervised run in .*empty$"):
         report(tmp_path, str(tmp_path / "empty"))
     with pytest.raises(ValueError, match=r"nothing to report: .*nowhere does not exist"):
         report(tmp_path, str(tmp_path / "nowhere"))
@@ -349,3 +350,42 @@ def test_a_table_of_its_own_is_a_task_s_to_write(tmp_path, monkeypatch):
     text, content = report(tmp_path, str(tmp_path / "result.json"))
     assert "1 in report" in text
     assert content["supervised"][name] == {"results": [result]}
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("trials", []),
+        ("seed", [1]),
+        ("seed", "zero"),
+        ("seed", 1.5),
+        ("metrics", {"exact_1": 10**400}),
+        ("baselines", 5),
+        ("baselines", {"exact_1": None}),
+        ("baselines", {"exact_1": "x"}),
+        ("by_step", 5),
+        ("by_step", {"a": ["x"]}),
+        ("parameters", "many"),
+        ("baselines_by_step", {"a": 5}),
+    ],
+)
+def test_a_result_of_other_kinds_of_values_is_refused_by_its_name(tmp_path, change, value):
+    file = Path(write_run(tmp_path / "a", [0], [0.5])) / "result.json"
+    content = json.loads(file.read_text())
+    place = content if change in ("trials", "baselines", "baselines_by_step") else None
+    (content["trials"][0] if place is None else place)[change] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"result\.json: damaged, or no result of a supervised"):
+        report(tmp_path, str(tmp_path / "a"))
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_folder_of_runs_is_reported_and_one_of_agents_told_apart(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / "runs" / f"run{seed}", [seed], [0.5])
+    rows = report(tmp_path, str(tmp_path / "runs"))[1]["supervised"]["stacked_digits"]["rows"]
+    assert [row["seeds"] for row in rows] == [[0, 1]]
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / "config.yaml").touch()
+    with pytest.raises(ValueError, match=r"no supervised run in .*; rl-nfm report takes agents"):
+        report(tmp_path, str(tmp_path / "agent"))

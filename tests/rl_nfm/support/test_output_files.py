@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from rl_nfm.support.output_files import check_name, made_folder, written
+from rl_nfm.support.output_files import check_file, check_name, made_folder, written
 
 
 def test_an_error_names_the_file_that_was_asked_for(tmp_path):
@@ -26,3 +26,11 @@ def test_a_name_that_is_no_text_is_refused(tmp_path):
         pass
     assert not bad.exists()
     check_name("out", Path("lauf ü 雪"))
+
+
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(ValueError, match=rf"^json: {path} is a device or a pipe, must be a"):
+            check_file("json", path)
+    check_file("json", tmp_path / "new.json")
