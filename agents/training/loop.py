@@ -106,6 +106,8 @@ class Loop:
 
     def _stops(self) -> bool:
         """Whether the run was asked to end; the ranks exchange this from time to time."""
+        if self.stop_request.all_know:  # during an evaluation, say
+            return True
         rounds = self.counters.steps // self.config.env.num_envs
         if not self.ranks.alone and rounds % AGREE_EVERY_ROUNDS:
             return False

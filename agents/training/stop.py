@@ -34,6 +34,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.all_know = False
+        """Whether the ranks have told each other; they all learn it at the same point."""
 
     def __call__(self) -> bool:
         """Whether the run is to end."""
@@ -59,9 +61,13 @@ class StopRequest:
     def agreed(self, ranks: Ranks) -> bool:
         """Whether any rank was asked to end; all ranks call it at the same step."""
         (number,) = ranks.agree(self.number or 0)
-        if number:  # otherwise a signal may have come since
-            self.number = number
+        self.tell_all(number)
         return number > 0
+
+    def tell_all(self, number: int) -> None:
+        """Note what all ranks have just agreed on: a signal's number, or 0."""
+        if number:  # otherwise a signal may have come since
+            self.number, self.all_know = number, True
 
     def raise_if_asked(self, folder: Path) -> None:
         """End the run of this folder as the signal wants.
@@ -107,6 +113,5 @@ class Meanwhile:
 
     def _exchange(self, *, working: bool) -> bool:
         others_work, number = self._ranks.agree(int(working), self._stop_request.number or 0)
-        if number:
-            self._stop_request.number = number
+        self._stop_request.tell_all(number)
         return others_work > 0
