@@ -182,8 +182,8 @@ def env_protocol(game: str, options: Mapping[str, Any]) -> EnvProtocol:
         protocol = entry.protocol(options)
     if not isinstance(protocol, EnvProtocol):
         raise ValueError(
-            f"environment {entry.key!r}: its protocol is {type(protocol).__name__}, must be an "
-            "EnvProtocol of envs"
+            f"environment {entry.key!r}: its protocol is {type(protocol).__name__}, must have what "
+            "envs.EnvProtocol has (name, stack_num, terminal_on_life_loss, render_fps)"
         )
     return protocol
 
@@ -274,18 +274,16 @@ def _foreign_errors(entry: EnvEntry) -> Iterator[None]:
     """Inside, what another package's code raises becomes one line that names it."""
     try:
         yield
-    except (ValueError, OSError):
-        raise
     except Exception as error:
+        told = isinstance(error, ValueError | OSError)
         modules = dict.fromkeys((entry.make.__module__, entry.protocol.__module__))
         foreign = [module for module in modules if module.partition(".")[0] != "envs"]
-        if not foreign:
+        if not foreign or (told and type(error) is not ValueError):
             raise
         reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(
-            f"environment {entry.key!r} ({', '.join(foreign)}): {type(error).__name__}: {reason} "
-            "(RL_NFM_TRACEBACK=1 shows where)"
-        ) from error
+        if not told:
+            reason = f"{type(error).__name__}: {reason} (RL_NFM_TRACEBACK=1 shows where)"
+        raise ValueError(f"environment {entry.key!r} ({', '.join(foreign)}): {reason}") from error
 
 
 def _check_observations(env: GameVecEnv) -> None:

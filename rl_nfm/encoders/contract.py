@@ -20,7 +20,7 @@ def check_encoder(encoder: Any, obs_shape: tuple[int, int, int]) -> None:
     if not isinstance(encoder, Encoder):
         raise ValueError(f"its builder gave {type(encoder).__name__}, must be a rl_nfm Encoder")
     size = getattr(encoder, "feature_dim", None)
-    if not isinstance(size, int) or size < 1:
+    if not hasattr(size, "__index__"):  # NumPy's whole numbers will do
         raise ValueError(f"feature_dim is {size!r}, must be the number of features")
     with torch.no_grad(), in_eval_mode(encoder), torch.random.fork_rng(devices=[]):
         state = encoder.initial_state(_B)
@@ -34,7 +34,8 @@ def check_encoder(encoder: Any, obs_shape: tuple[int, int, int]) -> None:
         out = encoder(obs, state, torch.zeros(_T, _B, dtype=torch.bool), extras)
     if not isinstance(out, tuple) or len(out) != 2:
         raise ValueError(f"forward gave {_described(out)}, must be (features, state)")
-    _check_tensor("features", out[0], (_T, _B, size), "[T, B, feature_dim]")
+    like = next((p for p in encoder.parameters() if p.is_floating_point()), torch.zeros(()))
+    _check_tensor("features", out[0], (_T, _B, size), "[T, B, feature_dim]", like)
     _check_state("the state after a step", out[1], state)
 
 
@@ -47,9 +48,7 @@ def _check_state(name: str, state: Any, first: Any) -> None:
         _check_tensor(name, part, shape, "[B, ...] as initial_state", begun)
 
 
-def _check_tensor(
-    name: str, value: Any, shape: tuple[int, ...], meaning: str, like: Any = None
-) -> None:
+def _check_tensor(name: str, value: Any, shape: tuple[Any, ...], meaning: str, like: Any) -> None:
     dtype = like.dtype if isinstance(like, Tensor) else torch.float32
     if not isinstance(value, Tensor) or value.shape != shape or value.dtype != dtype:
         kind = str(dtype).removeprefix("torch.")

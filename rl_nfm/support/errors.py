@@ -16,7 +16,7 @@ def is_foreign(module: str) -> bool:
 def foreign_errors(what: str, *modules: str) -> Iterator[None]:
     """Inside, what code of other packages raises becomes one line that names it.
 
-    Errors that are for the user already stay as they are, and so do all where nothing is foreign.
+    Where nothing is foreign, errors stay as they are, and so do those of files.
 
     Args:
         what: what the code is of, such as "encoder 'mine'".
@@ -27,15 +27,14 @@ def foreign_errors(what: str, *modules: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError):
-        raise
     except Exception as error:
         foreign = [module for module in modules if is_foreign(module)]
-        if not foreign:
+        told = isinstance(error, ValueError | OSError)
+        if not foreign or (told and type(error) is not ValueError):  # such as a full disk
             raise
-        raise ValueError(
-            f"{what} ({', '.join(foreign)}): {named_line(error)} (RL_NFM_TRACEBACK=1 shows where)"
-        ) from error
+        line = first_line(error) if told else named_line(error)
+        hint = "" if told else " (RL_NFM_TRACEBACK=1 shows where)"
+        raise ValueError(f"{what} ({', '.join(foreign)}): {line}{hint}") from error
 
 
 def first_line(error: BaseException) -> str:

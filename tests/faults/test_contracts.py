@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -86,6 +87,7 @@ ENCODERS = {
     r"feature_dim is None": Bare,
     "AttributeError: .*before Module": Unmade,
     "KeyError: 'x'": lambda: {}["x"],
+    "could not convert string to float": lambda: float("x"),
     "gave NoneType, must be": lambda: None,
     "gave Linear, must be": lambda: nn.Linear(2, 2),
     r"forward gave float32 \[2, 3, 8\], must be \(features, state\)": lambda: Core(
@@ -107,26 +109,26 @@ ENCODERS = {
 
 @pytest.fixture
 def mine():
-    """Registers an encoder `mine` for the length of a test."""
+    """Registers an encoder `of_others` for the length of a test."""
 
     def register(make):
-        register_encoder("mine", NoOptions)(lambda config, **_: make())
+        register_encoder("of_others", NoOptions)(lambda config, **_: make())
 
     yield register
-    registry._REGISTRY.pop("mine", None)
+    registry._REGISTRY.pop("of_others", None)
 
 
 @pytest.mark.parametrize("message", ENCODERS)
 def test_an_encoder_is_named_before_anything_is_written(message, mine, tmp_path, capsys):
     mine(ENCODERS[message])
-    with pytest.raises(ValueError, match="encoder 'mine' .*(" + message + ")") as told:
-        make_encoder("mine", obs_shape=(2, 4, 5), num_actions=3)
+    with pytest.raises(ValueError, match="encoder 'of_others' .*(" + message + ")") as told:
+        make_encoder("of_others", obs_shape=(2, 4, 5), num_actions=3)
     assert "\n" not in str(told.value)
     out = tmp_path / "run"
-    assert main([*TRAIN, "--encoder", "mine", "--out", str(out)]) == 2
+    assert main([*TRAIN, "--encoder", "of_others", "--out", str(out)]) == 2
     assert not out.exists()
     error = capsys.readouterr().err
-    assert error.startswith("rl-nfm: encoder 'mine' (")
+    assert error.startswith("rl-nfm: encoder 'of_others' (")
     assert error.count("\n") == 1
 
 
@@ -137,10 +139,11 @@ def test_a_right_encoder_is_left_as_it_was(mine):
         def __init__(self):
             super().__init__(lambda x: self.norm(x + torch.rand_like(x)))
             self.norm = nn.BatchNorm1d(8)
+            self.feature_dim = np.prod((2, 4))
 
     mine(Right)
     before = torch.get_rng_state()
-    encoder = make_encoder("mine", obs_shape=(2, 4, 5), num_actions=3)
+    encoder = make_encoder("of_others", obs_shape=(2, 4, 5), num_actions=3)
     assert torch.equal(torch.get_rng_state(), before)
     assert encoder.training
     assert encoder.norm.num_batches_tracked == 0

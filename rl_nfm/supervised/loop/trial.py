@@ -106,7 +106,7 @@ class Trial:
         self.epoch += 1
         self.updates += count
         self.task.after_epoch(self.model, self.optimizer, self.epoch)
-        mean = total.double() / max(count, 1)
+        mean = total.double() / count
         self.task.check_losses(mean, self.epoch)
         return mean
 

@@ -34,7 +34,7 @@ from rl_nfm.support.output_files import check_file, made_folder, write_json, wri
 
 DESCRIPTION = """Tables of finished runs of supervised tasks: mean ± sample standard deviation over
 seeds, parameters, minutes of training, baselines, the published row where a run has its setting;
-differences between rows with 95 % intervals, paired by seed; every seed as a point, and curves over
+differences between rows with 95 % intervals; every seed as a point, and curves over
 updates. Runs of different settings never share a row."""
 _REPORT = "report.json"
 
@@ -116,7 +116,9 @@ def write_report(paths: Sequence[Path], out: Path, against: str | None = None) -
             continue
         drawn = _draw(entry, rows, out)
         files += drawn
-        apart = differences(rows, against or model_of(rows[0]) or rows[0].name)
+        apart = differences(rows, _base(rows, against))
+        if against is not None and not apart:
+            notes.append(f"{entry.name}: nothing to compare with {against}")
         text += _section(entry, rows, apart, [picture.name for picture in drawn])
         pictures = copy_pictures(rows, out, entry.name)
         files += [copy for _, copies in pictures for copy in copies]
@@ -143,6 +145,14 @@ def _check_against(against: str | None, tables: Sequence[Sequence[Row]]) -> None
     known = dict.fromkeys([*filter(None, map(model_of, rows)), *(row.name for row in rows)])
     if against is not None and against not in known:
         raise ValueError(f"against: {against!r} is no row or model (allowed: {', '.join(known)})")
+
+
+def _base(rows: Sequence[Row], against: str | None) -> str:
+    """The row or model that others are compared with; the first row where all have one model."""
+    if against is not None:
+        return against
+    models = {model_of(row) for row in rows}
+    return rows[0].name if len(models) == 1 else str(model_of(rows[0]))
 
 
 def _plain(rows: Sequence[Row], apart: Sequence[Difference]) -> dict[str, Any]:
@@ -179,8 +189,8 @@ def _section(
     ]
     if apart:
         lines += [
-            "Differences within a seed, with 95 % intervals over seeds (Student's t, each by"
-            " itself); bold: the interval does not hold zero.",
+            "Differences of means, with 95 % intervals over seeds (Welch's t, each by itself);"
+            " bold: the interval does not hold zero.",
             "",
             *differences_markdown(entry.columns, apart, shown_metrics(entry.columns, rows)),
             "",

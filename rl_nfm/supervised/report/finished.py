@@ -75,9 +75,8 @@ def read_results(paths: Sequence[Path], notes: list[str]) -> dict[Path, Result]:
         if not path.exists():
             raise ValueError(f"nothing to report: {path} does not exist")
         if path.is_dir() and not (path / CONFIG_FILE).is_file():
-            folders = seed_folders(path) or sorted(
-                file.parent for file in path.glob("*/config.json")
-            )
+            alone = sorted(file.parent for file in path.glob(f"*/{CONFIG_FILE}"))
+            folders = [*seed_folders(path), *alone]
             begun = {folder for folder in folders if (folder / CONFIG_FILE).is_file()}
             begun |= {log.with_suffix("") for log in path.glob(_LOGS)}
             done = [run / RESULT_FILE for run in folders if (run / RESULT_FILE).is_file()]
@@ -182,7 +181,8 @@ def _whole(value: Any) -> int:
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {name: 0.0 + value for name, value in values.items()}  # text has no sum with a number
+    """Those that were finite; the others are null. Text has no sum with a number."""
+    return {name: 0.0 + value for name, value in values.items() if value is not None}
 
 
 def _curves(curves: Mapping[str, Any]) -> dict[str, list[float | None]]:

@@ -1,4 +1,4 @@
-"""95 % intervals over seeds: of a row's mean, and of its differences from another row.
+"""95 % intervals over seeds: of a row's mean, and of its difference from another row's.
 
 Student's t: seeds are few, and a percentile bootstrap of three values is far too narrow. The
 intervals take the values of seeds as normal, and none is corrected for how many are looked at.
@@ -46,29 +46,34 @@ def interval(values: Sequence[float]) -> Interval | None:
     return Interval(mean, mean - half, mean + half)
 
 
-def seed_values(row: Row, metric: str) -> dict[int, float]:
+def seed_values(row: Row, metric: str) -> list[float]:
     """A metric of each seed that has it."""
-    return {run.seed: run.metrics[metric] for run in row.runs if metric in run.metrics}
+    return [run.metrics[metric] for run in row.runs if metric in run.metrics]
 
 
 def row_interval(row: Row, metric: str) -> Interval | None:
     """Of the mean of a row."""
-    return interval([*seed_values(row, metric).values()])
+    return interval(seed_values(row, metric))
 
 
-def paired_difference(row: Row, other: Row, metric: str) -> Interval | None:
-    """Of `row` minus `other`, seed by seed, over the seeds that both have.
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval | None:
+    """The 95 % interval of the difference of two means (Welch 1947: deviations may differ).
 
-    Runs of one seed share their data and its order, so that the difference within a seed varies
-    less than its two values do.
+    Not paired: runs of one seed share their data set, but neither its order nor their noise, which
+    are drawn after the weights. None for fewer than two values on a side, or where none varies.
     """
-    ours, theirs = seed_values(row, metric), seed_values(other, metric)
-    return interval([value - theirs[seed] for seed, value in ours.items() if seed in theirs])
+    from scipy.stats import ttest_ind
+
+    if min(len(ours), len(theirs)) < 2 or len({*ours}) == len({*theirs}) == 1:
+        return None
+    mean = sum(ours) / len(ours) - sum(theirs) / len(theirs)
+    low, high = ttest_ind(ours, theirs, equal_var=False).confidence_interval(_LEVEL)
+    return Interval(mean, float(low), float(high))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One row of a table minus another, for each metric with two seeds in common at least."""
+    """One row of a table minus another, for each metric of which both have two seeds at least."""
 
     row: Row
     other: Row
@@ -93,7 +98,10 @@ def differences(rows: Sequence[Row], against: str) -> list[Difference]:
         other = _counterpart(row, rows, against)
         if other is None:
             continue
-        intervals = {metric: paired_difference(row, other, metric) for metric in row.mean}
+        intervals = {
+            metric: difference(seed_values(row, metric), seed_values(other, metric))
+            for metric in row.mean
+        }
         by_metric = {metric: i for metric, i in intervals.items() if i is not None}
         if by_metric:
             found.append(Difference(row=row, other=other, by_metric=by_metric))

@@ -34,7 +34,7 @@ def draw_seeds(columns: Columns, rows: Sequence[Row], path: Path) -> bool:
 def _draw(axes: Axes, columns: Columns, rows: Sequence[Row], name: str) -> None:
     scale = 100 if columns.is_share(name) else 1
     for place, row in enumerate(rows):
-        values = [scale * value for value in seed_values(row, name).values()]
+        values = [scale * value for value in seed_values(row, name)]
         color = COLORS[place % len(COLORS)]
         axes.plot(values, [place] * len(values), "o", ms=4, mfc="none", color=color)
         if (found := row_interval(row, name)) is not None:

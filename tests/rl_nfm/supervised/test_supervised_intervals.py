@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rl_nfm.supervised.cli import main
 from rl_nfm.supervised.loop.options import plain
 from rl_nfm.supervised.registry import task_entry
-from rl_nfm.supervised.report.intervals import interval
+from rl_nfm.supervised.report.intervals import difference, interval
 
 
 def write_run(folder, model, values, **options):
@@ -49,19 +49,20 @@ def test_an_interval_by_hand():
     assert interval([1]) is None
 
 
-def test_differences_are_paired_by_the_seeds_in_common(tmp_path):
+def test_differences_are_those_of_welch(tmp_path):
     rng = np.random.default_rng(0)
     cnn = {seed: 0.5 + 0.2 * rng.random() for seed in (3, 0, 1, 2)}
-    nfm = {seed: cnn.get(seed, 0.9) + 0.05 + 0.01 * rng.random() for seed in (0, 1, 2, 7)}
+    nfm = {seed: 0.9 + 0.05 * rng.random() for seed in (0, 1, 7)}
     paths = [write_run(tmp_path / "a", "cnn", cnn), write_run(tmp_path / "b", "nfm", nfm)]
     text, content = report(tmp_path, *paths)
     (line,) = content["differences"]
-    common = (0, 1, 2)
-    oracle = scipy.stats.ttest_rel([nfm[s] for s in common], [cnn[s] for s in common])
+    oracle = scipy.stats.ttest_ind([*nfm.values()], [*cnn.values()], equal_var=False)
     low, high = oracle.confidence_interval(0.95)
     found = line["difference"]["exact_1"]
     assert (line["row"], line["from"]) == ("nfm", "cnn")
     assert (found["low"], found["high"]) == pytest.approx((low, high))
+    assert found["mean"] == pytest.approx(np.mean([*nfm.values()]) - np.mean([*cnn.values()]))
+    assert low > 0
     shown = f"**{100 * found['mean']:+.2f}** [{100 * low:+.2f}, {100 * high:+.2f}]"
     assert f"| nfm − cnn | {shown} |" in text
     low, high = scipy.stats.ttest_1samp([*cnn.values()], 0).confidence_interval(0.95)
@@ -69,11 +70,20 @@ def test_differences_are_paired_by_the_seeds_in_common(tmp_path):
     assert (alone["low"], alone["high"]) == pytest.approx((low, high))
 
 
+def test_a_difference_by_hand():
+    """Of 1, 2, 3 from 11, 12, 13: deviations 1, so four degrees of freedom and t = 2.7764."""
+    found = difference([11, 12, 13], [1, 2, 3])
+    half = 2.776445 * (2 / 3) ** 0.5
+    assert (found.mean, found.low, found.high) == pytest.approx((10, 10 - half, 10 + half))
+    assert difference([1, 1], [0, 0]) is None  # an interval of no width would say too much
+    assert difference([1], [0, 1]) is None
+
+
 def test_a_difference_that_may_be_none_is_not_bold_and_one_of_a_single_seed_not_there(tmp_path):
     paths = [
         write_run(tmp_path / "a", "cnn", {0: 0.5, 1: 0.6}),
         write_run(tmp_path / "b", "nfm", {0: 0.6, 1: 0.5}),
-        write_run(tmp_path / "c", "cnn_matched", {1: 0.9, 2: 0.9}),
+        write_run(tmp_path / "c", "cnn_matched", {1: 0.9}),
     ]
     text, content = report(tmp_path, *paths)
     assert [line["row"] for line in content["differences"]] == ["nfm"]
@@ -133,3 +143,14 @@ def test_the_picture_shows_every_seed_and_the_baseline_only_where_rows_are_near(
     write_run(tmp_path / "c", "nfm", {0: 0.7, 1: 0.701})
     report(tmp_path, str(tmp_path / "c"))
     assert drawn[1].axes[0].get_legend_handles_labels()[1] == []
+
+
+def test_rows_of_one_model_are_compared_with_the_first_and_what_has_none_is_noted(tmp_path):
+    seeds = {0: 0.5, 1: 0.6}
+    paths = [write_run(tmp_path / f"{w}", "nfm", seeds, width=w) for w in (8, 12)]
+    _, content = report(tmp_path, *paths)
+    (line,) = content["differences"]
+    assert (line["row"], line["from"]) == ("nfm (width=12)", "nfm (width=8)")
+    text, content = report(tmp_path, *paths, against=("--against", "nfm"))
+    assert not content["differences"]
+    assert "* stacked_digits: nothing to compare with nfm" in text

@@ -361,7 +361,6 @@ def test_a_table_of_its_own_is_a_task_s_to_write(tmp_path, monkeypatch):
         ("seed", 1.5),
         ("metrics", {"exact_1": 10**400}),
         ("baselines", 5),
-        ("baselines", {"exact_1": None}),
         ("baselines", {"exact_1": "x"}),
         ("by_step", 5),
         ("by_step", {"a": ["x"]}),
