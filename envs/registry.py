@@ -276,7 +276,8 @@ def _foreign_errors(entry: EnvEntry) -> Iterator[None]:
         yield
     except Exception as error:
         told = isinstance(error, ValueError | OSError)
-        modules = dict.fromkeys((entry.make.__module__, entry.protocol.__module__))
+        code = (getattr(part, "func", part) for part in (entry.make, entry.protocol))  # a partial
+        modules = dict.fromkeys(function.__module__ for function in code)
         foreign = [module for module in modules if module.partition(".")[0] != "envs"]
         if not foreign or (told and type(error) is not ValueError):
             raise

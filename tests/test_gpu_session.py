@@ -139,7 +139,13 @@ def test_an_interrupted_call_leaves_no_stage_behind(session, tmp_path, monkeypat
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_stage_at_work_in_one_line(tmp_path, number):
     command = [sys.executable, str(SCRIPT), "--rehearse", "learning", "--out", str(tmp_path)]
-    call = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    call = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # ignored in the background
+    )
     children = Path(f"/proc/{call.pid}/task/{call.pid}/children")
     while not (started := (tmp_path / "learning.log").exists() and children.read_text().split()):
         assert call.poll() is None

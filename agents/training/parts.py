@@ -125,7 +125,7 @@ def build_replay(
     )
     check_memory(*size, home, sharing=1 if home.type == "cuda" else ranks.local_size)
     what = f"replay.storage: {config.replay.storage}"
-    with foreign_errors(what, kind.__module__), explained_out_of_memory(size[0], home):
+    with foreign_errors(what, kind), explained_out_of_memory(size[0], home):
         return _empty_replay(kind, config, env, state=state, device=device, ranks=ranks)
 
 

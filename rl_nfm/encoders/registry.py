@@ -9,7 +9,7 @@ import torch
 
 from rl_nfm.encoders.base import Encoder
 from rl_nfm.support.discovery import load_plugins
-from rl_nfm.support.errors import foreign_errors, is_foreign
+from rl_nfm.support.errors import foreign_errors, foreign_modules
 from rl_nfm.support.near import did_you_mean
 
 
@@ -158,12 +158,11 @@ def make_encoder(
     trunk = {"trunk_config": trunk_config} if entry.takes_trunk else {}
     if trunk_config is not None and not trunk:
         raise ValueError(f"encoder {name!r} is not built on a trunk, so it takes no trunk_config")
-    module = entry.build.__module__
-    if not is_foreign(module):
+    if not foreign_modules(entry.build):
         return entry.build(config, obs_shape=obs_shape, num_actions=num_actions, **trunk)
     from rl_nfm.encoders.contract import check_encoder
 
-    with foreign_errors(f"encoder {name!r}", module):
+    with foreign_errors(f"encoder {name!r}", entry.build):
         encoder = entry.build(config, obs_shape=obs_shape, num_actions=num_actions, **trunk)
         try:
             check_encoder(encoder, obs_shape)

@@ -1,26 +1,31 @@
 """Errors of foreign code in one line."""
 
 import contextlib
+import functools
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 _OWN = frozenset({"rl_nfm", "agents", "envs"})
 
 
-def is_foreign(module: str) -> bool:
-    """Whether a module is of another package than this project's."""
-    return module.partition(".")[0] not in _OWN
+def foreign_modules(*code: Any) -> list[str]:
+    """The modules, of other packages than this project's, that classes and functions are of."""
+    functions = (part.func if isinstance(part, functools.partial) else part for part in code)
+    modules = dict.fromkeys(function.__module__ for function in functions)
+    return [module for module in modules if module.partition(".")[0] not in _OWN]
 
 
 @contextlib.contextmanager
-def foreign_errors(what: str, *modules: str) -> Iterator[None]:
+def foreign_errors(what: str, *code: Any, value_errors: bool = True) -> Iterator[None]:
     """Inside, what code of other packages raises becomes one line that names it.
 
     Where nothing is foreign, errors stay as they are, and so do those of files.
 
     Args:
         what: what the code is of, such as "encoder 'mine'".
-        modules: where it comes from.
+        code: the classes and functions.
+        value_errors: name it in these too; they may be for the user, but rarely say of what.
 
     Raises:
         ValueError: instead of any other error; RL_NFM_TRACEBACK=1 shows that one's traceback.
@@ -28,9 +33,10 @@ def foreign_errors(what: str, *modules: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        foreign = [module for module in modules if is_foreign(module)]
+        foreign = foreign_modules(*code)
         told = isinstance(error, ValueError | OSError)
-        if not foreign or (told and type(error) is not ValueError):  # such as a full disk
+        named = value_errors and type(error) is ValueError
+        if not foreign or (told and not named):
             raise
         line = first_line(error) if told else named_line(error)
         hint = "" if told else " (RL_NFM_TRACEBACK=1 shows where)"

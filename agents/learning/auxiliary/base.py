@@ -87,7 +87,7 @@ def make_auxiliaries(
     losses = {}
     for name in weights:
         kind = auxiliaries[name]
-        with foreign_errors(f"learner.auxiliary: {name}", kind.__module__):
+        with foreign_errors(f"learner.auxiliary: {name}", kind):
             losses[name] = kind(
                 encoder,
                 obs_shape=obs_shape,

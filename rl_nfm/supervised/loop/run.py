@@ -97,11 +97,11 @@ def run_trials(name: str, task: type[Trainee[Any]], config: RunConfig) -> dict[s
     device = choose_device(config.device)
     keep_freed_memory(device)
     folder = run_folder(config, task=name)
-    what, modules = f"task {name!r}", [task.__module__]
+    what, code = f"task {name!r}", [task]
     if task.models is not None:
         model = vars(config)["model"]
-        what, modules = f"{what}, model {model!r}", [*modules, task.models[model].build.__module__]
-    with foreign_errors(what, *modules):
+        what, code = f"{what}, model {model!r}", [task, task.models[model].build]
+    with foreign_errors(what, *code, value_errors=False):
         return _run_parts(name, task, config, device, folder)
 
 

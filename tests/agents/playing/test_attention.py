@@ -133,7 +133,7 @@ def test_nothing_to_show(tmp_path, capsys):
     run = debug_run(tmp_path / "run", "nature")
     arguments = ["evaluate", str(run), "--attention", str(tmp_path / "x.mp4")]
     assert cli.main(arguments) == 2
-    assert "attention: encoder NatureEncoder has none to show" in capsys.readouterr().err
+    assert "attention: this encoder (NatureEncoder) has none to show" in capsys.readouterr().err
     assert not list(tmp_path.glob("x.*"))
     network = checkpoint.load_network(
         checkpoint.open_checkpoint(checkpoint.find(run)), torch.device("cpu")
