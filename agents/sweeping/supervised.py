@@ -118,9 +118,11 @@ class SupervisedPlan:
         fixed: dict[str, Any] = {"supervised": self.task, "flags": list(self.flags)}
         for name, value in fixed.items():
             if before and before.get(name) != value:
-                raise ValueError(
-                    f"{name}: {value} cannot change within a sweep; {out} has {before.get(name)}"
+                ours, theirs = (
+                    (" ".join(v) or "none") if isinstance(v, list) else v
+                    for v in (value, before.get(name))
                 )
+                raise ValueError(f"{name}: {ours} cannot change within a sweep; {out} has {theirs}")
         asked = {
             name: list(dict.fromkeys([*before.get(name, []), *getattr(self, name)]))
             for name in ("models", "seeds")
