@@ -142,8 +142,22 @@ def start(name: str, limit: float, out: Path, env: dict[str, str]) -> Running:
     return Running(name, process, time.monotonic(), limit)
 
 
+def interruption() -> Callable[[], bool]:
+    """Whether SIGINT or SIGTERM has come since; no error, which could lose a stage just begun."""
+    noted: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: noted.append(number))
+    return lambda: bool(noted)
+
+
 def supervise(
-    limits: dict[str, float], seconds: float, out: Path, env: dict[str, str], jobs: int = 1
+    limits: dict[str, float],
+    seconds: float,
+    out: Path,
+    env: dict[str, str],
+    jobs: int = 1,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[str, str]]:
     """Run stages, `jobs` at a time; yields the name of each that ended and how it ended.
 
@@ -153,10 +167,16 @@ def supervise(
         out: where results and output go.
         env: the environment of every stage.
         jobs: the number of stages at work at once.
+        interrupted: asked often; what is at work then ends with everything else.
+
+    Raises:
+        KeyboardInterrupt: `interrupted` said so.
     """
     end, waiting, running = time.monotonic() + seconds, list(limits.items()), list[Running]()
     try:
         while waiting or running:
+            if interrupted():
+                raise KeyboardInterrupt
             while waiting and len(running) < jobs:
                 name, limit = waiting.pop(0)
                 if (left := end - time.monotonic()) < 10:
@@ -247,7 +267,7 @@ def main() -> int:
     if options.in_process:
         run_stage(options.in_process, options.out)
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no stage is left behind
+    interrupted = interruption()
     import torch
 
     if not torch.cuda.is_available() and not options.rehearse:
@@ -263,7 +283,7 @@ def main() -> int:
         options.seconds *= 4
         wanted = {name: 4 * limit for name, limit in wanted.items()}
     verdicts, results = {}, []
-    for name, verdict in supervise(wanted, options.seconds, options.out, env, jobs):
+    for name, verdict in supervise(wanted, options.seconds, options.out, env, jobs, interrupted):
         verdicts[name] = verdict
         print(f"== {name}: {verdict}", flush=True)
         if verdict.startswith("not run"):
