@@ -6,11 +6,11 @@ intervals take the values of seeds as normal, and none is corrected for how many
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rl_nfm.supervised.columns import Columns
-from rl_nfm.supervised.loop.reporting import mean_and_deviation
 from rl_nfm.supervised.report.table import Row, model_of
 
 _LEVEL = 0.95
@@ -41,8 +41,8 @@ def interval(values: Sequence[float]) -> Interval | None:
     count = len(values)
     if count < 2:
         return None
-    mean, deviation = (part["value"] for part in mean_and_deviation([{"value": v} for v in values]))
-    half = float(student.ppf(0.5 + _LEVEL / 2, count - 1)) * deviation / math.sqrt(count)
+    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(count)
+    half = float(student.ppf(0.5 + _LEVEL / 2, count - 1)) * error
     return Interval(mean, mean - half, mean + half)
 
 
@@ -66,7 +66,7 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval | Non
 
     if min(len(ours), len(theirs)) < 2 or len({*ours}) == len({*theirs}) == 1:
         return None
-    mean = sum(ours) / len(ours) - sum(theirs) / len(theirs)
+    mean = statistics.fmean(ours) - statistics.fmean(theirs)
     low, high = ttest_ind(ours, theirs, equal_var=False).confidence_interval(_LEVEL)
     return Interval(mean, float(low), float(high))
 
